@@ -1,0 +1,41 @@
+"""The quantisation core for Python: observe, choose scales, quantise, infer exactly."""
+
+from . import reference
+from ._dispatch import cpu_level, show_config
+from ._threads import get_num_threads, set_num_threads
+from .calibration import CalibrationDataset, CalibrationWarning, calibrate_layer, calibrate_model
+from .codes import quantize_fp8, quantize_int4, quantize_int8
+from .collector import CalibrationCollector
+from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
+from .errors import InvalidArgumentError
+from .gemm import int8_matmul
+from .layer import QatLayer
+from .weights import dequantize_weights, quantize_model_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibMethod",
+    "CalibrationCollector",
+    "CalibrationDataset",
+    "CalibrationWarning",
+    "InvalidArgumentError",
+    "QatConfig",
+    "QatLayer",
+    "QuantBits",
+    "QuantizationSpec",
+    "__version__",
+    "calibrate_layer",
+    "calibrate_model",
+    "cpu_level",
+    "dequantize_weights",
+    "get_num_threads",
+    "int8_matmul",
+    "quantize_fp8",
+    "quantize_int4",
+    "quantize_int8",
+    "quantize_model_weights",
+    "reference",
+    "set_num_threads",
+    "show_config",
+]

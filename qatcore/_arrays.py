@@ -1,0 +1,149 @@
+"""From what users pass to what kernels take."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidArgumentError
+from .formats import BFLOAT16
+
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+
+INT32 = np.iinfo(np.int32)
+
+
+def as_array(x: object, name: str) -> npt.NDArray[Any]:
+    """Return `x` as an array of a real type this package reads, in whatever layout it has."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not read, their mask would be lost; pass .data or .compressed()")
+    try:
+        array = np.asarray(x)
+    except ValueError as error:  # a ragged list
+        raise InvalidArgumentError(f"{name}: expected an array: {error}") from None
+    kernel_dtype(array.dtype, name)
+    return array
+
+
+def kernel_dtype(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
+    """Return the type that kernels read for an array of `dtype`, which holds its values exactly.
+
+    Integers beyond 2**53 are the exception: they round to float64.
+    """
+    if dtype == np.float32 or dtype == np.float16 or dtype == BFLOAT16:
+        return np.dtype(np.float32)
+    if dtype == np.float64 or dtype.kind in "biu":
+        return np.dtype(np.float64)
+    raise TypeError(f"{name}: expected real numbers (float16, bfloat16, float32, float64 or integers), got {dtype}")
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type of a result for input of `dtype`: its own if floating, float64 if integer."""
+    return np.dtype(np.float64) if dtype.kind in "biu" else dtype.newbyteorder("=")
+
+
+def as_floats(x: object, name: str) -> Floats:
+    """Return `x` as a C-contiguous, aligned float32 or float64 array of the same shape."""
+    array = as_array(x, name)
+    return np.require(array, kernel_dtype(array.dtype, name), ["C", "A"])
+
+
+def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
+    """Return `x` as a C-contiguous, aligned float64 array of the same shape."""
+    return np.require(as_array(x, name), np.float64, ["C", "A"])
+
+
+def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False) -> Any:
+    """Apply ``kernel(flat input, flat output)`` to a scalar or an array and return the like.
+
+    Python numbers give a float, NumPy scalars a NumPy scalar, everything else an array of the same
+    shape, in the input's floating type (float64 for integers, and for all input if `float64`).
+    """
+    array = as_array(x, name)
+    dtype = np.dtype(np.float64) if float64 else result_dtype(array.dtype)
+    flat = (as_float64(array, name) if float64 else as_floats(array, name)).reshape(-1)
+    out = np.empty_like(flat)
+    if flat.size:
+        kernel(flat, out)
+    result = out.reshape(array.shape).astype(dtype, copy=False)
+    if isinstance(x, numbers.Number) and not isinstance(x, np.generic):
+        return float(result)
+    return result[()] if isinstance(x, np.generic) else result
+
+
+def as_number(value: object, name: str) -> float:
+    """Return a real scalar as a float."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, numbers.Real) or (isinstance(value, np.generic) and value.dtype == BFLOAT16):
+        return float(value)
+    raise TypeError(f"{name}: expected a real number, got {_kind(value)}")
+
+
+def as_scale(value: object, name: str = "scale") -> float:
+    """Return a scale as a float; NaN, infinite and negative ones are invalid."""
+    scale = as_number(value, name)
+    if not (0.0 <= scale < math.inf):
+        raise InvalidArgumentError(f"{name}: expected a finite number that is not negative, got {scale}")
+    return scale
+
+
+def as_zero_point(value: object, name: str = "zero_point") -> int:
+    """Return a zero point as an int; those outside int32 are invalid."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    try:
+        zero_point = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {_kind(value)}") from None
+    if not INT32.min <= zero_point <= INT32.max:
+        raise InvalidArgumentError(f"{name}: expected an int32, {INT32.min} to {INT32.max}, got {zero_point}")
+    return zero_point
+
+
+def as_count(value: object, name: str, least: int = 1) -> int:
+    """Return a number of things as an int; less than `least` is invalid."""
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {_kind(value)}") from None
+    if count < least:
+        raise InvalidArgumentError(f"{name}: expected at least {least}, got {count}")
+    return count
+
+
+def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.float64]:
+    """Return a scale, or one for each channel where there are channels, as a float64 array of shape () or (channels,)."""
+    array = as_float64(value, name)
+    _check_channels(array, channels, name)
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise InvalidArgumentError(f"{name}: expected finite numbers that are not negative, got {value}")
+    return array
+
+
+def as_zero_points(value: object, channels: int | None, name: str) -> npt.NDArray[np.int32]:
+    """Return a zero point, or one for each channel where there are channels, as an int32 array of shape () or (channels,)."""
+    array = as_array(value, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers, got {array.dtype}")
+    _check_channels(array, channels, name)
+    if array.size and not (INT32.min <= array.min() and array.max() <= INT32.max):
+        raise InvalidArgumentError(f"{name}: expected int32 values, {INT32.min} to {INT32.max}, got {value}")
+    return np.require(array, np.int32, ["C", "A"])
+
+
+def _check_channels(array: npt.NDArray[Any], channels: int | None, name: str) -> None:
+    if array.ndim == 0 or (channels is not None and array.shape == (channels,)):
+        return
+    expected = "a scalar" if channels is None else f"a scalar or shape ({channels},)"
+    raise InvalidArgumentError(f"{name}: expected {expected}, got shape {array.shape}")
+
+
+def _kind(value: object) -> str:
+    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

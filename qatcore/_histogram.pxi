@@ -1,0 +1,197 @@
+# Ranges and histograms.  Floating-point values are read as the signed integers of their bits: a value's
+# order key (its bits, the lower ones flipped for negatives) compares like the value, and integers
+# have a vectorised minimum where floats, because of NaN, have none.
+
+ctypedef fused word:
+    int32_t  # the bits of a float32
+    int64_t  # the bits of a float64
+
+cdef enum:
+    BLOCK = 4096      # elements that stay in L1 while they are scanned and then counted
+    FRACTION = 128    # bins in a binade: the top 7 mantissa bits
+    TABLES = 4        # neighbours go to different tables, so that equal values do not wait for each other
+
+
+cdef inline word least(word a, word b) noexcept nogil:
+    if a < b:
+        return a
+    return b
+
+
+cdef inline word most(word a, word b) noexcept nogil:
+    if a > b:
+        return a
+    return b
+
+
+cdef inline word order_key(word bits) noexcept nogil:
+    if word is int32_t:
+        return bits ^ ((bits >> 31) & INT32_MAX)
+    else:
+        return bits ^ ((bits >> 63) & INT64_MAX)
+
+
+def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] stats):
+    """Count the values of x by sign, exponent and top 7 mantissa bits, and scan their range.
+
+    `x` holds the bits of floats, at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
+    count an element, whatever it is.  `stats` is set to: the least and greatest order key of the finite
+    values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, and as bits
+    a lower bound of the nonzero magnitudes and the greatest finite one.
+    """
+    cdef word infinity, top, bits, magnitude, key
+    cdef word low_key, high_key, low_magnitude, high_magnitude, block_low, block_high, block_least, block_most
+    cdef Py_ssize_t start, stop, i
+    cdef int32_t block_zeros
+    cdef int64_t n_zero = 0, n_nan = 0, n_posinf = 0, n_neginf = 0
+    cdef int shift
+    if word is int32_t:
+        infinity = 0x7F800000
+        top = INT32_MAX
+        shift = 16
+    else:
+        infinity = 0x7FF0000000000000
+        top = INT64_MAX
+        shift = 45
+    with nogil:
+        low_key = top
+        high_key = -top - 1
+        low_magnitude = top
+        high_magnitude = 0
+        for start in range(0, x.shape[0], 4096):  # BLOCK: a step must be a literal to stay a C loop
+            stop = min(start + BLOCK, x.shape[0])
+            block_low = top
+            block_high = -top - 1
+            block_least = top
+            block_most = 0
+            block_zeros = 0
+            for i in range(start, stop):
+                bits = x[i]
+                magnitude = bits & top
+                key = order_key(bits)
+                block_low = least(block_low, key)
+                block_high = most(block_high, key)
+                block_least = least(block_least, (magnitude - 1) & top)  # a zero wraps to the top
+                block_most = most(block_most, magnitude)
+                block_zeros += magnitude == 0
+            if block_most >= infinity:  # some are not finite: scan again, one by one
+                block_low = top
+                block_high = -top - 1
+                block_most = 0
+                for i in range(start, stop):
+                    bits = x[i]
+                    magnitude = bits & top
+                    if magnitude < infinity:
+                        key = order_key(bits)
+                        block_low = least(block_low, key)
+                        block_high = most(block_high, key)
+                        block_most = most(block_most, magnitude)
+                    elif magnitude > infinity:
+                        n_nan += 1
+                    elif bits > 0:
+                        n_posinf += 1
+                    else:
+                        n_neginf += 1
+            n_zero += block_zeros
+            low_key = least(low_key, block_low)
+            high_key = most(high_key, block_high)
+            low_magnitude = least(low_magnitude, block_least)
+            high_magnitude = most(high_magnitude, block_most)
+            i = start
+            while i + TABLES <= stop:
+                if word is int32_t:
+                    tables[0, <uint32_t> x[i] >> shift] += 1
+                    tables[1, <uint32_t> x[i + 1] >> shift] += 1
+                    tables[2, <uint32_t> x[i + 2] >> shift] += 1
+                    tables[3, <uint32_t> x[i + 3] >> shift] += 1
+                else:
+                    tables[0, <uint64_t> x[i] >> shift] += 1
+                    tables[1, <uint64_t> x[i + 1] >> shift] += 1
+                    tables[2, <uint64_t> x[i + 2] >> shift] += 1
+                    tables[3, <uint64_t> x[i + 3] >> shift] += 1
+                i += TABLES
+            while i < stop:
+                if word is int32_t:
+                    tables[0, <uint32_t> x[i] >> shift] += 1
+                else:
+                    tables[0, <uint64_t> x[i] >> shift] += 1
+                i += 1
+        stats[0] = low_key
+        stats[1] = high_key
+        stats[2] = n_zero
+        stats[3] = n_nan
+        stats[4] = n_posinf
+        stats[5] = n_neginf
+        stats[6] = low_magnitude
+        stats[7] = high_magnitude
+
+
+def drain_leading_bits(
+    int32_t[:, ::1] tables, int exponents, int first, int last, int32_t[::1] binades, int64_t[:, ::1] counts
+):
+    """Move the counts of the touched binades out of the tables and leave the tables all zero.
+
+    `exponents` is the number of exponents of the type (256 or 2048), `first` to `last` those of the
+    finite nonzero values.  Writes each touched binade's number, sign * exponents + exponent, and its
+    128 counts; returns how many there are, and how many values had exponent 0 (zeros and subnormals,
+    which are not moved).
+    """
+    cdef int sign, exponent, j, t
+    cdef Py_ssize_t base, n = 0
+    cdef int64_t count, total, lowest = 0
+    with nogil:
+        for sign in range(2):
+            for exponent in range(max(first, 1), last + 1):
+                base = (<Py_ssize_t> sign * exponents + exponent) * FRACTION
+                total = 0
+                for j in range(FRACTION):
+                    count = 0
+                    for t in range(TABLES):
+                        count += tables[t, base + j]
+                        tables[t, base + j] = 0
+                    counts[n, j] = count
+                    total += count
+                if total:
+                    binades[n] = sign * exponents + exponent
+                    n += 1
+            for t in range(TABLES):
+                base = <Py_ssize_t> sign * exponents * FRACTION
+                for j in range(FRACTION):
+                    lowest += tables[t, base + j]
+                    tables[t, base + j] = 0
+                base += <Py_ssize_t> (exponents - 1) * FRACTION
+                for j in range(FRACTION):
+                    tables[t, base + j] = 0
+    return n, lowest
+
+
+def scan_range(const int64_t[::1] x):
+    """Least and greatest order key of the finite float64 values whose bits x holds, and their number."""
+    cdef int64_t low = INT64_MAX, high = -INT64_MAX - 1, bits, key
+    cdef int64_t finite = 0
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(x.shape[0]):
+            bits = x[i]
+            if (bits & INT64_MAX) < <int64_t> INF64:
+                key = order_key(bits)
+                low = least(low, key)
+                high = most(high, key)
+                finite += 1
+    return low, high, finite
+
+
+def rebuild_histogram(const double[::1] samples, double low, double high, double[::1] histogram):
+    """The reference's histogram: samples over [low, high] in equal bins, the last one closed.
+
+    An infinite range puts NaN into the bin number, which the reference casts to bin 0.
+    """
+    cdef double span, position
+    cdef Py_ssize_t i, bins = histogram.shape[0]
+    with nogil:
+        span = high - low
+        for i in range(bins):
+            histogram[i] = 0.0
+        for i in range(samples.shape[0]):
+            position = clamp(nan_to_zero((samples[i] - low) / span * bins), 0.0, bins - 1)
+            histogram[<Py_ssize_t> position] += 1.0

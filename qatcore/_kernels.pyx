@@ -1,0 +1,32 @@
+# The compiled loops of qatcore, one file a subject:
+#
+#   _rounding.pxi     the scalar formulas: roundings, FP8, a logarithm of our own
+#   _elementwise.pxi  quantise, encode and round whole arrays
+#   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
+#   _thresholds.pxi   expected squared error and KL divergence of candidate clipping ranges
+#   _gemm.pxi         the portable int8 matrix product
+#   _cpu.pxi          which CPU level this machine can run
+#
+# This source is compiled once for each CPU level (see setup.py), so a function here must give the
+# same bits whatever instructions the compiler chooses: no libm beyond trunc, floor, fabs and copysign
+# (all exact), no contraction, and no sum whose order depends on the vector width.
+#
+# Every `def` takes typed memoryviews, releases the GIL, and does nothing else: Python has validated
+# the arguments and allocated the results.  Floating point enters as float32 or float64, C-contiguous.
+
+from libc.math cimport copysign, fabs, floor, trunc
+from libc.stdint cimport (
+    INT32_MAX, INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t,
+)
+from libc.string cimport memcpy
+
+ctypedef fused floating:
+    float
+    double
+
+include "_rounding.pxi"
+include "_elementwise.pxi"
+include "_histogram.pxi"
+include "_thresholds.pxi"
+include "_gemm.pxi"
+include "_cpu.pxi"

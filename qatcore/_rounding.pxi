@@ -1,0 +1,203 @@
+# Scalar formulas.  Loops in the other files apply them.  Small inline functions rather than conditional
+# expressions: those become branches, which keep the compiler from vectorising a loop.
+
+cdef double HALF_BELOW = 0.49999999999999994  # the largest double below one half
+
+cdef enum:
+    E4M3_NAN = 0x7F
+
+cdef extern from *:
+    """
+    #define QATCORE_SIGN64 0x8000000000000000ULL
+    #define QATCORE_MANTISSA64 0x000FFFFFFFFFFFFFULL
+    #define QATCORE_INF64 0x7FF0000000000000ULL
+    #define QATCORE_BITS_448 0x407C000000000000ULL
+    #define QATCORE_BITS_2M6 0x3F90000000000000ULL
+    """
+    const uint64_t SIGN64 "QATCORE_SIGN64"
+    const uint64_t MANTISSA64 "QATCORE_MANTISSA64"
+    const uint64_t INF64 "QATCORE_INF64"
+    const uint64_t BITS_448 "QATCORE_BITS_448"      # the largest E4M3 value
+    const uint64_t BITS_2M6 "QATCORE_BITS_2M6"      # 2**-6, the smallest normal E4M3 value
+
+
+cdef inline uint64_t bits_of(double x) noexcept nogil:
+    cdef uint64_t bits
+    memcpy(&bits, &x, 8)
+    return bits
+
+
+cdef inline double double_of(uint64_t bits) noexcept nogil:
+    cdef double x
+    memcpy(&x, &bits, 8)
+    return x
+
+
+cdef inline uint64_t lesser(uint64_t a, uint64_t b) noexcept nogil:
+    if a < b:
+        return a
+    return b
+
+
+cdef inline uint64_t greater(uint64_t a, uint64_t b) noexcept nogil:
+    if a > b:
+        return a
+    return b
+
+
+cdef inline double clamp(double v, double low, double high) noexcept nogil:
+    if v < low:
+        v = low
+    if v > high:
+        v = high
+    return v
+
+
+cdef inline double nan_to_zero(double v) noexcept nogil:
+    if v != v:
+        return 0.0
+    return v
+
+
+cdef inline double round_half_away(double v) noexcept nogil:
+    """Exact for every double: adding the double below 1/2 carries exactly the values from .5 up."""
+    return trunc(v + copysign(HALF_BELOW, v))
+
+
+cdef inline double integer_code(double x, double scale, double zero_point, double low, double high) noexcept nogil:
+    """round_half_away(x / scale + zero_point), saturated; NaN gives 0 and there is no code of -0."""
+    cdef double v = round_half_away(x / scale + zero_point)
+    return nan_to_zero(clamp(v, low, high)) + 0.0
+
+
+cdef inline double decode_integer(double code, int32_t zero_point, double scale) noexcept nogil:
+    """(code - zero_point) * scale, the difference wrapping in int32 as the reference's does."""
+    cdef int32_t q = <int32_t> code
+    return <double> <int32_t> (<uint32_t> q - <uint32_t> zero_point) * scale
+
+
+cdef inline double nearest_e4m3(double x) noexcept nogil:
+    """The nearest OCP E4M3 value, ties to even, saturating at 448; NaN and the sign of zero are kept.
+
+    Adding and subtracting 2**(e + 49) leaves a multiple of 2**(e - 3), E4M3's step in the binade of
+    2**e (and 2**-9 below the normal range), rounded once by the addition itself.
+    """
+    cdef uint64_t bits = bits_of(x)
+    cdef uint64_t magnitude = bits & ~SIGN64
+    cdef uint64_t clipped = lesser(magnitude, BITS_448)
+    cdef double magic = double_of((greater(clipped >> 52, 1023 - 6) + 49) << 52)
+    cdef double rounded = (double_of(clipped) + magic) - magic
+    cdef uint64_t result = bits_of(rounded) | (bits & SIGN64)
+    if magnitude > INF64:
+        result = bits
+    return double_of(result)
+
+
+cdef inline uint8_t e4m3_code(double value) noexcept nogil:
+    """The code of a value that is one of E4M3's own, or of NaN."""
+    cdef uint64_t bits = bits_of(value)
+    cdef uint64_t magnitude = bits & ~SIGN64
+    cdef uint64_t code = (magnitude >> 49) - ((1023 - 7) << 3)
+    if magnitude < BITS_2M6:
+        code = <uint64_t> <int64_t> (double_of(magnitude) * 512.0)
+    if magnitude > INF64:
+        code = E4M3_NAN
+    return <uint8_t> (code | (bits >> 63) << 7)
+
+
+cdef inline double reference_e4m3(double x) noexcept nogil:
+    """The reference's FP8: half away from zero, the mantissa clamped instead of carried, NaN to 0.
+
+    Its exponent is floor(log2(|x|)) with a floating log2, which rounds up to the integer for the last
+    one or two doubles below a power of two: for those whose distance, 1.44 ulp for each step, is below
+    half an ulp of the logarithm.  `reach` is how many steps that is.
+    """
+    cdef uint64_t bits = bits_of(x)
+    cdef uint64_t magnitude = bits & ~SIGN64
+    cdef uint64_t clipped = lesser(magnitude, BITS_448)
+    cdef int64_t exponent = <int64_t> (clipped >> 52) - 1023
+    cdef int64_t folded = exponent ^ (exponent >> 63)
+    cdef uint64_t reach = (folded >= 2) + (folded >= 4)
+    cdef uint64_t fraction = clipped & MANTISSA64
+    cdef uint64_t eighths = lesser((fraction + (<uint64_t> 1 << 48)) >> 49, 7)
+    cdef uint64_t result = clipped - fraction + (eighths << 49)
+    if (fraction + reach) >> 52:
+        result = clipped - fraction + (<uint64_t> 1 << 52)
+    if clipped < BITS_2M6:
+        result = bits_of(clamp(round_half_away(double_of(clipped) * 512.0), 0.0, 7.0) / 512.0)
+    result |= bits & SIGN64
+    if magnitude == 0 or magnitude > INF64:
+        result = 0
+    return double_of(result)
+
+
+# --- a natural logarithm from + - * / alone ---------------------------------------------------------
+#
+# libm's and NumPy's logarithms differ between machines in the last bit, ours cannot.  With x = 2**k m,
+# m in [sqrt(1/2), sqrt(2)), and s = (m - 1) / (m + 1):
+#
+#     log x = k log 2 + 2 s + s^3 (2/3 + 2/5 s^2 + 2/7 s^4 + ...)
+#
+# The leading terms are carried as unevaluated sums of two doubles (Dekker 1971), which leaves an error
+# below 2**-64 relative before the one final rounding: the result is correctly rounded but for about one
+# argument in a thousand.
+
+cdef inline double head(double a) noexcept nogil:
+    """The upper 26 bits (Veltkamp's split)."""
+    cdef double c = 134217729.0 * a
+    return c - (c - a)
+
+
+cdef inline double product_error(double a, double b, double p) noexcept nogil:
+    """a * b - p exactly, where p is the rounded product (Dekker)."""
+    cdef double a1 = head(a)
+    cdef double b1 = head(b)
+    cdef double a2 = a - a1
+    cdef double b2 = b - b1
+    return ((a1 * b1 - p) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+cdef inline double sum_error(double a, double b, double s) noexcept nogil:
+    """a + b - s exactly, where s is the rounded sum (Knuth)."""
+    cdef double bb = s - a
+    return (a - (s - bb)) + (b - bb)
+
+
+cdef inline double natural_log(double x) noexcept nogil:
+    cdef uint64_t bits
+    cdef int64_t k = 0
+    cdef double m, f, t, t_low, s, s_low, q, q_low, r, c, c_low, p, p_low, u, u_low, h, h_low, total
+    if not x > 0.0:
+        return -double_of(INF64) if x == 0.0 else double_of(INF64 | 1)
+    if x == double_of(INF64):
+        return x
+    if x < 2.2250738585072014e-308:
+        x *= 18014398509481984.0  # 2**54
+        k = -54
+    bits = bits_of(x)
+    k += <int64_t> (bits >> 52) - 1023
+    m = double_of((bits & MANTISSA64) | (<uint64_t> 1023 << 52))
+    if m > 1.4142135623730951:
+        m *= 0.5
+        k += 1
+    f = m - 1.0
+    t = m + 1.0
+    t_low = sum_error(m, 1.0, t)
+    s = f / t
+    p = s * t
+    s_low = ((f - p) - product_error(s, t, p) - s * t_low) / t
+    q = s * s
+    q_low = product_error(s, s, q) + 2.0 * s * s_low
+    r = q * (2.0 / 5 + q * (2.0 / 7 + q * (2.0 / 9 + q * (2.0 / 11 + q * (2.0 / 13 + q * (2.0 / 15 + q * (
+        2.0 / 17 + q * (2.0 / 19 + q * (2.0 / 21 + q * (2.0 / 23 + q * (2.0 / 25 + q * (2.0 / 27))))))))))))
+    c = 0.66666666666666663 + r
+    c_low = sum_error(0.66666666666666663, r, c) + 3.7007434154171883e-17
+    p = q * c
+    p_low = product_error(q, c, p) + (q * c_low + q_low * c)
+    u = s * p
+    u_low = product_error(s, p, u) + (s * p_low + s_low * p)
+    h = 2.0 * s + u
+    h_low = sum_error(2.0 * s, u, h) + (2.0 * s_low + u_low)
+    r = k * 0.6931471803691238  # the upper 32 bits of log 2: exact for every k
+    total = r + h
+    return total + (sum_error(r, h, total) + (h_low + k * 1.9082149292705877e-10))

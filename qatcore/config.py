@@ -1,0 +1,136 @@
+"""Plain values: formats, methods, configurations and results."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .errors import InvalidArgumentError
+
+_Member = TypeVar("_Member", bound=enum.Enum)
+
+
+class QuantBits(enum.Enum):
+    """The number format of codes."""
+
+    INT4 = "int4"
+    INT8 = "int8"
+    FP8 = "fp8"  # OCP E4M3FN
+
+
+class CalibMethod(enum.Enum):
+    """How a clipping range is chosen from observed values."""
+
+    MIN_MAX = "min_max"
+    PERCENTILE = "percentile"
+    KL = "kl"
+    MSE = "mse"
+
+
+def as_member(kind: type[_Member], value: object, name: str) -> _Member:
+    """Return the member of an enumeration that `value` is, or whose value it is."""
+    if isinstance(value, kind):
+        return value
+    expected = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {expected}, got {type(value).__name__}")
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidArgumentError(f"{name}: expected one of {expected}, got {value!r}") from None
+
+
+def as_flag(value: object, name: str) -> bool:
+    """Return `value` as a bool; anything but a bool is a `TypeError`."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class QatConfig:
+    """How a layer is quantised.
+
+    Parameters
+    ----------
+    bits : QuantBits
+        Format of the weight and activation codes.
+    per_channel : bool
+        One weight scale for each output channel instead of one for all.
+    symmetric : bool
+        Weight codes symmetric about zero, with zero point 0: ``[-127, 127]`` or ``[-7, 7]``.
+        Activations are affine either way.  FP8 codes are always symmetric.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `bits` names no format.
+    TypeError
+        If an argument has a wrong type.
+
+    Examples
+    --------
+    >>> QatConfig(bits=QuantBits.INT4, per_channel=True)
+    QatConfig(bits=<QuantBits.INT4: 'int4'>, per_channel=True, symmetric=True)
+    """
+
+    bits: QuantBits = QuantBits.INT8
+    per_channel: bool = False
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
+        object.__setattr__(self, "per_channel", as_flag(self.per_channel, "per_channel"))
+        object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationSpec:
+    """The scale and zero point chosen for one layer, and how.
+
+    Two specifications are equal if all their fields are; array fields are compared by value.
+
+    Parameters
+    ----------
+    layer_name : str
+    scale : float or ndarray of float64, shape (channels,)
+    zero_point : int or ndarray of int32, shape (channels,)
+    method : CalibMethod
+    bits : QuantBits
+    symmetric : bool
+    axis : int or None
+        The axis of the channels, None for one scale for the whole tensor.
+    """
+
+    layer_name: str
+    scale: Any
+    zero_point: Any
+    method: CalibMethod
+    bits: QuantBits = QuantBits.INT8
+    symmetric: bool = False
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer_name, str):
+            raise TypeError(f"layer_name: expected a str, got {type(self.layer_name).__name__}")
+        object.__setattr__(self, "method", as_member(CalibMethod, self.method, "method"))
+        object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
+        object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantizationSpec):
+            return NotImplemented
+        return (
+            self._plain_fields() == other._plain_fields()
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._plain_fields())
+
+    def _plain_fields(self) -> tuple[object, ...]:
+        return (self.layer_name, self.method, self.bits, self.symmetric, self.axis)

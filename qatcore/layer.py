@@ -1,0 +1,384 @@
+"""`QatLayer`: a linear layer that trains on fake-quantised values and infers on codes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _dispatch
+from ._arrays import Floats, as_array, as_count, as_float64, as_floats, as_scales, as_zero_points, result_dtype
+from .calibration import choose_scale
+from .codes import decode, encode, fake_quantize
+from .collector import CalibrationCollector
+from .config import CalibMethod, QatConfig, QuantBits, as_member
+from .errors import InvalidArgumentError
+from .formats import E4M3_VALUES
+from .gemm import multiply_codes, widened
+from .weights import as_config, default_scale, weight_parameters
+
+#: Products of E4M3 values are multiples of 2**-18 of at most 448**2, so float64 adds this many exactly, in
+#: any order: a BLAS gives the same bits everywhere.
+_EXACT_FP8_DEPTH = 1 << 17
+
+
+class QatLayer:
+    """A linear layer, ``y = x @ weights.T + bias``, under quantisation.
+
+    `forward_train` computes with fake-quantised weights and activations in floating point,
+    `forward_infer` with their codes in exact arithmetic.  Both follow ``config.bits``.
+
+    The weights' codes are computed once and kept until `weights`, a weight scale or zero point, or `config`
+    is assigned.  `weights` is a read-only view, so nothing can go stale: assign a new array to change it.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    config : QatConfig, optional
+        Until calibrated, weights and activations have the scale of a unit range and zero point 0.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a number of features is less than 1.
+    TypeError
+        If an argument has a wrong type.
+
+    Notes
+    -----
+    Initial weights are uniform on the Glorot interval (Glorot and Bengio 2010), from a fixed generator:
+    two layers of one shape start equal.
+
+    Examples
+    --------
+    >>> layer = QatLayer.from_weights([[0.5, -1.0], [0.25, 0.75]], bias=[0.0, 1.0])
+    >>> layer.calibrate_from_data([[0.0, 1.0], [2.0, -1.0]])
+    >>> layer.forward_infer(np.array([1.0, 0.5])).round(3)
+    array([-0.003,  1.626])
+    """
+
+    def __init__(self, in_features: int, out_features: int, config: QatConfig | None = None) -> None:
+        self._in_features = as_count(in_features, "in_features")
+        self._out_features = as_count(out_features, "out_features")
+        self._config = as_config(config)
+        weights = np.empty((self._out_features, self._in_features))
+        limit = math.sqrt(6.0 / (self._in_features + self._out_features))
+        # The generator's variates have 31 bits: divided by their greatest value they span the interval.
+        _dispatch.kernels.glorot_weights(weights.reshape(-1), limit, float(2**31 - 1))
+        self._weights: Floats = weights
+        self._weights.setflags(write=False)
+        self._bias = np.zeros(self._out_features)
+        self._reset_parameters()
+
+    @classmethod
+    def from_weights(cls, weights: Any, bias: Any = None, config: QatConfig | None = None) -> QatLayer:
+        """Return a layer with these weights, their scale set from their range.
+
+        Parameters
+        ----------
+        weights : array_like, shape (out, in)
+        bias : array_like, shape (out,), optional
+            Zeros if left out.
+        config : QatConfig, optional
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a shape is wrong.
+        TypeError
+            If an argument has a wrong type.
+        """
+        floats = as_floats(weights, "weights")
+        if floats.ndim != 2 or not floats.size:
+            raise InvalidArgumentError(f"weights: expected shape (out, in) with at least one of each, got {floats.shape}")
+        layer = cls.__new__(cls)
+        layer._out_features, layer._in_features = floats.shape
+        layer._config = as_config(config)
+        layer._bias = np.zeros(floats.shape[0])
+        layer.weights = floats
+        if bias is not None:
+            layer.bias = bias
+        layer._reset_parameters()
+        layer._calibrate_weights()
+        return layer
+
+    def _reset_parameters(self) -> None:
+        self._codes: npt.NDArray[Any] | None = None
+        self._weight_scale, self._weight_zero_point = self._per_channel(default_scale(self._config.bits), 0)
+        self._activation_scale = default_scale(self._config.bits)
+        self._activation_zero_point = 0
+
+    def _per_channel(self, scale: Any, zero_point: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        shape = (self._out_features,) if self._config.per_channel else ()
+        return np.full(shape, scale), np.full(shape, zero_point, np.int32)
+
+    # --- parameters ---------------------------------------------------------------------------------
+
+    @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return self._in_features
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs."""
+        return self._out_features
+
+    @property
+    def config(self) -> QatConfig:
+        """The configuration.  Assigning it changes no scale: calibrate again where they no longer fit."""
+        return self._config
+
+    @config.setter
+    def config(self, config: QatConfig) -> None:
+        if not isinstance(config, QatConfig):
+            raise TypeError(f"config: expected a QatConfig, got {type(config).__name__}")
+        if config.per_channel != self._config.per_channel:
+            if not config.per_channel and (np.ptp(self._weight_scale) or np.ptp(self._weight_zero_point)):
+                raise InvalidArgumentError(
+                    "config: expected per_channel=True while the channels' scales differ, got per_channel=False; "
+                    "assign a scalar weight_scale and weight_zero_point first"
+                )
+            scale, zero_point = self._weight_scale.flat[:1], self._weight_zero_point.flat[:1]
+            self._config = config
+            self._weight_scale, self._weight_zero_point = self._per_channel(scale, zero_point)
+        self._config = config
+        self._codes = None
+
+    @property
+    def weights(self) -> Floats:
+        """The weights, float32 or float64 of shape (out, in): a read-only view.  Assign an array to change them."""
+        return self._weights.view()
+
+    @weights.setter
+    def weights(self, weights: Any) -> None:
+        floats = as_floats(weights, "weights")
+        expected = (self._out_features, self._in_features)
+        if floats.shape != expected:
+            raise InvalidArgumentError(f"weights: expected shape {expected}, got {floats.shape}")
+        self._weights = floats.copy()
+        self._weights.setflags(write=False)
+        self._codes = None
+
+    @property
+    def bias(self) -> npt.NDArray[np.float64]:
+        """The bias, float64 of shape (out,)."""
+        return self._bias
+
+    @bias.setter
+    def bias(self, bias: Any) -> None:
+        array = as_float64(bias, "bias")
+        if array.shape != (self._out_features,):
+            raise InvalidArgumentError(f"bias: expected shape ({self._out_features},), got {array.shape}")
+        self._bias = array.copy()
+
+    @property
+    def weight_scale(self) -> Any:
+        """The weights' scale: a float, or float64 of shape (out,) if per channel."""
+        return self._shown(self._weight_scale)
+
+    @weight_scale.setter
+    def weight_scale(self, scale: Any) -> None:
+        channels = self._out_features if self._config.per_channel else None
+        self._weight_scale, _ = self._per_channel(as_scales(scale, channels, "weight_scale"), 0)
+        self._codes = None
+
+    @property
+    def weight_zero_point(self) -> Any:
+        """The weights' zero point: an int, or int32 of shape (out,) if per channel."""
+        return self._shown(self._weight_zero_point)
+
+    @weight_zero_point.setter
+    def weight_zero_point(self, zero_point: Any) -> None:
+        channels = self._out_features if self._config.per_channel else None
+        _, self._weight_zero_point = self._per_channel(
+            0.0, as_zero_points(zero_point, channels, "weight_zero_point")
+        )
+        self._codes = None
+
+    def _shown(self, parameter: npt.NDArray[Any]) -> Any:
+        return parameter.copy() if self._config.per_channel else parameter.item()
+
+    @property
+    def activation_scale(self) -> float:
+        """The activations' scale."""
+        return self._activation_scale
+
+    @activation_scale.setter
+    def activation_scale(self, scale: Any) -> None:
+        self._activation_scale = as_scales(scale, None, "activation_scale").item()
+
+    @property
+    def activation_zero_point(self) -> int:
+        """The activations' zero point."""
+        return self._activation_zero_point
+
+    @activation_zero_point.setter
+    def activation_zero_point(self, zero_point: Any) -> None:
+        self._activation_zero_point = as_zero_points(zero_point, None, "activation_zero_point").item()
+
+    # --- calibration --------------------------------------------------------------------------------
+
+    def calibrate_from_data(self, activations: Any, method: CalibMethod = CalibMethod.MIN_MAX) -> None:
+        """Set all scales and zero points: the weights' from their range, the activations' from data.
+
+        Parameters
+        ----------
+        activations : array_like, any shape
+            Values that the layer's input takes.  If empty, only the weights are calibrated.
+        method : CalibMethod
+            For the activations, whose codes are affine.  ``PERCENTILE`` keeps 99 %.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `method` is unknown.
+        TypeError
+            If `activations` does not hold real numbers.
+        """
+        method = as_member(CalibMethod, method, "method")
+        collector = CalibrationCollector()
+        collector.observe(activations)
+        chosen = choose_scale(collector, method, bits=self._config.bits, symmetric=False)
+        self._calibrate_weights()
+        if as_array(activations, "activations").size:
+            self._activation_scale, self._activation_zero_point = chosen
+
+    def _calibrate_weights(self) -> None:
+        self._weight_scale, self._weight_zero_point = self._per_channel(*weight_parameters(self._weights, self._config))
+        self._codes = None
+
+    # --- forward ------------------------------------------------------------------------------------
+
+    def forward_train(self, x: Any) -> npt.NDArray[Any]:
+        """Return the layer's output with fake-quantised weights and activations.
+
+        Parameters
+        ----------
+        x : array_like, shape (in,) or (n, in)
+
+        Returns
+        -------
+        ndarray, shape (out,) or (n, out)
+            In x's floating type, float64 for integers.  The sums are float64's, in an order that depends on
+            the machine.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `x` has another shape.
+        TypeError
+            If `x` does not hold real numbers.
+        """
+        rows, shape, dtype = self._rows(x)
+        if self._config.bits is QuantBits.FP8:
+            activations = decode(*self._encoded(rows))
+        else:
+            activations = fake_quantize(
+                rows, self._activation_scale, self._activation_zero_point, self._config.bits, float64=True
+            )
+        weights = decode(self._weight_codes(), self._weight_scale, self._weight_zero_point)
+        # Scale 0 leaves values as they are, here as in `quantize_int8`.
+        weights = np.where(self._column(self._weight_scale) == 0.0, self._weights, weights)
+        with np.errstate(all="ignore"):
+            return (activations @ weights.T + self._bias).reshape(shape).astype(dtype, copy=False)
+
+    def forward_infer(self, x: Any) -> npt.NDArray[Any]:
+        """Return the layer's output computed on codes.
+
+        The sum of products of codes is exact whatever the number of inputs; it is then scaled and the
+        bias added in float64, and the result rounded to x's type.  So the output of a row does not depend
+        on its batch or the machine.
+
+        Parameters
+        ----------
+        x : array_like, shape (in,) or (n, in)
+
+        Returns
+        -------
+        ndarray, shape (out,) or (n, out)
+            In x's floating type, float64 for integers.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `x` has another shape.
+        TypeError
+            If `x` does not hold real numbers.
+
+        Notes
+        -----
+        With codes q and zero points z, ``sum (qw - zw)(qx - zx) * (scale_x * scale_w) + bias``, the
+        products with the zero points taken out of the sum: see docs/numerics.md.
+        """
+        rows, shape, dtype = self._rows(x)
+        codes, scale, _ = self._encoded(rows)
+        weight_codes = self._weight_codes()
+        if self._config.bits is QuantBits.FP8:
+            total = _fp8_products(codes, weight_codes)
+        else:
+            total = self._integer_products(codes, weight_codes).astype(np.float64)
+        with np.errstate(all="ignore"):
+            out = total * (scale * self._weight_scale) + self._bias
+            return out.reshape(shape).astype(dtype, copy=False)
+
+    def _rows(self, x: Any) -> tuple[Floats, tuple[int, ...], np.dtype[Any]]:
+        """Return x as a matrix, the shape of the output and its type."""
+        array = as_array(x, "x")
+        if array.ndim not in (1, 2):
+            raise InvalidArgumentError(
+                f"x: expected shape ({self._in_features},) or (n, {self._in_features}), got {array.shape}"
+            )
+        if array.shape[-1] != self._in_features:
+            raise InvalidArgumentError(f"x: expected {self._in_features} inputs, got {array.shape[-1]}")
+        rows = as_floats(array, "x").reshape(-1, self._in_features)
+        return rows, (*array.shape[:-1], self._out_features), result_dtype(array.dtype)
+
+    def _encoded(self, rows: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        scale = np.array(self._activation_scale)
+        zero_point = np.array(self._activation_zero_point, np.int32)
+        return encode(rows, scale, zero_point, self._config.bits), scale, zero_point
+
+    def _weight_codes(self) -> npt.NDArray[Any]:
+        if self._codes is None:
+            self._codes = encode(
+                self._weights,
+                self._weight_scale,
+                self._weight_zero_point,
+                self._config.bits,
+                symmetric=self._config.symmetric,
+            )
+        return self._codes
+
+    def _column(self, parameter: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return parameter[:, np.newaxis] if parameter.ndim else parameter
+
+    def _integer_products(self, codes: npt.NDArray[np.int8], weight_codes: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
+        """Return sum (qw - zw)(qx - zx), as sum qw qx - zw sum qx - zx sum qw + n zw zx."""
+        products = multiply_codes(codes, widened(weight_codes))
+        if not (self._activation_zero_point or self._weight_zero_point.any()):
+            return products
+        zero_point = np.array(self._activation_zero_point, np.int64)
+        weight_zero_point = self._weight_zero_point.astype(np.int64)
+        row_sums = codes.sum(axis=1, dtype=np.int64)[:, np.newaxis]
+        weight_sums = weight_codes.sum(axis=1, dtype=np.int64)
+        greatest = int(np.abs(zero_point)) + 128, int(np.abs(weight_zero_point).max()) + 128
+        if self._in_features * greatest[0] * greatest[1] >= 2**62:
+            # Zero points far outside int8, from data far from zero: Python's integers hold any sum.
+            products, row_sums, weight_sums, zero_point, weight_zero_point = (
+                a.astype(object) for a in (products, row_sums, weight_sums, zero_point, weight_zero_point)
+            )
+        correction = self._in_features * zero_point * weight_zero_point
+        return products - weight_zero_point * row_sums - zero_point * weight_sums + correction
+
+
+def _fp8_products(codes: npt.NDArray[Any], weight_codes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the sums of products of E4M3 values, exact for up to 2**17 inputs."""
+    left, right = (E4M3_VALUES[c.view(np.uint8)] for c in (codes, weight_codes))
+    total = np.zeros((left.shape[0], right.shape[0]))
+    for start in range(0, left.shape[1], _EXACT_FP8_DEPTH):
+        span = slice(start, start + _EXACT_FP8_DEPTH)
+        total += left[:, span] @ right[:, span].T
+    return total

@@ -1,0 +1,529 @@
+"""The reference's API with the reference's numbers, bit for bit.
+
+The package implements a reference module whose numbers others depend on.  Some of it is unsound: its KL
+search always keeps half the range, its int4 has two values, its FP8 does not carry (docs/numerics.md lists
+it all, with evidence).  The top-level functions of `qatcore` are right where this module is faithful.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _dispatch, codes
+from ._arrays import as_array, as_count, as_float64, as_number, as_zero_point, elementwise
+from .calibration import CalibrationDataset
+from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
+from .errors import InvalidArgumentError
+from .gemm import multiply_codes, widened
+from .scale import scale_and_zero_point
+
+__all__ = [
+    "CalibMethod",
+    "CalibrationCollector",
+    "CalibrationDataset",
+    "QatConfig",
+    "QatLayer",
+    "QuantBits",
+    "QuantizationSpec",
+    "calibrate_layer",
+    "calibrate_model",
+    "dequantize_weights",
+    "kl_divergence_symmetric",
+    "quantize_fp8",
+    "quantize_int4",
+    "quantize_int8",
+    "quantize_model_weights",
+]
+
+HISTOGRAM_BINS = 256
+MAX_SAMPLES = 100_000
+_LEVELS = 256
+
+
+def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
+    """Quantise to int8 and dequantise again, in float64.
+
+    As `qatcore.quantize_int8`, with any scale: negative, NaN and infinite ones are computed as written.
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+    scale : float
+        0 returns `x` unchanged.
+    zero_point : int
+        Any int32.
+
+    Returns
+    -------
+    float or ndarray of float64, shape of `x`
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `zero_point` is outside int32.
+    TypeError
+        If `x` does not hold real numbers.
+
+    Examples
+    --------
+    >>> quantize_int8([0.3, -0.3], -0.5).tolist()
+    [0.5, -0.5]
+    """
+    return codes.fake_quantize(x, as_number(scale, "scale"), as_zero_point(zero_point), QuantBits.INT8, float64=True)
+
+
+def quantize_int4(x: Any, scale: float, zero_point: int = 0) -> Any:
+    """Quantise to int4 and dequantise again, in float64.
+
+    As `quantize_int8`, with codes saturated to [-8, 7].
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+    scale : float
+    zero_point : int
+
+    Returns
+    -------
+    float or ndarray of float64, shape of `x`
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `zero_point` is outside int32.
+    TypeError
+        If `x` does not hold real numbers.
+    """
+    return codes.fake_quantize(x, as_number(scale, "scale"), as_zero_point(zero_point), QuantBits.INT4, float64=True)
+
+
+def quantize_fp8(x: Any) -> Any:
+    """Round to FP8 E4M3 as the reference does: half away from zero, without carry, NaN to 0.
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+
+    Returns
+    -------
+    float or ndarray of float64, shape of `x`
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers.
+
+    Examples
+    --------
+    >>> quantize_fp8([1.97, 255.9, float("nan")]).tolist()
+    [1.875, 240.0, 0.0]
+    """
+    return elementwise(x, "x", _dispatch.kernels.round_e4m3_reference, float64=True)
+
+
+def kl_divergence_symmetric(p: Any, q: Any) -> float:
+    """Return half of KL(p, q) + KL(q, p), each value raised by 1e-12, over the shorter length.
+
+    Parameters
+    ----------
+    p, q : array_like, shape (n,)
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an argument is not one-dimensional.
+    TypeError
+        If an argument does not hold real numbers.
+    """
+    vectors = [as_float64(p, "p"), as_float64(q, "q")]
+    for name, vector in zip("pq", vectors, strict=True):
+        if vector.ndim != 1:
+            raise InvalidArgumentError(f"{name}: expected one dimension, got shape {vector.shape}")
+    return float(_dispatch.kernels.kl_divergence_symmetric(*vectors))
+
+
+class CalibrationCollector:
+    """The reference's collector: the range of all finite values, and the first 100,000 of them as samples.
+
+    The histogram is built when it is read: it depends on the state only.
+
+    Examples
+    --------
+    >>> collector = CalibrationCollector()
+    >>> collector.observe([0.0, 1.0, float("nan"), 2.0])
+    >>> collector.n_elements, collector.min_max_scale()
+    (3, (0.00784313725490196, -128))
+    """
+
+    def __init__(self) -> None:
+        self._min_val = math.inf
+        self._max_val = -math.inf
+        self._n_elements = 0
+        self._n_samples = 0
+        self._batches: list[npt.NDArray[np.float64]] = []
+
+    def observe(self, tensor: Any) -> None:
+        """Add the finite values of an array.
+
+        Parameters
+        ----------
+        tensor : array_like, any shape
+
+        Raises
+        ------
+        TypeError
+            If `tensor` does not hold real numbers.
+        """
+        x = as_float64(tensor, "tensor").reshape(-1)
+        low_key, high_key, finite = _dispatch.kernels.scan_range(x.view(np.int64))
+        if finite == 0:
+            return
+        if finite < x.size:
+            x = x[np.isfinite(x)]
+        low, high = _value_of_key(low_key), _value_of_key(high_key)
+        # Only a strict comparison moves an end, so of equal zeros the first one's sign stays.
+        if low < self._min_val:
+            self._min_val = low if low else float(x[np.argmax(x == 0.0)])
+        if high > self._max_val:
+            self._max_val = high if high else float(x[np.argmax(x == 0.0)])
+        if self._n_samples < MAX_SAMPLES:
+            kept = x[: MAX_SAMPLES - self._n_samples].copy()
+            self._batches.append(kept)
+            self._n_samples += kept.size
+        self._n_elements += finite
+
+    @property
+    def min_val(self) -> float:
+        """Least finite value; +inf if there is none."""
+        return self._min_val
+
+    @property
+    def max_val(self) -> float:
+        """Greatest finite value; -inf if there is none."""
+        return self._max_val
+
+    @property
+    def n_elements(self) -> int:
+        """Number of finite values."""
+        return self._n_elements
+
+    @property
+    def samples(self) -> npt.NDArray[np.float64]:
+        """The first 100,000 finite values, in order."""
+        return np.concatenate([np.empty(0), *self._batches])
+
+    @property
+    def histogram(self) -> npt.NDArray[np.float64]:
+        """The samples in 256 equal bins over the range; all zero without a range."""
+        histogram = np.zeros(HISTOGRAM_BINS)
+        if self._min_val < self._max_val:
+            _dispatch.kernels.rebuild_histogram(self.samples, self._min_val, self._max_val, histogram)
+        return histogram
+
+    def min_max_scale(self) -> tuple[float, int]:
+        """Return scale and zero point for the range of all finite values."""
+        return _affine(self._min_val, self._max_val)
+
+    def percentile_scale(self, p: float) -> tuple[float, int]:
+        """Return scale and zero point for the range that keeps p percent of the samples.
+
+        Parameters
+        ----------
+        p : float
+            Clamped to [0, 100]; NaN gives (1, 0).
+        """
+        percent = as_number(p, "p")
+        if not self._n_samples or math.isnan(percent):
+            return 1.0, 0
+        ordered = np.sort(self.samples)
+        n = ordered.size
+        lower = (100.0 - min(max(percent, 0.0), 100.0)) / 200.0
+        low = ordered[min(math.floor(n * lower), n - 1)]
+        high = ordered[min(math.ceil(n * (1.0 - lower)), n - 1)]
+        return _affine(low, high)
+
+    def kl_divergence_scale(self) -> tuple[float, int]:
+        """Return scale and zero point by the reference's KL search, which keeps half the range."""
+        histogram = self.histogram
+        total = float(np.cumsum(histogram)[-1])
+        if not self._min_val < self._max_val or total <= 0.0:
+            return 1.0, 0
+        kept = _dispatch.kernels.kl_reference_sweep(
+            histogram / total, _LEVELS, np.empty(HISTOGRAM_BINS), np.empty(_LEVELS), np.empty(_LEVELS, np.int64)
+        )
+        with np.errstate(over="ignore"):
+            span = np.float64(self._max_val) - np.float64(self._min_val)
+            return _affine(self._min_val, self._min_val + span * kept / HISTOGRAM_BINS)
+
+
+def _value_of_key(key: int) -> float:
+    bits = key if key >= 0 else key ^ (2**63 - 1)
+    return float(np.int64(bits).view(np.float64))
+
+
+def _affine(low: float, high: float) -> tuple[float, int]:
+    scale, zero_point = scale_and_zero_point(low, high, QuantBits.INT8, symmetric=False, include_zero=False)
+    return float(scale), int(zero_point)
+
+
+class QatLayer:
+    """The reference's linear layer.
+
+    All attributes can be read and assigned: `weights` (out, in) and `bias` (out,) of float64,
+    `weight_scale`, `weight_zero_point`, `activation_scale`, `activation_zero_point` and `config`.
+    Weights are quantised anew at each call, so they may be changed in place.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Not negative.
+    config : QatConfig, optional
+        Only ``bits`` is read, and that by `forward_train` only.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a number of features is negative.
+    TypeError
+        If an argument has a wrong type.
+    """
+
+    def __init__(self, in_features: int, out_features: int, config: QatConfig | None = None) -> None:
+        self.in_features = as_count(in_features, "in_features", 0)
+        self.out_features = as_count(out_features, "out_features", 0)
+        self.config = QatConfig() if config is None else config
+        if not isinstance(self.config, QatConfig):
+            raise TypeError(f"config: expected a QatConfig, got {type(config).__name__}")
+        self.weights: Any = np.empty((self.out_features, self.in_features))
+        if self.weights.size:
+            limit = math.sqrt(6.0 / (self.in_features + self.out_features))
+            _dispatch.kernels.glorot_weights(self.weights.reshape(-1), limit, float(2**32 - 1))
+        self.bias: Any = np.zeros(self.out_features)
+        self.weight_scale: float = 1.0 / 127.0
+        self.weight_zero_point: int = 0
+        self.activation_scale: float = 1.0 / 127.0
+        self.activation_zero_point: int = 0
+
+    def calibrate_from_data(self, activations: Any) -> None:
+        """Set the weights' scale and zero point from their range, the activations' from these values.
+
+        Parameters
+        ----------
+        activations : array_like, any shape
+            If empty, only the weights are calibrated.
+        """
+        array = as_array(activations, "activations")
+        self.weight_scale, self.weight_zero_point = _min_max(self.weights)
+        if array.size:
+            self.activation_scale, self.activation_zero_point = _min_max(array)
+
+    def forward_train(self, x: Any) -> npt.NDArray[np.float64]:
+        """Return the output with fake-quantised weights and activations.
+
+        Parameters
+        ----------
+        x : array_like, shape (in,) or (n, in)
+
+        Returns
+        -------
+        ndarray of float64, shape (out,) or (n, out)
+            Summed in an order of its own: equal to the reference's to within float64 rounding.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `x`, `weights` or `bias` has a wrong shape.
+        TypeError
+            If `x` does not hold real numbers.
+        """
+        activations, weights, bias = self._operands(x)
+        if self.config.bits is QuantBits.FP8:
+            activations, weights = quantize_fp8(activations), quantize_fp8(weights)
+        else:
+            quantize = quantize_int4 if self.config.bits is QuantBits.INT4 else quantize_int8
+            activations = quantize(activations, self.activation_scale, self.activation_zero_point)
+            weights = quantize(weights, self.weight_scale, self.weight_zero_point)
+        with np.errstate(all="ignore"):
+            return activations @ weights.T + bias
+
+    def forward_infer(self, x: Any) -> npt.NDArray[np.float64]:
+        """Return the output computed on int8 codes, whatever ``config.bits`` says.
+
+        Parameters
+        ----------
+        x : array_like, shape (in,) or (n, in)
+
+        Returns
+        -------
+        ndarray of float64, shape (out,) or (n, out)
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `x`, `weights` or `bias` has a wrong shape.
+        TypeError
+            If `x` does not hold real numbers.
+        """
+        activations, weights, bias = self._operands(x)
+        x_codes = _int8_codes(activations.reshape(-1, self.in_features), self.activation_scale, self.activation_zero_point) if self.in_features else np.empty((activations.size, 0), np.int8)
+        w_codes = _int8_codes(weights, self.weight_scale, self.weight_zero_point)
+        # int64 arithmetic that wraps, as the reference's does.
+        x_zero, w_zero = np.int64(self.activation_zero_point), np.int64(self.weight_zero_point)
+        with np.errstate(all="ignore"):
+            correction = (
+                w_zero * x_codes.sum(axis=1, dtype=np.int64)[:, np.newaxis]
+                + x_zero * w_codes.sum(axis=1, dtype=np.int64)
+                - w_zero * x_zero * np.int64(self.in_features)
+            )
+            total = (multiply_codes(x_codes, widened(w_codes)) - correction).astype(np.float64)
+            out = total * (np.float64(self.activation_scale) * np.float64(self.weight_scale)) + bias
+        return out.reshape(*activations.shape[:-1], self.out_features)
+
+    def _operands(self, x: Any) -> tuple[Any, Any, Any]:
+        activations = as_float64(x, "x")
+        if activations.ndim not in (1, 2):
+            raise InvalidArgumentError(
+                f"x: expected shape ({self.in_features},) or (n, {self.in_features}), got {activations.shape}"
+            )
+        if activations.shape[-1] != self.in_features:
+            raise InvalidArgumentError(f"Expected {self.in_features} inputs, got {activations.shape[-1]}")
+        weights, bias = as_float64(self.weights, "weights"), as_float64(self.bias, "bias")
+        for name, array, shape in (
+            ("weights", weights, (self.out_features, self.in_features)),
+            ("bias", bias, (self.out_features,)),
+        ):
+            if array.shape != shape:
+                raise InvalidArgumentError(f"{name}: expected shape {shape}, got {array.shape}")
+        return activations, weights, bias
+
+
+def _int8_codes(x: npt.NDArray[np.float64], scale: Any, zero_point: Any) -> npt.NDArray[np.int8]:
+    scale = np.array(as_number(scale, "scale"))
+    return codes.encode(x, scale, np.array(as_zero_point(zero_point), np.int32), QuantBits.INT8)
+
+
+def _min_max(x: Any) -> tuple[float, int]:
+    collector = CalibrationCollector()
+    collector.observe(x)
+    return collector.min_max_scale()
+
+
+def quantize_model_weights(
+    weights: Any, config: QatConfig | None = None
+) -> tuple[npt.NDArray[np.int8], float, int]:
+    """Quantise weights with a scale of 255 steps, clamped to [-8, 7] for ``INT4`` and int8 otherwise.
+
+    Parameters
+    ----------
+    weights : array_like, any shape
+    config : QatConfig, optional
+        Only ``bits`` is read.
+
+    Returns
+    -------
+    codes : ndarray of int8, shape of `weights`
+    scale : float
+    zero_point : int
+
+    Raises
+    ------
+    TypeError
+        If `weights` does not hold real numbers.
+    """
+    config = QatConfig() if config is None else config
+    array = as_float64(weights, "weights")
+    scale, zero_point = _min_max(array)
+    bits = QuantBits.INT4 if config.bits is QuantBits.INT4 else QuantBits.INT8
+    return codes.encode(array, np.array(scale), np.array(zero_point, np.int32), bits), scale, zero_point
+
+
+def dequantize_weights(weights: Any, scale: float, zero_point: int = 0) -> npt.NDArray[np.float64]:
+    """Return ``(code - zero_point) * scale``, the difference wrapping in int32.
+
+    Parameters
+    ----------
+    weights : array_like of int8, any shape
+    scale : float
+    zero_point : int
+
+    Returns
+    -------
+    ndarray of float64, shape of `weights`
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `zero_point` is outside int32.
+    TypeError
+        If `weights` is not int8.
+    """
+    array = np.asarray(weights)
+    if array.dtype != np.int8 and array.size:
+        raise TypeError(f"weights: expected an array of int8, got {array.dtype}")
+    scale = np.array(as_number(scale, "scale"))
+    with np.errstate(all="ignore"):
+        return codes.decode(array.astype(np.int8), scale, np.array(as_zero_point(zero_point), np.int32))
+
+
+def calibrate_layer(layer_outputs: Iterable[Any], method: CalibMethod) -> tuple[float, int]:
+    """Return scale and zero point for the batches of one layer.
+
+    Parameters
+    ----------
+    layer_outputs : iterable of array_like
+    method : CalibMethod
+        ``PERCENTILE`` keeps 99 %; all but that and ``KL`` are min-max.
+
+    Returns
+    -------
+    scale : float
+    zero_point : int
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` is unknown.
+    TypeError
+        If a batch does not hold real numbers.
+    """
+    method = as_member(CalibMethod, method, "method")
+    collector = CalibrationCollector()
+    for batch in layer_outputs:
+        collector.observe(batch)
+    if method is CalibMethod.PERCENTILE:
+        return collector.percentile_scale(99.0)
+    return collector.kl_divergence_scale() if method is CalibMethod.KL else collector.min_max_scale()
+
+
+def calibrate_model(
+    layer_activations: Mapping[str, Iterable[Any]] | Iterable[tuple[str, Iterable[Any]]],
+) -> list[QuantizationSpec]:
+    """Return a specification for each layer, by the reference's KL search.
+
+    Parameters
+    ----------
+    layer_activations : mapping or sequence of pairs
+        From a layer's name to its batches.
+
+    Returns
+    -------
+    list of QuantizationSpec
+
+    Raises
+    ------
+    TypeError
+        If a name is not a str, or a batch does not hold real numbers.
+    """
+    layers = layer_activations.items() if isinstance(layer_activations, Mapping) else layer_activations
+    return [
+        QuantizationSpec(name, *calibrate_layer(batches, CalibMethod.KL), CalibMethod.KL) for name, batches in layers
+    ]

@@ -1,0 +1,137 @@
+"""Build the compiled extensions.
+
+Everything else about the package is in pyproject.toml.  Two switches, read from the environment:
+
+``QATCORE_DEBUG=1``
+    bounds checks in every kernel, no optimisation
+``QATCORE_SANITIZE=1``
+    AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run the result)
+
+The same kernel source is compiled once for each CPU level, see docs/architecture.md.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+DEBUG = os.environ.get("QATCORE_DEBUG", "0") == "1"
+SANITIZE = os.environ.get("QATCORE_SANITIZE", "0") == "1"
+VARIANT = "sanitize" if SANITIZE else "debug" if DEBUG else "release"
+
+# Contraction into FMA and value-changing maths are off because they change bits: every level must
+# give the same numbers.  errno and trapping maths only keep the compiler from vectorising.
+COMMON = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+if SANITIZE:
+    COMMON = [
+        "-O1",
+        "-g",
+        "-ffp-contract=off",
+        "-fno-omit-frame-pointer",
+        "-fno-wrapv",
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-sanitize-recover=undefined",
+    ]
+elif DEBUG:
+    COMMON = ["-O1", "-g", "-ffp-contract=off"]
+LINK = ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG else ["-Wl,-s"]
+
+# Module name and compiler flags of each level; the first is the baseline that every machine imports.
+if platform.machine().lower() in ("x86_64", "amd64"):
+    LEVELS = {
+        "_kernels": ["-march=x86-64-v2"],
+        "_kernels_v3": ["-march=x86-64-v3"],
+        "_kernels_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    }
+else:
+    LEVELS = {"_kernels": []}
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG or SANITIZE,
+    "wraparound": False,
+    "initializedcheck": DEBUG or SANITIZE,
+    "cdivision": True,
+    "embedsignature": True,
+    "embedsignature.format": "python",
+    "freethreading_compatible": True,
+}
+
+
+def compiler_accepts(compiler: list[str], flags: list[str]) -> bool:
+    """Whether a tiny program compiles with these flags.
+
+    Probing is preferred to ``Extension(optional=True)``, which would hide real errors as well.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text("int probe(int x) { return x + 1; }\n")
+        command = [*compiler, *flags, "-c", str(source), "-o", str(Path(folder, "probe.o"))]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+class BuildLevels(build_ext):
+    """Drop the levels and flags that this compiler does not know."""
+
+    def build_extensions(self) -> None:
+        compiler = getattr(self.compiler, "compiler_so", None)
+        if compiler:  # a Unix-like compiler; others build the baseline with their defaults
+            for extension in self.extensions:
+                extension.extra_compile_args = [
+                    flag
+                    for flag in extension.extra_compile_args
+                    if flag.startswith("-march") or compiler_accepts(compiler, [flag])
+                ]
+            self.extensions = [
+                extension
+                for extension in self.extensions
+                if compiler_accepts(compiler, extension.extra_compile_args) or self._left_out(extension)
+            ]
+        else:
+            for extension in self.extensions:
+                extension.extra_compile_args = extension.extra_link_args = []
+            self.extensions = [e for e in self.extensions if e.name == "qatcore._kernels"]
+        super().build_extensions()
+
+    @staticmethod
+    def _left_out(extension: Extension) -> bool:
+        if extension.name == "qatcore._kernels":
+            return True  # the baseline must build: let the compiler say what is wrong
+        print(f"qatcore: this compiler cannot build {extension.name}; left out", file=sys.stderr)
+        return False
+
+
+def extensions() -> list[Extension]:
+    """One extension a level, from one source.
+
+    ``cythonize`` is called once a level with a directory of its own, and the flags are set afterwards:
+    with flags given before, one level's leak into the next, and one call for all refuses to compile
+    a source twice.
+    """
+    built = []
+    for name, flags in LEVELS.items():
+        extension, = cythonize(
+            [Extension(f"qatcore.{name}", ["qatcore/_kernels.pyx"])],
+            build_dir=f"build/cython-{VARIANT}/{name}",
+            compiler_directives=DIRECTIVES,
+        )
+        extension.extra_compile_args = [*COMMON, *flags]
+        extension.extra_link_args = LINK
+        built.append(extension)
+    return built
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildLevels},
+    options={"build": {"build_base": f"build/{VARIANT}"}},
+)
