@@ -36,9 +36,9 @@ def kernel_dtype(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
 
     Integers beyond 2**53 are the exception: they round to float64.
     """
-    if dtype == np.float32 or dtype == np.float16 or dtype == BFLOAT16:
+    if dtype.type in (np.float32, np.float16, BFLOAT16.type):
         return np.dtype(np.float32)
-    if dtype == np.float64 or dtype.kind in "biu":
+    if dtype.type is np.float64 or dtype.kind in "biu":
         return np.dtype(np.float64)
     raise TypeError(f"{name}: expected real numbers (float16, bfloat16, float32, float64 or integers), got {dtype}")
 
@@ -71,7 +71,8 @@ def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], 
     out = np.empty_like(flat)
     if flat.size:
         kernel(flat, out)
-    result = out.reshape(array.shape).astype(dtype, copy=False)
+    with np.errstate(all="ignore"):  # NaN is no accident here, and float16 overflows as float32 does
+        result = out.reshape(array.shape).astype(dtype, copy=False)
     if isinstance(x, numbers.Number) and not isinstance(x, np.generic):
         return float(result)
     return result[()] if isinstance(x, np.generic) else result
@@ -119,7 +120,7 @@ def as_count(value: object, name: str, least: int = 1) -> int:
 
 
 def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.float64]:
-    """Return a scale, or one for each channel where there are channels, as a float64 array of shape () or (channels,)."""
+    """Return a scale, or one a channel where there are channels, as float64 of shape () or (channels,)."""
     array = as_float64(value, name)
     _check_channels(array, channels, name)
     if not (np.isfinite(array).all() and (array >= 0).all()):
@@ -128,7 +129,7 @@ def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.
 
 
 def as_zero_points(value: object, channels: int | None, name: str) -> npt.NDArray[np.int32]:
-    """Return a zero point, or one for each channel where there are channels, as an int32 array of shape () or (channels,)."""
+    """Return a zero point, or one a channel where there are channels, as int32 of shape () or (channels,)."""
     array = as_array(value, name)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")

@@ -6,7 +6,7 @@ cdef enum:
     COLUMNS = 64      # of the right operand at a time: they stay in L2
 
 
-def multiply_int16(const int16_t[:, ::1] a, const int16_t[:, ::1] b, int64_t[:, ::1] out):
+def multiply_int16(const int16_t[:, ::1] a, const int16_t[:, ::1] b, int64_t[:, :] out):
     """out = a @ b.T, exactly, for values of int8 or uint8 range.
 
     At most DEPTH products of at most 2**16 in magnitude are summed in int32, the rest in int64.

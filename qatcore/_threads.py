@@ -8,6 +8,7 @@ number of threads.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import deque
@@ -82,7 +83,7 @@ class _Job:
                 return
             try:
                 self._task(start, stop)
-            except BaseException as error:  # noqa: BLE001 (handed to the caller, which raises it)
+            except BaseException as error:
                 self.finished.put(error)
             else:
                 self.finished.put(None)
@@ -138,7 +139,7 @@ def for_ranges(n: int, grain: int, task: Callable[[int, int], None]) -> None:
         task(0, n)
         return
     bounds = [n * part // parts for part in range(parts + 1)]
-    job = _Job(task, list(zip(bounds[:-1], bounds[1:], strict=True)))
+    job = _Job(task, list(itertools.pairwise(bounds)))
     _pool.offer(job, parts - 1)
     job.work()
     errors = [error for error in (job.finished.get() for _ in range(parts)) if error is not None]

@@ -144,17 +144,22 @@ def spread_counts(
                 left = right
 
 
-def kl_prefix_sums(const double[::1] bins, double[:, ::1] sums):
-    """sums (3, bins + 1) = running sums of the mass m, of its being there, and of m log m."""
+def kl_prefix_sums(const double[::1] bins, const double[::1] cells, double[:, ::1] sums):
+    """sums (4, bins + 1) = running sums of the mass m, of its being there, of m log m, and of the cells.
+
+    `cells` are the non-empty bins of the original histogram, spread like their mass; one in a bin at most
+    can vary by itself.
+    """
     cdef Py_ssize_t i
     cdef double m
     with nogil:
-        sums[0, 0] = sums[1, 0] = sums[2, 0] = 0.0
+        sums[0, 0] = sums[1, 0] = sums[2, 0] = sums[3, 0] = 0.0
         for i in range(bins.shape[0]):
             m = bins[i]
             sums[0, i + 1] = sums[0, i] + m
             sums[1, i + 1] = sums[1, i] + (m > 0.0)
             sums[2, i + 1] = sums[2, i] + (m * natural_log(m) if m > 0.0 else 0.0)
+            sums[3, i + 1] = sums[3, i] + clamp(cells[i], 0.0, 1.0)
 
 
 cdef inline double folded_edge(double kept, double clipped, double level) noexcept nogil:
@@ -180,16 +185,15 @@ def kl_divergence_sweep(
 
     `edges` are the boundaries between the levels as fractions of the kept range, from 0 to 1.  The
     clipped mass is folded into the edge bins of P; Q is the kept mass of each level spread evenly over
-    the level's non-empty bins.  Subtracted is the divergence that sampling alone causes, half of
-    (non-empty bins - non-empty levels).
+    the level's non-empty bins.  Subtracted is the divergence that sampling alone causes, (m - 1) / 2 with m
+    cells in a level.
     """
     cdef Py_ssize_t candidate, level, a, b, kept, levels = edges.shape[0] - 1, n = bins.shape[0]
-    cdef double total, mass, filled, q, q_first, q_last, filled_levels, below, above
+    cdef double total, mass, filled, cells, q, q_first, q_last, below, above
     with nogil:
         for candidate in range(first.shape[0]):
             kept = stop[candidate] - first[candidate]
             total = sums[2, stop[candidate]] - sums[2, first[candidate]]
-            filled_levels = 0.0
             q_first = q_last = 0.0
             b = first[candidate]
             for level in range(levels):
@@ -200,7 +204,9 @@ def kl_divergence_sweep(
                     mass = sums[0, b] - sums[0, a]
                     q = mass / filled
                     total -= mass * natural_log(q)
-                    filled_levels += 1.0
+                    cells = sums[3, b] - sums[3, a]
+                    if cells > 1.0:
+                        total -= 0.5 * (cells - 1.0)
                     if a == first[candidate]:
                         q_first = q
                     if b == stop[candidate] and a < b:
@@ -209,8 +215,7 @@ def kl_divergence_sweep(
             above = sums[0, n] - sums[0, stop[candidate]]
             total += folded_edge(bins[first[candidate]], below, q_first)
             total += folded_edge(bins[stop[candidate] - 1], above, q_last)
-            filled = sums[1, stop[candidate]] - sums[1, first[candidate]]
-            out[candidate] = total - (below + above) - 0.5 * (filled - filled_levels)
+            out[candidate] = total - (below + above)
 
 
 # --- the reference's ---------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ class CalibrationDataset:
     Examples
     --------
     >>> dataset = CalibrationDataset()
-    >>> dataset.push([0.0, 0.5])
-    >>> dataset.push([[1.0], [1.5]])
+    >>> dataset.push(np.linspace(0.0, 1.0, 200))
+    >>> dataset.push(np.full((10, 10), 1.5))
     >>> len(dataset), calibrate_layer(dataset, CalibMethod.MIN_MAX)
     (2, (0.0058823529411764705, -128))
     """

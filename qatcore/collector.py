@@ -176,10 +176,8 @@ class CalibrationCollector:
             index = int(np.searchsorted(low, 0.0))
             left = high[index - 1] if index else 0.0
             right = low[index] if index < low.size else 0.0
-            low, high, counts = (
-                np.insert(old, index, new)
-                for old, new in ((low, left), (high, right), (counts, np.int64(h.n_zero)))
-            )
+            low, high = np.insert(low, index, left), np.insert(high, index, right)
+            counts = np.insert(counts, index, h.n_zero)
         gaps = np.flatnonzero(high[:-1] < low[1:]) + 1
         edges = np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
         return np.insert(counts, gaps, 0), edges
@@ -268,7 +266,8 @@ class CalibrationCollector:
         After S. Migacz, "8-bit inference with TensorRT" (GTC 2017), made sound; docs/numerics.md has the formula.
         """
         bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
-        return self._answer(kl_range(self._histogram, bits, symmetric=symmetric), bits, symmetric, include_zero)
+        chosen = kl_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
+        return self._answer(chosen, bits, symmetric, include_zero)
 
     def mse_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
@@ -301,9 +300,7 @@ class CalibrationCollector:
         return self._answer(chosen, bits, symmetric, include_zero)
 
     @staticmethod
-    def _answer(
-        chosen: tuple[float, float], bits: QuantBits, symmetric: bool, include_zero: bool
-    ) -> tuple[float, int]:
+    def _answer(chosen: tuple[float, float], bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[float, int]:
         scale, zero_point = scale_and_zero_point(*chosen, bits, symmetric=symmetric, include_zero=include_zero)
         return float(scale), int(zero_point)
 

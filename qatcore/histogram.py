@@ -8,7 +8,7 @@ they were split, ordered or merged.  docs/numerics.md derives what follows from 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -141,11 +141,12 @@ class LeadingBitHistogram:
         within the range, with the least and the greatest value, which are known, as points.
         """
         if self.values is not None:
-            points, counts = np.unique(self.values, return_counts=True)
+            points, occurrences = np.unique(self.values, return_counts=True)
+            counts = occurrences.astype(np.float64)
             intervals = np.empty((3, 0))
         else:
-            low, high, mass = self.bins()
-            mass = mass.astype(np.float64)
+            low, high, held = self.bins()
+            mass = held.astype(np.float64)
             low, high = np.maximum(low, self.low), np.minimum(high, self.high)
             points = np.array([end for end in (self.low, self.high) if end != 0.0])
             counts = np.ones(points.size)
@@ -160,10 +161,10 @@ class LeadingBitHistogram:
             inside = ~narrow & (mass > 0.0)
             intervals = np.stack([low[inside], high[inside], mass[inside]])
         points = np.append(points, 0.0)
-        counts = np.append(counts, float(self.n_zero)).astype(np.float64)
+        counts = np.append(counts, float(self.n_zero))
         order = np.argsort(points, kind="stable")
         order = order[counts[order] > 0.0]
-        return Pieces(*intervals, points[order], counts[order])
+        return Pieces(intervals[0], intervals[1], intervals[2], points[order], counts[order])
 
     def value_at_rank(self, rank: int) -> float:
         """Return the value of the given rank, 0 to n_elements - 1, among the sorted finite values.
@@ -206,16 +207,17 @@ def leading_bit_histogram(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     dtype = kernel_dtype(x.dtype, "x")
     total = EMPTY
     # Any order does, so walk in memory order; converted, misaligned or strided data passes a buffer.
-    with np.nditer(
+    iterator: Any = np.nditer(  # NumPy's stubs know neither "contig" nor what one operand yields
         x,
-        flags=["external_loop", "buffered", "growinner", "zerosize_ok"],
-        op_flags=[["readonly", "contig", "nbo", "aligned"]],
+        flags=["external_loop", "buffered", "growinner"],
+        op_flags=[["readonly", "contig", "nbo", "aligned"]],  # type: ignore[call-overload]
         op_dtypes=[dtype],
         casting="same_kind",
         order="K",
         buffersize=_BUFFER,
-    ) as chunks:
-        for chunk in chunks:
+    )
+    with iterator:
+        for chunk in iterator:
             for start in range(0, chunk.size, _LARGEST_CALL):
                 total = total.merged(_count_chunk(chunk[start : start + _LARGEST_CALL]))
     return total
@@ -272,7 +274,7 @@ def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
         histogram = _with_subnormals(histogram, bits, single)
     if n_finite - n_zero <= EXACT_LIMIT:
         values = _kept(x[np.isfinite(x) & (x != 0)].astype(np.float64))
-        histogram = _replaced(histogram, values=values)
+        histogram = replace(histogram, values=values)
     return histogram
 
 
@@ -296,8 +298,4 @@ def _with_subnormals(h: LeadingBitHistogram, bits: npt.NDArray[Any], single: boo
     binades = np.unique(found // FRACTION).astype(np.int32)
     table = np.zeros((binades.size, FRACTION), np.int64)
     table[np.searchsorted(binades, found // FRACTION), found % FRACTION] = counts
-    return h.merged(_replaced(EMPTY, binades=binades, counts=table))
-
-
-def _replaced(h: LeadingBitHistogram, **changes: Any) -> LeadingBitHistogram:
-    return LeadingBitHistogram(**{**h.__dict__, **changes})
+    return h.merged(replace(EMPTY, binades=binades, counts=table))

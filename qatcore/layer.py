@@ -56,7 +56,7 @@ class QatLayer:
     >>> layer = QatLayer.from_weights([[0.5, -1.0], [0.25, 0.75]], bias=[0.0, 1.0])
     >>> layer.calibrate_from_data([[0.0, 1.0], [2.0, -1.0]])
     >>> layer.forward_infer(np.array([1.0, 0.5])).round(3)
-    array([-0.003,  1.626])
+    array([0.01 , 1.622])
     """
 
     def __init__(self, in_features: int, out_features: int, config: QatConfig | None = None) -> None:
@@ -92,7 +92,9 @@ class QatLayer:
         """
         floats = as_floats(weights, "weights")
         if floats.ndim != 2 or not floats.size:
-            raise InvalidArgumentError(f"weights: expected shape (out, in) with at least one of each, got {floats.shape}")
+            raise InvalidArgumentError(
+                f"weights: expected shape (out, in) with at least one of each, got {floats.shape}"
+            )
         layer = cls.__new__(cls)
         layer._out_features, layer._in_features = floats.shape
         layer._config = as_config(config)
@@ -193,9 +195,7 @@ class QatLayer:
     @weight_zero_point.setter
     def weight_zero_point(self, zero_point: Any) -> None:
         channels = self._out_features if self._config.per_channel else None
-        _, self._weight_zero_point = self._per_channel(
-            0.0, as_zero_points(zero_point, channels, "weight_zero_point")
-        )
+        _, self._weight_zero_point = self._per_channel(0.0, as_zero_points(zero_point, channels, "weight_zero_point"))
         self._codes = None
 
     def _shown(self, parameter: npt.NDArray[Any]) -> Any:
@@ -371,7 +371,7 @@ class QatLayer:
                 a.astype(object) for a in (products, row_sums, weight_sums, zero_point, weight_zero_point)
             )
         correction = self._in_features * zero_point * weight_zero_point
-        return products - weight_zero_point * row_sums - zero_point * weight_sums + correction
+        return np.asarray(products - weight_zero_point * row_sums - zero_point * weight_sums + correction)
 
 
 def _fp8_products(codes: npt.NDArray[Any], weight_codes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

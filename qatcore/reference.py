@@ -353,7 +353,7 @@ class QatLayer:
             activations = quantize(activations, self.activation_scale, self.activation_zero_point)
             weights = quantize(weights, self.weight_scale, self.weight_zero_point)
         with np.errstate(all="ignore"):
-            return activations @ weights.T + bias
+            return np.asarray(activations @ weights.T + bias)
 
     def forward_infer(self, x: Any) -> npt.NDArray[np.float64]:
         """Return the output computed on int8 codes, whatever ``config.bits`` says.
@@ -374,7 +374,7 @@ class QatLayer:
             If `x` does not hold real numbers.
         """
         activations, weights, bias = self._operands(x)
-        x_codes = _int8_codes(activations.reshape(-1, self.in_features), self.activation_scale, self.activation_zero_point) if self.in_features else np.empty((activations.size, 0), np.int8)
+        x_codes = _int8_codes(np.atleast_2d(activations), self.activation_scale, self.activation_zero_point)
         w_codes = _int8_codes(weights, self.weight_scale, self.weight_zero_point)
         # int64 arithmetic that wraps, as the reference's does.
         x_zero, w_zero = np.int64(self.activation_zero_point), np.int64(self.weight_zero_point)
@@ -386,7 +386,7 @@ class QatLayer:
             )
             total = (multiply_codes(x_codes, widened(w_codes)) - correction).astype(np.float64)
             out = total * (np.float64(self.activation_scale) * np.float64(self.weight_scale)) + bias
-        return out.reshape(*activations.shape[:-1], self.out_features)
+        return np.asarray(out).reshape(*activations.shape[:-1], self.out_features)
 
     def _operands(self, x: Any) -> tuple[Any, Any, Any]:
         activations = as_float64(x, "x")
@@ -417,9 +417,7 @@ def _min_max(x: Any) -> tuple[float, int]:
     return collector.min_max_scale()
 
 
-def quantize_model_weights(
-    weights: Any, config: QatConfig | None = None
-) -> tuple[npt.NDArray[np.int8], float, int]:
+def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tuple[npt.NDArray[np.int8], float, int]:
     """Quantise weights with a scale of 255 steps, clamped to [-8, 7] for ``INT4`` and int8 otherwise.
 
     Parameters
@@ -469,9 +467,9 @@ def dequantize_weights(weights: Any, scale: float, zero_point: int = 0) -> npt.N
     array = np.asarray(weights)
     if array.dtype != np.int8 and array.size:
         raise TypeError(f"weights: expected an array of int8, got {array.dtype}")
-    scale = np.array(as_number(scale, "scale"))
+    given = np.array(as_number(scale, "scale")), np.array(as_zero_point(zero_point), np.int32)
     with np.errstate(all="ignore"):
-        return codes.decode(array.astype(np.int8), scale, np.array(as_zero_point(zero_point), np.int32))
+        return codes.decode(array.astype(np.int8), *given)
 
 
 def calibrate_layer(layer_outputs: Iterable[Any], method: CalibMethod) -> tuple[float, int]:

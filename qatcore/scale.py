@@ -12,6 +12,8 @@ from .formats import E4M3_MAX, INTEGERS
 #: No scale is smaller.  The zero point is computed before this floor applies, as in the reference.
 MIN_SCALE = 1e-12
 
+_FloatsOrOne = float | npt.NDArray[np.float64]
+
 _HALF_BELOW = 0.49999999999999994  # the largest double below one half
 
 
@@ -21,7 +23,7 @@ def round_half_away(v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def scale_and_zero_point(
-    low: npt.ArrayLike, high: npt.ArrayLike, bits: QuantBits, *, symmetric: bool, include_zero: bool
+    low: _FloatsOrOne, high: _FloatsOrOne, bits: QuantBits, *, symmetric: bool, include_zero: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Return the scales and zero points for clipping ranges.
 
@@ -36,28 +38,26 @@ def scale_and_zero_point(
 
     Parameters
     ----------
-    low, high : array_like of float64
+    low, high : float or ndarray of float64
         Of one shape; ``low > high`` means that nothing was observed.
     bits : QuantBits
     symmetric : bool
     include_zero : bool
         Widen the range to hold 0, so that 0 has a code and the zero point is one.
     """
-    low = np.asarray(low, np.float64)
-    high = np.asarray(high, np.float64)
-    empty = ~(low <= high)
+    start, stop = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    empty = ~(start <= stop)
     with np.errstate(all="ignore"):
         if symmetric or bits is QuantBits.FP8:
             greatest = E4M3_MAX if bits is QuantBits.FP8 else float(INTEGERS[bits].high)
-            clip = np.maximum(np.abs(low), np.abs(high))
+            clip = np.maximum(np.abs(start), np.abs(stop))
             scale = np.where(empty | (clip == 0.0), 1.0, np.maximum(clip / greatest, MIN_SCALE))
             return scale, np.zeros(scale.shape, np.int32)
         if include_zero:
-            low = np.minimum(low, 0.0)
-            high = np.maximum(high, 0.0)
-        scale = (high - low) / INTEGERS[bits].steps
-        offset = np.nan_to_num(round_half_away(low / scale), nan=0.0, posinf=INT32.max, neginf=INT32.min)
+            start, stop = np.minimum(start, 0.0), np.maximum(stop, 0.0)
+        scale = (stop - start) / INTEGERS[bits].steps
+        offset = np.nan_to_num(round_half_away(start / scale), nan=0.0, posinf=INT32.max, neginf=INT32.min)
         offset = np.clip(offset, INT32.min, INT32.max).astype(np.int64)
-    degenerate = empty | ~(low < high)
+    degenerate = empty | ~(start < stop)
     zero_point = np.where(degenerate, 0, (INTEGERS[bits].low - offset).astype(np.int32))
     return np.where(degenerate, 1.0, np.maximum(scale, MIN_SCALE)), zero_point.astype(np.int32)

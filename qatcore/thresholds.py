@@ -14,13 +14,16 @@ import numpy.typing as npt
 from . import _dispatch
 from .config import QuantBits
 from .formats import E4M3_MAX, E4M3_VALUES, INTEGERS
-from .histogram import LeadingBitHistogram, Pieces
+from .histogram import LeadingBitHistogram
 from .scale import scale_and_zero_point
 
 _FloatArray = npt.NDArray[np.float64]
+_Indices = npt.NDArray[np.int64]
 
 #: Linear bins of the KL search.
 KL_BINS = 2048
+#: Ranges compared by squared error at most, of those that the divergence cannot tell apart.
+_MOST_ALIKE = 128
 
 
 def min_max_range(h: LeadingBitHistogram) -> tuple[float, float]:
@@ -51,9 +54,7 @@ def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, inclu
     """
     if not _searchable(h):
         return h.low, h.high
-    # A power of two, so exact: squares of huge values must not overflow.
-    unit = 2.0**-600 if max(abs(h.low), abs(h.high)) > 2.0**400 else 1.0
-    error = _squared_error(h.pieces(), unit, bits, symmetric=symmetric, include_zero=include_zero)
+    error = _squared_error(h, bits, symmetric=symmetric, include_zero=include_zero)
     symmetric = symmetric or bits is QuantBits.FP8
     clip = max(abs(h.low), abs(h.high))
     middle = 0.0 if symmetric else h.value_at_rank(h.n_elements // 2)
@@ -87,49 +88,46 @@ def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, inclu
     return float(chosen[0][0]), float(chosen[1][0])
 
 
-def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool) -> tuple[float, float]:
+def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> tuple[float, float]:
     """Return the range whose codes lose the least information, by a generalised KL divergence.
 
-    After Migacz (2017); docs/numerics.md says what was changed and why.
+    After Migacz (2017); docs/numerics.md says what was changed and why.  Of the ranges whose divergences
+    sampling cannot tell apart, the one with the least expected squared error is taken.
     """
     if not _searchable(h):
         return h.low, h.high
-    low, high, counts = h.bins()
-    low, high = np.maximum(low, h.low), np.minimum(high, h.high)
-    mass = counts.astype(np.float64)
     symmetric = symmetric or bits is QuantBits.FP8
-    if symmetric:
-        clip = max(abs(h.low), abs(h.high))
-        low, high = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
-        origin, width = 0.0, clip / KL_BINS
-    else:
-        origin, width = h.low, (h.high - h.low) / KL_BINS
+    clip = max(abs(h.low), abs(h.high))
+    origin, width = (0.0, clip / KL_BINS) if symmetric else (h.low, (h.high - h.low) / KL_BINS)
     if width == 0.0:
         return h.low, h.high
-    linear = np.zeros(KL_BINS)
-    _dispatch.kernels.spread_counts(low, high, mass, origin, width, linear)
-    sums = np.empty((3, KL_BINS + 1))
-    _dispatch.kernels.kl_prefix_sums(linear, sums)
+    linear, sums = _linear_bins(h, origin, width, magnitudes=symmetric)
     edges = _level_edges(bits, symmetric)
     levels = edges.size - 1
 
-    def divergence(first: npt.NDArray[np.int64], stop: npt.NDArray[np.int64]) -> _FloatArray:
+    def divergence(first: _Indices, stop: _Indices) -> _FloatArray:
         out = np.empty(first.size)
         _dispatch.kernels.kl_divergence_sweep(linear, sums, edges, first, stop, out)
         return out
 
+    # With m cells twice the divergence varies like chi-squared with m degrees of freedom: two deviations.
+    tolerance = np.sqrt(2.0 * sums[3, -1])
     if symmetric:
-        stops = np.arange(levels, KL_BINS + 1)
-        cost = divergence(np.zeros_like(stops), stops)
-        stop = int(stops[cost.size - 1 - int(np.argmin(cost[::-1]))])  # of equals, what clips least
-        clip = clip if stop == KL_BINS else stop * width
-        return -clip, clip
-    first, stop = _search_pairs(divergence, levels)
-    chosen_low = h.low if first == 0 else origin + first * width
-    chosen_high = h.high if stop == KL_BINS else origin + stop * width
-    if h.n_zero:  # zeros were left out of the divergence, not of the range
-        chosen_low, chosen_high = min(chosen_low, 0.0), max(chosen_high, 0.0)
-    return chosen_low, chosen_high
+        stop = np.arange(levels, KL_BINS + 1)
+        cost = divergence(np.zeros_like(stop), stop)
+        high = np.where(stop == KL_BINS, clip, stop * width)
+        low = -high
+    else:
+        first, stop, cost = _search_pairs(divergence, levels, tolerance)
+        low = np.where(first == 0, h.low, origin + first * width)
+        high = np.where(stop == KL_BINS, h.high, origin + stop * width)
+        if h.n_zero:  # zeros were left out of the divergence, not of the range
+            low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    alike = np.flatnonzero(cost <= cost.min() + tolerance)
+    alike = alike[:: -(-alike.size // _MOST_ALIKE)]
+    low, high = low[alike], high[alike]
+    best = int(np.argmin(_squared_error(h, bits, symmetric=symmetric, include_zero=include_zero)(low, high)))
+    return float(low[best]), float(high[best])
 
 
 def _searchable(h: LeadingBitHistogram) -> bool:
@@ -152,9 +150,12 @@ def _padded(*arrays: _FloatArray) -> list[_FloatArray]:
 
 
 def _squared_error(
-    pieces: Pieces, unit: float, bits: QuantBits, *, symmetric: bool, include_zero: bool
+    h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool
 ) -> Callable[[_FloatArray, _FloatArray], _FloatArray]:
-    """Return a function from clipping ranges to the total squared error of their codes, times unit**2."""
+    """Return a function from clipping ranges to the total squared error of their codes, in some unit."""
+    # A power of two, so exact: squares of huge values must not overflow.
+    unit = 2.0**-600 if max(abs(h.low), abs(h.high)) > 2.0**400 else 1.0
+    pieces = h.pieces()
     density = pieces.mass / ((pieces.high - pieces.low) * unit)
     distribution = [
         *_padded(pieces.low * unit, pieces.high * unit, density),
@@ -207,6 +208,26 @@ def _between_neighbours(axis: _FloatArray, value: float, n: int) -> _FloatArray:
 # --- Kullback-Leibler divergence ----------------------------------------------------------------------
 
 
+def _linear_bins(
+    h: LeadingBitHistogram, origin: float, width: float, *, magnitudes: bool
+) -> tuple[_FloatArray, _FloatArray]:
+    """Return the mass of `KL_BINS` linear bins, and its running sums as the divergence needs them.
+
+    The mass of a bin of leading bits is uniform inside it.  Zeros are left out: they have no error, and a
+    rectifier's would drown the rest.
+    """
+    low, high, counts = h.bins()
+    low, high = np.maximum(low, h.low), np.minimum(high, h.high)
+    if magnitudes:
+        low, high = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
+    linear, cells = np.zeros((2, KL_BINS))
+    _dispatch.kernels.spread_counts(low, high, counts.astype(np.float64), origin, width, linear)
+    _dispatch.kernels.spread_counts(low, high, np.ones(counts.size), origin, width, cells)
+    sums = np.empty((4, KL_BINS + 1))
+    _dispatch.kernels.kl_prefix_sums(linear, cells, sums)
+    return linear, sums
+
+
 def _level_edges(bits: QuantBits, symmetric: bool) -> _FloatArray:
     """Return the boundaries between the levels of a format, as fractions of the clipping range.
 
@@ -222,21 +243,30 @@ def _level_edges(bits: QuantBits, symmetric: bool) -> _FloatArray:
 
 
 def _search_pairs(
-    divergence: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], _FloatArray], levels: int
-) -> tuple[int, int]:
-    """Return the cheapest pair of ends, at steps of 64, 16, 4 and 1 bins."""
-    firsts = np.arange(0, KL_BINS, 64)
-    stops = np.arange(64, KL_BINS + 1, 64)
-    for step in (16, 4, 1, 0):
-        first, stop = (g.reshape(-1) for g in np.meshgrid(firsts, stops, indexing="ij"))
+    divergence: Callable[[_Indices, _Indices], _FloatArray], levels: int, tolerance: float
+) -> tuple[_Indices, _Indices, _FloatArray]:
+    """Return pairs of ends and what they cost.
+
+    At steps of 64, 16, 4 and 1 bins around the cheapest, then 16 by 16 over those within the tolerance.
+    """
+    tried: list[tuple[_Indices, _Indices, _FloatArray]] = []
+
+    def evaluate(firsts: _Indices, stops: _Indices) -> None:
+        first, stop = (g.reshape(-1) for g in np.meshgrid(np.unique(firsts), np.unique(stops), indexing="ij"))
         wide = stop - first >= levels
-        first, stop = first[wide], stop[wide]
-        cost = divergence(first, stop)
-        width = np.where(cost == cost.min(), stop - first, 0)
-        index = int(np.argmax(width))  # of equals, what clips least
-        best = int(first[index]), int(stop[index])
-        if step:
-            around = np.arange(-4, 5) * step
-            firsts = np.unique(np.clip(best[0] + around, 0, KL_BINS))
-            stops = np.unique(np.clip(best[1] + around, 0, KL_BINS))
-    return best
+        tried.append((first[wide], stop[wide], divergence(first[wide], stop[wide])))
+
+    def collected() -> tuple[_Indices, _Indices, _FloatArray]:
+        first, stop, cost = (np.concatenate(parts) for parts in zip(*tried, strict=True))
+        return first, stop, cost
+
+    evaluate(np.arange(0, KL_BINS, 64), np.arange(64, KL_BINS + 1, 64))
+    for step in (16, 4, 1):
+        first, stop, cost = tried[-1]
+        cheapest = int(np.argmin(cost))
+        around = np.arange(-4, 5) * step
+        evaluate(np.clip(first[cheapest] + around, 0, KL_BINS), np.clip(stop[cheapest] + around, 0, KL_BINS))
+    first, stop, cost = collected()
+    alike = cost <= cost.min() + tolerance
+    evaluate(*(ends.min() + np.arange(16) * np.ptp(ends) // 15 for ends in (first[alike], stop[alike])))
+    return collected()

@@ -40,11 +40,11 @@ def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tup
 
     Examples
     --------
-    >>> codes, scale, zero_point = quantize_model_weights([[-1.0, 0.5], [0.1, 0.2]], QatConfig(per_channel=True))
+    >>> codes, scale, zero_point = quantize_model_weights([[-1.0, 0.25], [0.125, 0.2]], QatConfig(per_channel=True))
     >>> codes.tolist(), zero_point.tolist()
-    ([[-127, 64], [64, 127]], [0, 0])
+    ([[-127, 32], [79, 127]], [0, 0])
     >>> dequantize_weights(codes, scale).round(2).tolist()
-    [[-1.0, 0.5], [0.1, 0.2]]
+    [[-1.0, 0.25], [0.12, 0.2]]
     """
     config = as_config(config)
     floats = as_floats(weights, "weights")
@@ -100,9 +100,7 @@ def dequantize_weights(codes: Any, scale: Any, zero_point: Any = 0) -> npt.NDArr
     return decode(array, scales, zero_points)
 
 
-def weight_parameters(
-    weights: Floats, config: QatConfig
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+def weight_parameters(weights: Floats, config: QatConfig) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Return scale and zero point for the range of weights, of shape (), or (out,) if per channel."""
     axis = 1 if config.per_channel else None
     finite = np.isfinite(weights)

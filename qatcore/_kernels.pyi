@@ -1,0 +1,121 @@
+# What the kernels take: contiguous arrays of exactly these types.  `_kernels_v3` and `_kernels_v4` are
+# the same source for other CPU levels; they are imported by name only and have no stubs of their own.
+
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+def probe_cpu() -> int: ...
+
+# --- elementwise
+
+@overload
+def fake_quantize_integer(
+    x: NDArray[np.float32],
+    out: NDArray[np.float32],
+    scale: float,
+    zero_point: int,
+    low: float,
+    high: float,
+) -> None: ...
+@overload
+def fake_quantize_integer(
+    x: NDArray[np.float64],
+    out: NDArray[np.float64],
+    scale: float,
+    zero_point: int,
+    low: float,
+    high: float,
+) -> None: ...
+def encode_integer(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    codes: NDArray[np.int8],
+    scale: NDArray[np.float64],
+    zero_point: NDArray[np.int32],
+    low: float,
+    high: float,
+) -> None: ...
+@overload
+def round_e4m3(x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
+@overload
+def round_e4m3(x: NDArray[np.float64], out: NDArray[np.float64]) -> None: ...
+def round_e4m3_reference(x: NDArray[np.float64], out: NDArray[np.float64]) -> None: ...
+def encode_e4m3(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float64],
+) -> None: ...
+def glorot_weights(out: NDArray[np.float64], limit: float, largest: float) -> None: ...
+
+# --- histograms
+
+def count_leading_bits(
+    x: NDArray[np.int32] | NDArray[np.int64], tables: NDArray[np.int32], stats: NDArray[np.int64]
+) -> None: ...
+def drain_leading_bits(
+    tables: NDArray[np.int32],
+    exponents: int,
+    first: int,
+    last: int,
+    binades: NDArray[np.int32],
+    counts: NDArray[np.int64],
+) -> tuple[int, int]: ...
+def scan_range(x: NDArray[np.int64]) -> tuple[int, int, int]: ...
+def rebuild_histogram(
+    samples: NDArray[np.float64], low: float, high: float, histogram: NDArray[np.float64]
+) -> None: ...
+
+# --- thresholds
+
+def integer_squared_error(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    density: NDArray[np.float64],
+    points: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    first: NDArray[np.float64],
+    last: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None: ...
+def e4m3_squared_error(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    density: NDArray[np.float64],
+    points: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None: ...
+def spread_counts(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    mass: NDArray[np.float64],
+    origin: float,
+    width: float,
+    bins: NDArray[np.float64],
+) -> None: ...
+def kl_prefix_sums(
+    bins: NDArray[np.float64], cells: NDArray[np.float64], sums: NDArray[np.float64]
+) -> None: ...
+def kl_divergence_sweep(
+    bins: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    first: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    out: NDArray[np.float64],
+) -> None: ...
+def kl_divergence_symmetric(p: NDArray[np.float64], q: NDArray[np.float64]) -> float: ...
+def kl_reference_sweep(
+    p: NDArray[np.float64],
+    levels: int,
+    q: NDArray[np.float64],
+    mass: NDArray[np.float64],
+    bin_count: NDArray[np.int64],
+) -> int: ...
+
+# --- matrix product
+
+def multiply_int16(a: NDArray[np.int16], b: NDArray[np.int16], out: NDArray[np.int64]) -> None: ...

@@ -1,0 +1,76 @@
+"""Ranges judged on the raw data: independent of the package's histograms, scales and kernels."""
+
+import numpy as np
+
+
+def distributions(n, seed=0):
+    """The data that calibration meets."""
+    rng = np.random.default_rng(seed)
+    outlier = rng.normal(size=n)
+    outlier[n // 2] = 1e4
+    return {
+        "normal": rng.normal(size=n),
+        "laplace": rng.laplace(size=n),
+        "gamma": rng.gamma(2.0, size=n),
+        "student_t": rng.standard_t(3, size=n),
+        "lognormal": rng.lognormal(size=n),
+        "uniform": rng.uniform(-1.0, 1.0, size=n),
+        "rectified": np.maximum(rng.normal(size=n), 0.0),
+        "offset": rng.uniform(3.0, 7.0, size=n),
+        "outlier": outlier,
+    }
+
+
+def code_range(bits, symmetric):
+    """Least and greatest code of an integer format of so many bits."""
+    high = 2 ** (bits - 1) - 1
+    return (-high if symmetric else -high - 1), high
+
+
+def squared_error(x, scale, zero_point, codes):
+    """Mean squared error of x under round-half-away codes."""
+    v = x / scale + zero_point
+    q = np.clip(np.where(v < 0.0, np.ceil(v - 0.5), np.floor(v + 0.5)), *codes)
+    return np.mean(((q - zero_point) * scale - x) ** 2)
+
+
+def best_symmetric(x, bits):
+    """Least error over clipping at fractions of the largest magnitude, dense and then denser."""
+    codes = code_range(bits, True)
+    largest = np.abs(x).max()
+
+    def cost(fraction):
+        return squared_error(x, fraction * largest / codes[1], 0, codes)
+
+    fractions = np.concatenate([np.linspace(0.005, 1.0, 400), np.geomspace(1e-4, 1.0, 200)])
+    least, best = min((cost(f), f) for f in fractions)
+    for width in (0.005, 0.0005):
+        around = np.linspace(best - width, best + width, 21)
+        least, best = min([(least, best), *((cost(f), f) for f in around if 0.0 < f <= 1.0)])
+    return least
+
+
+def best_affine(x, bits):
+    """Least error over pairs of ends, as fractions of the way out from the median."""
+    codes = code_range(bits, False)
+    low, high, middle = x.min(), x.max(), np.median(x)
+
+    def cost(below, above, data=x):
+        start, stop = middle + below * (low - middle), middle + above * (high - middle)
+        if not start < stop:
+            return np.inf
+        scale = (stop - start) / (codes[1] - codes[0])
+        return squared_error(data, scale, codes[0] - round(start / scale), codes)
+
+    coarse = np.concatenate([np.geomspace(1e-4, 0.05, 12), np.linspace(0.075, 1.0, 38)])
+    belows, aboves = (coarse if end != middle else [1.0] for end in (low, high))
+    pairs = [(a, b) for a in belows for b in aboves]
+    if x.size > 3000:  # a sample finds the neighbourhood, all of the data decides
+        sample = np.random.default_rng(0).choice(x, 3000, replace=False)
+        pairs = [*sorted(pairs, key=lambda pair: cost(*pair, sample))[:60], (1.0, 1.0)]
+    least, a, b = min((cost(*pair), *pair) for pair in pairs)
+    for width in (0.025, 0.006):
+        belows = np.linspace(max(a - width, 1e-5), min(a + width, 1.0), 9) if low != middle else [1.0]
+        aboves = np.linspace(max(b - width, 1e-5), min(b + width, 1.0), 9) if high != middle else [1.0]
+        least, a, b = min([(least, a, b), *((cost(i, j), i, j) for i in belows for j in aboves)])
+    return least

@@ -1,0 +1,99 @@
+"""How good the chosen ranges are: measured on the raw data, against a brute-force search.
+
+Run as a script, it prints the table.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+from brute_force import best_affine, best_symmetric, code_range, distributions, squared_error
+
+import qatcore
+from qatcore import QuantBits
+
+BITS = {QuantBits.INT8: 8, QuantBits.INT4: 4}
+SIZES = (3_000, 120_000)
+HEAVY_TAILS = ("student_t", "lognormal", "outlier")
+
+
+def errors(x, bits, symmetric):
+    """The error of each method on x, relative to the best that brute force or any of them finds."""
+    collector = qatcore.CalibrationCollector()
+    collector.observe(x)
+    codes = code_range(BITS[bits], symmetric)
+    asked = {
+        "min_max": collector.min_max_scale,
+        "percentile": lambda **options: collector.percentile_scale(99.9, **options),
+        "kl": collector.kl_divergence_scale,
+        "mse": collector.mse_scale,
+    }
+    found = {name: squared_error(x, *ask(bits=bits, symmetric=symmetric), codes) for name, ask in asked.items()}
+    if bits is QuantBits.INT8 and not symmetric:
+        reference = qatcore.reference.CalibrationCollector()
+        reference.observe(x)
+        found["reference"] = squared_error(x, *reference.kl_divergence_scale(), codes)
+    brute = (best_symmetric if symmetric else best_affine)(x, BITS[bits])
+    best = min(brute, *found.values())
+    return {name: error / best for name, error in found.items()}
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
+@pytest.mark.parametrize("bits", list(BITS), ids=["int8", "int4"])
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("name", list(distributions(2)))
+def test_ranges(name, n, bits, symmetric):
+    found = errors(distributions(n)[name], bits, symmetric)
+    assert found["mse"] <= 1.02
+    assert found["mse"] <= found["min_max"]
+    if bits is QuantBits.INT8 and name not in HEAVY_TAILS:
+        assert found["kl"] <= (1.3 if n == max(SIZES) else 2.2)
+    if "reference" in found and name not in HEAVY_TAILS:
+        assert found["reference"] > 3.0  # the evidence for departure 1: half the range is gone
+
+
+def fp8_error(x, clip):
+    scale = clip / 448.0
+    return np.mean((qatcore.quantize_fp8(x / scale) * scale - x) ** 2)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("name", list(distributions(2)))
+def test_fp8_ranges(name, n):
+    x = distributions(n)[name]
+    collector = qatcore.CalibrationCollector()
+    collector.observe(x)
+    largest = np.abs(x).max()
+    brute = min(fp8_error(x, largest * f) for f in np.concatenate([np.linspace(0.01, 1.0, 200), 2.0 ** -np.arange(14)]))
+    scale, _ = collector.mse_scale(bits=QuantBits.FP8)
+    found = fp8_error(x, scale * 448.0)
+    assert found <= 1.02 * brute
+    assert found <= fp8_error(x, largest)
+
+
+def test_more_samples_of_the_hard_ones():
+    """Affine int8 ranges of few values are where the search could miss."""
+    for seed in range(1, 6):
+        for name in ("offset", "uniform", "rectified"):
+            found = errors(distributions(3_000, seed)[name], QuantBits.INT8, False)
+            assert found["mse"] <= 1.02
+            assert found["mse"] <= found["min_max"]
+            assert found["kl"] <= 2.2
+
+
+def main():
+    """Print all errors relative to the best."""
+    methods = ("mse", "min_max", "percentile", "kl", "reference")
+    print(f"{'data':<12}{'values':>8} {'format':<15}" + "".join(f"{method:>11}" for method in methods))
+    for n in SIZES:
+        for name, x in distributions(n).items():
+            for bits in BITS:
+                for symmetric in (True, False):
+                    found = errors(x, bits, symmetric)
+                    row = "".join(f"{found[m]:>11.3f}" if m in found else f"{'':>11}" for m in methods)
+                    print(f"{name:<12}{n:>8} {bits.value} {'symmetric' if symmetric else 'affine':<10}{row}")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    main()
