@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -36,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help(sys.stderr)
         return 2
-    return _demo(arguments.seed)
+    try:
+        return _demo(arguments.seed)
+    except BrokenPipeError:
+        # The reader of the output has left.  The interpreter must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,8 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="quantise a small network and compare accuracy, size and time",
         description=(
-            "Train a small network on scikit-learn's handwritten digits, quantise it in every format with every\n"
-            "calibration method, and print the accuracy, size and time of each.  Takes a few seconds."
+            "Train a small network on scikit-learn's handwritten digits, quantise it in every\n"
+            "format with every calibration method, and print the accuracy, size and time of\n"
+            "each.  Takes a few seconds."
         ),
         epilog="example:\n  qatcore demo --seed 1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,9 +76,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) <= _SEED_MAX):
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed <= _SEED_MAX:
         raise argparse.ArgumentTypeError(f"expected an integer from 0 to {_SEED_MAX}, got {text!r}")
-    return int(text)
+    return seed
 
 
 def _demo(seed: int) -> int:
@@ -83,5 +94,5 @@ def _demo(seed: int) -> int:
             raise
         print("qatcore: the demo needs scikit-learn: pip install 'qatcore[demo]'", file=sys.stderr)
         return 2
-    print(format_report(run_demo(seed)))
+    print(format_report(run_demo(seed)), flush=True)
     return 0

@@ -157,16 +157,16 @@ def format_report(report: DemoReport) -> str:
         f"scikit-learn's digits, MLP {network} (ReLU): "
         f"{report.training_images} images train, {report.held_out_images} test",
         "",
-        f"{'format':<17}{'calibration':<13}{'accuracy':>8}{'agreement':>12}{'weight bytes':>15}{'time':>11}",
+        f"{'format':<18}{'calibration':<13}{'accuracy':>8}{'agreement':>12}{'weight bytes':>15}{'time':>11}",
     ]
     lines += [
-        f"{row.format:<17}{row.method.value if row.method else '-':<13}{row.accuracy:>8.2%}{row.agreement:>12.2%}"
+        f"{row.format:<18}{row.method.value if row.method else '-':<13}{row.accuracy:>8.2%}{row.agreement:>12.2%}"
         f"{row.weight_bytes:>15,}{row.milliseconds:>8.2f} ms"
         for row in report.rows
     ]
     lines += [
         "",
-        "agreement: with the float32 network.  time: all test images on one thread, median.",
+        "agreement: with float32.  time: all test images on one thread, median.",
         f"weight bytes: without scales ({len(report.widths) - 1}, int4 {sum(report.widths[1:])}); "
         "int4 codes counted two to a byte.",
     ]
