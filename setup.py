@@ -127,5 +127,9 @@ def extensions() -> list[Extension]:
 setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildLevels},
-    options={"build": {"build_base": f"build/{VARIANT}"}, "build_ext": {"parallel": True}},
+    options={
+        "build": {"build_base": f"build/{VARIANT}"},
+        "build_ext": {"parallel": True},
+        "egg_info": {"egg_base": "build"},  # there since cythonize; the source tree stays clean
+    },
 )

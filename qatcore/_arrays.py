@@ -19,14 +19,21 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 INT32 = np.iinfo(np.int32)
 
 
-def as_array(x: object, name: str) -> npt.NDArray[Any]:
-    """Return `x` as an array of a real type this package reads, in whatever layout it has."""
-    if isinstance(x, np.ma.MaskedArray):
+def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
+    """Return `x` as an array of any type, in whatever layout it has."""
+    if isinstance(x, np.ma.MaskedArray) or (
+        isinstance(x, (list, tuple)) and any(isinstance(item, np.ma.MaskedArray) for item in x)
+    ):
         raise TypeError(f"{name}: masked arrays are not read, their mask would be lost; pass .data or .compressed()")
     try:
-        array = np.asarray(x)
+        return np.asarray(x)
     except ValueError as error:  # a ragged list
         raise InvalidArgumentError(f"{name}: expected an array: {error}") from None
+
+
+def as_array(x: object, name: str) -> npt.NDArray[Any]:
+    """Return `x` as an array of a real type this package reads, in whatever layout it has."""
+    array = as_plain_array(x, name)
     kernel_dtype(array.dtype, name)
     return array
 
@@ -51,12 +58,17 @@ def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def as_floats(x: object, name: str) -> Floats:
     """Return `x` as a C-contiguous, aligned float32 or float64 array of the same shape."""
     array = as_array(x, name)
-    return np.require(array, kernel_dtype(array.dtype, name), ["C", "A"])
+    return _contiguous(array, kernel_dtype(array.dtype, name))
 
 
 def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
     """Return `x` as a C-contiguous, aligned float64 array of the same shape."""
-    return np.require(as_array(x, name), np.float64, ["C", "A"])
+    return _contiguous(as_array(x, name), np.dtype(np.float64))
+
+
+def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error
+        return np.require(array, dtype, ["C", "A"])
 
 
 def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False) -> Any:
@@ -82,9 +94,14 @@ def as_number(value: object, name: str) -> float:
     """Return a real scalar as a float."""
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
-    if isinstance(value, numbers.Real) or (isinstance(value, np.generic) and value.dtype == BFLOAT16):
+    if isinstance(value, np.generic):
+        kernel_dtype(value.dtype, name)
+    elif not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a real number, got {_kind(value)}")
+    try:
         return float(value)
-    raise TypeError(f"{name}: expected a real number, got {_kind(value)}")
+    except OverflowError:
+        raise InvalidArgumentError(f"{name}: expected a number that float64 can hold, got a larger one") from None
 
 
 def as_scale(value: object, name: str = "scale") -> float:
@@ -121,6 +138,10 @@ def as_count(value: object, name: str, least: int = 1) -> int:
 
 def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.float64]:
     """Return a scale, or one a channel where there are channels, as float64 of shape () or (channels,)."""
+    if isinstance(value, numbers.Number):
+        return np.array(as_scale(value, name))
+    if isinstance(value, (list, tuple)) and all(isinstance(item, numbers.Real) for item in value):
+        value = np.array([as_scale(item, name) for item in value])  # whatever their size
     array = as_float64(value, name)
     _check_channels(array, channels, name)
     if not (np.isfinite(array).all() and (array >= 0).all()):
@@ -130,13 +151,17 @@ def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.
 
 def as_zero_points(value: object, channels: int | None, name: str) -> npt.NDArray[np.int32]:
     """Return a zero point, or one a channel where there are channels, as int32 of shape () or (channels,)."""
+    if isinstance(value, numbers.Number):
+        return np.array(as_zero_point(value, name), np.int32)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, int) for item in value):
+        value = np.array([as_zero_point(item, name) for item in value], np.int32)  # whatever their size
     array = as_array(value, name)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     _check_channels(array, channels, name)
     if array.size and not (INT32.min <= array.min() and array.max() <= INT32.max):
         raise InvalidArgumentError(f"{name}: expected int32 values, {INT32.min} to {INT32.max}, got {value}")
-    return np.require(array, np.int32, ["C", "A"])
+    return _contiguous(array, np.dtype(np.int32))
 
 
 def _check_channels(array: npt.NDArray[Any], channels: int | None, name: str) -> None:

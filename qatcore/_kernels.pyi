@@ -96,9 +96,7 @@ def spread_counts(
     width: float,
     bins: NDArray[np.float64],
 ) -> None: ...
-def kl_prefix_sums(
-    bins: NDArray[np.float64], cells: NDArray[np.float64], sums: NDArray[np.float64]
-) -> None: ...
+def kl_prefix_sums(bins: NDArray[np.float64], cells: NDArray[np.float64], sums: NDArray[np.float64]) -> None: ...
 def kl_divergence_sweep(
     bins: NDArray[np.float64],
     sums: NDArray[np.float64],

@@ -154,7 +154,7 @@ def calibrate_model(
     """
     checked = _checked(method, bits, symmetric)
     specs = []
-    for name, batches in _named_layers(layer_activations):
+    for name, batches in named_layers(layer_activations):
         scale, zero_point = _calibrate(name, batches, *checked)
         method, bits, symmetric = checked
         specs.append(QuantizationSpec(name, scale, zero_point, method, bits, symmetric))
@@ -187,11 +187,7 @@ def _calibrate(
     name: str, batches: Iterable[Any], method: CalibMethod, bits: QuantBits, symmetric: bool
 ) -> tuple[float, int]:
     collector = CalibrationCollector()
-    try:
-        iterator = iter(batches)
-    except TypeError:
-        raise TypeError(f"{name}: expected an iterable of batches, got {type(batches).__name__}") from None
-    for batch in iterator:
+    for batch in iterate_batches(name, batches):
         collector.observe(batch)
     if 0 < collector.n_elements < _FEW_VALUES:
         warnings.warn(
@@ -203,7 +199,16 @@ def _calibrate(
     return choose_scale(collector, method, bits=bits, symmetric=symmetric)
 
 
-def _named_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
+def iterate_batches(name: str, batches: object) -> Iterator[Any]:
+    """Return an iterator over a layer's batches."""
+    try:
+        return iter(batches)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        raise TypeError(f"{name}: expected an iterable of batches, got {type(batches).__name__}") from None
+
+
+def named_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Yield the names and batches of a mapping or a sequence of pairs."""
     if isinstance(layers, Mapping):
         layers = layers.items()
     if not isinstance(layers, Iterable) or isinstance(layers, str):

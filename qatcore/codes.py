@@ -188,12 +188,12 @@ def decode(
     """Return the values of codes, ``(code - zero_point) * scale`` in float64.
 
     FP8 codes are known by their type and have no zero point.  Scale and zero point have shape (), or
-    (channels,) for channels along the leading axis.
+    both (channels,) for channels along the leading axis.
     """
     shape = scale.shape + (1,) * (codes.ndim - 1) if scale.ndim else ()
-    if codes.dtype == E4M3:
-        return E4M3_VALUES[codes.view(np.uint8)] * scale.reshape(shape)
-    zero_point = np.broadcast_to(zero_point, scale.shape).reshape(shape)
-    # The difference wraps in int32, as the reference's does.
-    difference = (codes.astype(np.int64) - zero_point).astype(np.int32)
-    return difference * scale.reshape(shape)
+    if codes.dtype.type is E4M3.type:
+        values = E4M3_VALUES[codes.view(np.uint8)]
+    else:  # the difference wraps in int32, as the reference's does
+        values = (codes.astype(np.int64) - zero_point.reshape(shape)).astype(np.int32)
+    with np.errstate(all="ignore"):
+        return np.asarray(values * scale.reshape(shape))

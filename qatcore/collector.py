@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import as_array, as_number
+from ._arrays import as_array, as_number, as_plain_array
 from .config import QuantBits, as_flag, as_member
 from .errors import InvalidArgumentError
 from .histogram import EMPTY, LeadingBitHistogram, leading_bit_histogram
@@ -171,13 +171,16 @@ class CalibrationCollector:
         if h.n_elements == 0:
             return np.empty(0, np.int64), np.empty(0)
         low, high, counts = h.bins()
-        if h.n_zero or (low.size and low[0] < 0.0 < high[-1]):
-            # The bin of zero reaches to its neighbours.
+        if h.n_zero or low[0] < 0.0 < high[-1]:
+            # The bin of zero reaches to its neighbours, or is one of them: the least subnormals'.
             index = int(np.searchsorted(low, 0.0))
-            left = high[index - 1] if index else 0.0
-            right = low[index] if index < low.size else 0.0
-            low, high = np.insert(low, index, left), np.insert(high, index, right)
-            counts = np.insert(counts, index, h.n_zero)
+            left = high[index - 1] + 0.0 if index else 0.0
+            right = low[index] if index < low.size else np.finfo(np.float64).smallest_subnormal * (index == 0)
+            if left < right:
+                low, high = np.insert(low, index, left), np.insert(high, index, right)
+                counts = np.insert(counts, index, h.n_zero)
+            else:
+                counts[min(index, counts.size - 1)] += h.n_zero
         gaps = np.flatnonzero(high[:-1] < low[1:]) + 1
         edges = np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
         return np.insert(counts, gaps, 0), edges
@@ -314,7 +317,7 @@ def _options(bits: object, symmetric: object, include_zero: object) -> tuple[Qua
 
 
 def _as_mask(mask: object, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    array = np.asarray(mask)
+    array = as_plain_array(mask, "mask")
     if array.dtype != np.bool_:
         raise TypeError(f"mask: expected an array of bool, got {array.dtype}")
     try:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch
+from ._arrays import as_plain_array
 from ._threads import for_ranges
 from .errors import InvalidArgumentError
 
@@ -46,7 +47,7 @@ def int8_matmul(a: Any, b: Any) -> npt.NDArray[np.int64]:
 
 
 def _as_int8_matrix(x: Any, name: str) -> npt.NDArray[np.int8]:
-    array = np.asarray(x)
+    array = as_plain_array(x, name)
     if array.dtype != np.int8:
         raise TypeError(f"{name}: expected an array of int8, got {array.dtype}")
     if array.ndim != 2:

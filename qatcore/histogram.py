@@ -200,6 +200,7 @@ def _kept(values: _FloatArray) -> _FloatArray | None:
     return np.sort(values) if values.size <= EXACT_LIMIT else None
 
 
+@np.errstate(all="ignore")
 def leading_bit_histogram(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     """Return the histogram of an array of any real type and layout, read in constant memory."""
     if x.size == 0:

@@ -107,7 +107,7 @@ class QatLayer:
         return layer
 
     def _reset_parameters(self) -> None:
-        self._codes: npt.NDArray[Any] | None = None
+        self._drop_codes()
         self._weight_scale, self._weight_zero_point = self._per_channel(default_scale(self._config.bits), 0)
         self._activation_scale = default_scale(self._config.bits)
         self._activation_zero_point = 0
@@ -115,6 +115,14 @@ class QatLayer:
     def _per_channel(self, scale: Any, zero_point: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
         shape = (self._out_features,) if self._config.per_channel else ()
         return np.full(shape, scale), np.full(shape, zero_point, np.int32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_codes", "_current")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._weights.setflags(write=False)  # pickles do not keep it
+        self._drop_codes()
 
     # --- parameters ---------------------------------------------------------------------------------
 
@@ -147,7 +155,7 @@ class QatLayer:
             self._config = config
             self._weight_scale, self._weight_zero_point = self._per_channel(scale, zero_point)
         self._config = config
-        self._codes = None
+        self._drop_codes()
 
     @property
     def weights(self) -> Floats:
@@ -162,7 +170,7 @@ class QatLayer:
             raise InvalidArgumentError(f"weights: expected shape {expected}, got {floats.shape}")
         self._weights = floats.copy()
         self._weights.setflags(write=False)
-        self._codes = None
+        self._drop_codes()
 
     @property
     def bias(self) -> npt.NDArray[np.float64]:
@@ -185,7 +193,7 @@ class QatLayer:
     def weight_scale(self, scale: Any) -> None:
         channels = self._out_features if self._config.per_channel else None
         self._weight_scale, _ = self._per_channel(as_scales(scale, channels, "weight_scale"), 0)
-        self._codes = None
+        self._drop_codes()
 
     @property
     def weight_zero_point(self) -> Any:
@@ -196,7 +204,7 @@ class QatLayer:
     def weight_zero_point(self, zero_point: Any) -> None:
         channels = self._out_features if self._config.per_channel else None
         _, self._weight_zero_point = self._per_channel(0.0, as_zero_points(zero_point, channels, "weight_zero_point"))
-        self._codes = None
+        self._drop_codes()
 
     def _shown(self, parameter: npt.NDArray[Any]) -> Any:
         return parameter.copy() if self._config.per_channel else parameter.item()
@@ -248,7 +256,7 @@ class QatLayer:
 
     def _calibrate_weights(self) -> None:
         self._weight_scale, self._weight_zero_point = self._per_channel(*weight_parameters(self._weights, self._config))
-        self._codes = None
+        self._drop_codes()
 
     # --- forward ------------------------------------------------------------------------------------
 
@@ -341,16 +349,25 @@ class QatLayer:
         zero_point = np.array(self._activation_zero_point, np.int32)
         return encode(rows, scale, zero_point, self._config.bits), scale, zero_point
 
+    def _drop_codes(self) -> None:
+        # The codes are known by what they were made for, so that those which another thread is still making
+        # of the old weights are not taken for the new ones'.
+        self._current = object()
+        self._codes: tuple[object, npt.NDArray[Any] | None] = (None, None)
+
     def _weight_codes(self) -> npt.NDArray[Any]:
-        if self._codes is None:
-            self._codes = encode(
+        current = self._current
+        made_for, codes = self._codes
+        if codes is None or made_for is not current:
+            codes = encode(
                 self._weights,
                 self._weight_scale,
                 self._weight_zero_point,
                 self._config.bits,
                 symmetric=self._config.symmetric,
             )
-        return self._codes
+            self._codes = (current, codes)
+        return codes
 
     def _column(self, parameter: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return parameter[:, np.newaxis] if parameter.ndim else parameter

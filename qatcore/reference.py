@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch, codes
-from ._arrays import as_array, as_count, as_float64, as_number, as_zero_point, elementwise
-from .calibration import CalibrationDataset
+from ._arrays import as_array, as_count, as_float64, as_number, as_plain_array, as_zero_point, elementwise
+from .calibration import CalibrationDataset, iterate_batches, named_layers
 from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
 from .errors import InvalidArgumentError
 from .gemm import multiply_codes, widened
 from .scale import scale_and_zero_point
+from .weights import as_config
 
 __all__ = [
     "CalibMethod",
@@ -171,6 +172,9 @@ class CalibrationCollector:
         self._n_samples = 0
         self._batches: list[npt.NDArray[np.float64]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_batches": [self.samples]}  # a copy has a list of its own
+
     def observe(self, tensor: Any) -> None:
         """Add the finite values of an array.
 
@@ -300,9 +304,7 @@ class QatLayer:
     def __init__(self, in_features: int, out_features: int, config: QatConfig | None = None) -> None:
         self.in_features = as_count(in_features, "in_features", 0)
         self.out_features = as_count(out_features, "out_features", 0)
-        self.config = QatConfig() if config is None else config
-        if not isinstance(self.config, QatConfig):
-            raise TypeError(f"config: expected a QatConfig, got {type(config).__name__}")
+        self.config = as_config(config)
         self.weights: Any = np.empty((self.out_features, self.in_features))
         if self.weights.size:
             limit = math.sqrt(6.0 / (self.in_features + self.out_features))
@@ -437,7 +439,7 @@ def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tup
     TypeError
         If `weights` does not hold real numbers.
     """
-    config = QatConfig() if config is None else config
+    config = as_config(config)
     array = as_float64(weights, "weights")
     scale, zero_point = _min_max(array)
     bits = QuantBits.INT4 if config.bits is QuantBits.INT4 else QuantBits.INT8
@@ -464,12 +466,11 @@ def dequantize_weights(weights: Any, scale: float, zero_point: int = 0) -> npt.N
     TypeError
         If `weights` is not int8.
     """
-    array = np.asarray(weights)
+    array = as_plain_array(weights, "weights")
     if array.dtype != np.int8 and array.size:
         raise TypeError(f"weights: expected an array of int8, got {array.dtype}")
     given = np.array(as_number(scale, "scale")), np.array(as_zero_point(zero_point), np.int32)
-    with np.errstate(all="ignore"):
-        return codes.decode(array.astype(np.int8), *given)
+    return codes.decode(array.astype(np.int8), *given)
 
 
 def calibrate_layer(layer_outputs: Iterable[Any], method: CalibMethod) -> tuple[float, int]:
@@ -495,7 +496,7 @@ def calibrate_layer(layer_outputs: Iterable[Any], method: CalibMethod) -> tuple[
     """
     method = as_member(CalibMethod, method, "method")
     collector = CalibrationCollector()
-    for batch in layer_outputs:
+    for batch in iterate_batches("layer_outputs", layer_outputs):
         collector.observe(batch)
     if method is CalibMethod.PERCENTILE:
         return collector.percentile_scale(99.0)
@@ -521,7 +522,7 @@ def calibrate_model(
     TypeError
         If a name is not a str, or a batch does not hold real numbers.
     """
-    layers = layer_activations.items() if isinstance(layer_activations, Mapping) else layer_activations
     return [
-        QuantizationSpec(name, *calibrate_layer(batches, CalibMethod.KL), CalibMethod.KL) for name, batches in layers
+        QuantizationSpec(name, *calibrate_layer(iterate_batches(name, batches), CalibMethod.KL), CalibMethod.KL)
+        for name, batches in named_layers(layer_activations)
     ]

@@ -31,6 +31,7 @@ def min_max_range(h: LeadingBitHistogram) -> tuple[float, float]:
     return h.low, h.high
 
 
+@np.errstate(all="ignore")
 def percentile_range(h: LeadingBitHistogram, p: float) -> tuple[float, float]:
     """Return the range that leaves out (100 - p) / 2 percent at either end.
 
@@ -45,6 +46,7 @@ def percentile_range(h: LeadingBitHistogram, p: float) -> tuple[float, float]:
     return h.value_at_rank(lower_rank), h.value_at_rank(upper_rank)
 
 
+@np.errstate(all="ignore")
 def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> tuple[float, float]:
     """Return the range whose codes have the least expected squared error.
 
@@ -88,6 +90,7 @@ def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, inclu
     return float(chosen[0][0]), float(chosen[1][0])
 
 
+@np.errstate(all="ignore")
 def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> tuple[float, float]:
     """Return the range whose codes lose the least information, by a generalised KL divergence.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import Floats, as_floats, as_scales, as_zero_points
+from ._arrays import Floats, as_floats, as_plain_array, as_scales, as_zero_points
 from .codes import decode, encode
 from .config import QatConfig, QuantBits
 from .errors import InvalidArgumentError
@@ -86,8 +86,8 @@ def dequantize_weights(codes: Any, scale: Any, zero_point: Any = 0) -> npt.NDArr
     >>> dequantize_weights(np.array([-128, 0, 127], np.int8), 0.5, -1)
     array([-63.5,   0.5,  64. ])
     """
-    array = np.asarray(codes)
-    if array.dtype not in (np.int8, E4M3):
+    array = as_plain_array(codes, "codes")
+    if array.dtype.type not in (np.int8, E4M3.type):
         if array.size == 0 and isinstance(codes, list):
             array = array.astype(np.int8)  # an empty list has no type of its own
         else:
@@ -95,9 +95,9 @@ def dequantize_weights(codes: Any, scale: Any, zero_point: Any = 0) -> npt.NDArr
     channels = array.shape[0] if array.ndim > 0 else None
     scales = as_scales(scale, channels, "scale")
     zero_points = as_zero_points(zero_point, channels, "zero_point")
-    if array.dtype == E4M3 and zero_points.any():
+    if array.dtype.type is E4M3.type and zero_points.any():
         raise InvalidArgumentError(f"zero_point: expected 0 for FP8 codes, got {zero_point}")
-    return decode(array, scales, zero_points)
+    return decode(array, *np.broadcast_arrays(scales, zero_points))
 
 
 def weight_parameters(weights: Floats, config: QatConfig) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
