@@ -1,0 +1,193 @@
+"""One SHA-256 of everything whose bits must not depend on the machine.
+
+``python tests/digest.py`` prints it, preceded with ``--sections`` by one for each part.  test_levels.py wants one
+value from every CPU level, number of threads, C library and NumPy variant; two machines can be compared by hand.
+
+So the data must be the same everywhere as well: it comes from a generator's raw words by + - * / alone, never from
+`normal` or `exp`, whose last bits differ between SIMD variants.  Float matrix products in training are left out, they
+are the documented exception.
+"""
+
+import argparse
+import hashlib
+import itertools
+
+import ml_dtypes
+import numpy as np
+
+import qatcore
+from qatcore import CalibMethod, QatConfig, QuantBits, reference
+
+INTEGER_SCALES = [(0.5, 0), (0.1, 3), (1e-3, -128), (7.3, 2**31 - 1), (2.0**-1060, 5), (0.0, 1)]
+CONFIGS = [QatConfig(*options) for options in itertools.product(QuantBits, (False, True), (False, True))]
+
+
+def words(n, seed):
+    return np.random.PCG64(seed).random_raw(n)
+
+
+def uniform(n, seed):
+    return (words(n, seed) >> np.uint64(11)) * 2.0**-53
+
+
+def bell(n, seed):
+    """Nearly normal: the sum of twelve uniforms, added one after the other."""
+    total = np.full(n, -6.0)
+    for row in uniform(12 * n, seed).reshape(12, n):
+        total += row
+    return total
+
+
+def heavy(n, seed):
+    """Tails like those of Student's t with one degree of freedom, cut off at 2**20."""
+    return (uniform(n, seed) - 0.5) / (uniform(n, seed + 1) + 2.0**-20)
+
+
+def adversarial(dtype):
+    """Ties and their neighbours, subnormals, extremes, and what is not finite, of float32 or float64."""
+    integer = np.dtype(f"i{np.dtype(dtype).itemsize}")
+    info = np.finfo(dtype)
+    ties = np.concatenate([(np.arange(-300, 300) + 0.5) * step for step in (1.0, 0.5, 0.1, 1e-3, 2.0**-10)])
+    # E4M3's values and the midpoints between them, of which the subnormal ones are multiples of 2**-10.
+    fp8 = np.concatenate([np.arange(16, 33) * 2.0 ** float(e) for e in range(-12, 6)])
+    centres = np.concatenate([ties, fp8, -fp8]).astype(dtype).view(integer)
+    near = np.concatenate([centres - 1, centres, centres + 1]).view(dtype)
+    odd = [0.0, -0.0, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny, info.smallest_subnormal]
+    return np.concatenate([near, np.array([*odd, -info.smallest_subnormal], dtype)])
+
+
+def random_bits(n, seed, dtype):
+    """Every exponent, NaN and infinities among them."""
+    return words(n, seed).view(f"u{np.dtype(dtype).itemsize}")[:n].view(dtype)
+
+
+def arrays():
+    """Input for elementwise functions, one long enough to be split over three threads."""
+    yield "adversarial64", adversarial(np.float64)
+    yield "adversarial32", adversarial(np.float32)
+    yield "bits64", random_bits(20_000, 1, np.float64)
+    yield "bits32", random_bits(20_000, 2, np.float32)
+    yield "bits16", random_bits(8_000, 3, np.float16)
+    yield "bfloat16", random_bits(8_000, 4, np.uint16).view(ml_dtypes.bfloat16)
+    yield "integers", random_bits(5_000, 5, np.int16)
+    yield "long", ((uniform(820_000, 6) - 0.5) * 300).astype(np.float32)
+
+
+def distributions():
+    """Input for collectors: name and batches.  Above 8,192 values only their bins are kept."""
+    yield "empty", []
+    yield "one", [[3.0]]
+    yield "few", [heavy(40, 10), [0.0, -0.0]]
+    yield "exact", [bell(3_000, 11).astype(np.float32), bell(500, 12)]
+    yield "bell", [bell(20_000, 13)]
+    yield "heavy", [heavy(15_000, 14), np.zeros(100)]
+    yield "rectified", [np.maximum(bell(12_000, 15), 0.0).astype(np.float32)]
+    yield "offset", [uniform(10_000, 16).astype(np.float32) * 4 + 3]
+    yield "skewed", [uniform(9_000, 17) * uniform(9_000, 18) * uniform(9_000, 19) * uniform(9_000, 20)]
+    yield "negative", [-heavy(9_000, 21) * heavy(9_000, 22) - 1e4]
+    yield "bits32", [random_bits(9_000, 23, np.float32)]
+    yield "bits64", [random_bits(9_000, 24, np.float64)]
+    yield "subnormal", [random_bits(9_000, 25, np.uint32).astype(np.uint64).view(np.float64)]
+    yield "long", [(uniform(1_600_000, 26) - 0.25).astype(np.float32)]
+
+
+def elementwise():
+    for name, x in arrays():
+        yield name, [f(x) for f in (qatcore.quantize_fp8, reference.quantize_fp8)]
+        for (scale, zero_point), module in itertools.product(INTEGER_SCALES, (qatcore, reference)):
+            yield name, [f(x, scale, zero_point) for f in (module.quantize_int8, module.quantize_int4)]
+    x = adversarial(np.float64)
+    for scale in (-0.5, np.nan, np.inf):
+        yield "unsound scale", [reference.quantize_int8(x, scale, 2), reference.quantize_int4(x, scale)]
+
+
+def collectors():
+    for name, batches in distributions():
+        collector = qatcore.CalibrationCollector()
+        for batch in batches:
+            collector.observe(batch)
+        yield name, [collector.min_val, collector.max_val, *collector.histogram()]
+        for bits, symmetric in itertools.product(QuantBits, (False, True)):
+            for include_zero in (False, True):
+                options = {"bits": bits, "symmetric": symmetric, "include_zero": include_zero}
+                yield name, [collector.min_max_scale(**options), collector.percentile_scale(99.0, **options)]
+                yield name, [collector.kl_divergence_scale(**options)]
+                if name != "long" or include_zero:  # to save time: the cost is that of a full histogram
+                    yield name, [collector.mse_scale(**options)]
+
+
+def reference_collectors():
+    for name, batches in distributions():
+        collector = reference.CalibrationCollector()
+        for batch in batches:
+            collector.observe(batch)
+        yield name, [collector.min_val, collector.max_val, collector.n_elements, collector.histogram]
+        yield name, [collector.min_max_scale(), collector.percentile_scale(99.0), collector.kl_divergence_scale()]
+
+
+def divergences():
+    p, q = uniform(5_000, 30), uniform(5_000, 31) * uniform(5_000, 32)
+    for first, second in ((p, q), (q, p), (p / 5_000, q * 0.0), (heavy(3_000, 33), q), (p[:1], q[:1]), (p, [])):
+        yield "divergence", [reference.kl_divergence_symmetric(first, second)]
+    # Long sums hide a logarithm's last bit, single ones show it.  The C library's own variants differ in one of 5,000.
+    pairs = zip(uniform(40_000, 34)[:, np.newaxis], uniform(40_000, 35)[:, np.newaxis], strict=True)
+    yield "single", [np.array([reference.kl_divergence_symmetric(*pair) for pair in pairs])]
+
+
+def products():
+    codes = words(50_000, 40).view(np.int8)
+    for m, k, n in ((1, 1, 1), (3, 5, 7), (17, 2_100, 65), (300, 310, 290), (2, 1_000, 130)):
+        a, b = codes[: m * k].reshape(m, k), codes[-k * n :].reshape(k, n)
+        yield f"{m} {k} {n}", [qatcore.int8_matmul(a, b), qatcore.int8_matmul(a[::-1], np.asfortranarray(b))]
+    least = np.full((2, 140_000), -128, np.int8)
+    yield "extremes", [qatcore.int8_matmul(least, least.T)]
+
+
+def layers():
+    weights, bias = bell(37 * 70, 50).reshape(37, 70), bell(37, 51)
+    data = heavy(64 * 70, 52).reshape(64, 70)
+    yield "initial", [qatcore.QatLayer(70, 37).weights, reference.QatLayer(70, 37).weights]
+    for config, method in zip(CONFIGS, itertools.cycle(CalibMethod)):
+        layer = qatcore.QatLayer.from_weights(weights, bias, config)
+        layer.calibrate_from_data(data, method)
+        yield f"{config}", [layer.weight_scale, layer.weight_zero_point, layer.activation_scale]
+        yield f"{config}", [layer.forward_infer(data.astype(t)) for t in (np.float64, np.float32, np.float16)]
+        codes, scale, zero_point = qatcore.quantize_model_weights(weights, config)
+        yield f"{config}", [codes, scale, zero_point, qatcore.dequantize_weights(codes, scale, zero_point)]
+        yield f"{config}", reference.quantize_model_weights(weights, config)
+    layer = reference.QatLayer(70, 37)
+    layer.weights, layer.bias = weights, bias
+    layer.calibrate_from_data(data)
+    yield "reference", [layer.forward_infer(data)]
+
+
+SECTIONS = (elementwise, collectors, reference_collectors, divergences, products, layers)
+
+
+def add(digest, name, values):
+    """Hash arrays with their types and shapes; all NaNs are one."""
+    for value in values:
+        array = np.ascontiguousarray(value)
+        if array.dtype.kind not in "biu" and array.dtype.itemsize > 1:
+            array = np.where(np.isnan(array), np.array(np.nan, array.dtype), array)
+        digest.update(f"{name} {array.dtype} {np.shape(value)} ".encode())
+        digest.update(array.tobytes())
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sections", action="store_true")
+    show_sections = parser.parse_args().sections
+    total = hashlib.sha256()
+    for section in SECTIONS:
+        digest = hashlib.sha256()
+        for name, values in section():
+            add(digest, name, values)
+        total.update(digest.digest())
+        if show_sections:
+            print(section.__name__, digest.hexdigest())
+    print(total.hexdigest())
+
+
+if __name__ == "__main__":
+    main()
