@@ -82,7 +82,9 @@ def test_ragged_lists(name):
 
 
 @pytest.mark.parametrize("name", of_kind("matrix", "mask"))
-@pytest.mark.parametrize("bad", [None, "1.0", b"1", 1j, {}, {1.0}, object(), ValueError, np.void(b"1")], ids=repr)
+@pytest.mark.parametrize(
+    "bad", [None, "1.0", b"1", 1j, {}, {1.0}, object(), ValueError, np.void(b"1")], ids=lambda bad: type(bad).__name__
+)
 def test_no_arrays_at_all(name, bad):
     if FUNCTIONS[name].kind == "mask" and bad is None:
         pytest.skip("None is no mask")
