@@ -10,6 +10,7 @@ from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
 from .errors import InvalidArgumentError
 from .gemm import int8_matmul
 from .layer import QatLayer
+from .reference import kl_divergence_symmetric
 from .weights import dequantize_weights, quantize_model_weights
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "dequantize_weights",
     "get_num_threads",
     "int8_matmul",
+    "kl_divergence_symmetric",
     "quantize_fp8",
     "quantize_int4",
     "quantize_int8",

@@ -15,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from . import _kernels
+try:
+    from . import _kernels
+except ImportError as error:
+    raise ImportError(
+        f"the compiled kernels are not in {os.path.dirname(__file__)}: a source tree is not importable until it is "
+        "built in place (see CONTRIBUTING.md); to use an installed qatcore, run from another directory"
+    ) from error
 from .errors import InvalidArgumentError
 
 # Each CPU level, lowest first: what the probe returns for it, and its build.
@@ -64,7 +70,7 @@ def cpu_level() -> str:
     -------
     str
         ``"v2"``, ``"v3"`` or ``"v4"``, the x86-64 micro-architecture levels, or ``"baseline"`` on other
-        architectures.  The environment variable ``QATCORE_CPU`` set to a level caps it.
+        architectures.  The environment variable ``QATCORE_CPU`` chooses a lower one.
 
     Examples
     --------

@@ -101,7 +101,10 @@ class _Pool:
         if self._started < helpers:
             with self._lock:
                 while self._started < helpers:
-                    threading.Thread(target=self._serve, name="qatcore", daemon=True).start()
+                    try:
+                        threading.Thread(target=self._serve, name="qatcore", daemon=True).start()
+                    except RuntimeError:  # too many threads, or the interpreter is shutting down
+                        break  # the caller works through the ranges alone
                     self._started += 1
         for _ in range(helpers):
             self._jobs.put(job)

@@ -80,7 +80,7 @@ def calibrate_layer(
     Parameters
     ----------
     layer_outputs : iterable of array_like
-        Batches of any shape, taken one at a time and not kept.
+        Batches of any shape, taken one at a time and not kept; a one-dimensional array is one batch.
     method : CalibMethod
         ``PERCENTILE`` keeps 99 %.
     bits : QuantBits
@@ -101,7 +101,7 @@ def calibrate_layer(
     Warns
     -----
     CalibrationWarning
-        If there are some finite values, but fewer than 256.
+        If there are fewer than 256 finite values.
 
     Examples
     --------
@@ -144,7 +144,7 @@ def calibrate_model(
     Warns
     -----
     CalibrationWarning
-        For each layer with some finite values, but fewer than 256.
+        For each layer with fewer than 256 finite values.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def _calibrate(
     collector = CalibrationCollector()
     for batch in iterate_batches(name, batches):
         collector.observe(batch)
-    if 0 < collector.n_elements < _FEW_VALUES:
+    if collector.n_elements < _FEW_VALUES:
         warnings.warn(
             f"{name}: calibrated from {collector.n_elements} finite values; a range from fewer than "
             f"{_FEW_VALUES} says little of the data to come",
@@ -200,7 +200,9 @@ def _calibrate(
 
 
 def iterate_batches(name: str, batches: object) -> Iterator[Any]:
-    """Return an iterator over a layer's batches."""
+    """Return an iterator over a layer's batches; a one-dimensional array is one."""
+    if isinstance(batches, np.ndarray) and batches.ndim == 1:
+        return iter([batches])
     try:
         return iter(batches)  # type: ignore[call-overload, no-any-return]
     except TypeError:

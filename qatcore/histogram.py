@@ -57,6 +57,8 @@ class LeadingBitHistogram:
         The finite nonzero values themselves, ascending, while there are at most `EXACT_LIMIT`.
     low, high : float
         Least and greatest finite value; +inf and -inf if there is none.  Zero has no sign.
+    n_low, n_high : int
+        How many values are the least and the greatest one: fills and saturated values are many.
     n_zero, n_nan, n_posinf, n_neginf : int
     """
 
@@ -65,6 +67,8 @@ class LeadingBitHistogram:
     values: _FloatArray | None
     low: float
     high: float
+    n_low: int
+    n_high: int
     n_zero: int
     n_nan: int
     n_posinf: int
@@ -93,8 +97,8 @@ class LeadingBitHistogram:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _scalars(self) -> tuple[float, float, int, int, int, int]:
-        return (self.low, self.high, self.n_zero, self.n_nan, self.n_posinf, self.n_neginf)
+    def _scalars(self) -> tuple[float | int, ...]:
+        return (self.low, self.high, self.n_low, self.n_high, self.n_zero, self.n_nan, self.n_posinf, self.n_neginf)
 
     def merged(self, other: LeadingBitHistogram) -> LeadingBitHistogram:
         """Return the histogram of both multisets together."""
@@ -105,12 +109,15 @@ class LeadingBitHistogram:
         values = None
         if self.values is not None and other.values is not None:
             values = _kept(np.concatenate([self.values, other.values]))
+        low, high = min(self.low, other.low), max(self.high, other.high)
         return LeadingBitHistogram(
             binades,
             counts,
             values,
-            min(self.low, other.low),
-            max(self.high, other.high),
+            low,
+            high,
+            sum(part.n_low for part in (self, other) if part.low == low),
+            sum(part.n_high for part in (self, other) if part.high == high),
             self.n_zero + other.n_zero,
             self.n_nan + other.n_nan,
             self.n_posinf + other.n_posinf,
@@ -148,11 +155,12 @@ class LeadingBitHistogram:
             low, high, held = self.bins()
             mass = held.astype(np.float64)
             low, high = np.maximum(low, self.low), np.minimum(high, self.high)
-            points = np.array([end for end in (self.low, self.high) if end != 0.0])
-            counts = np.ones(points.size)
-            for end, index in ((self.low, 0), (self.high, -1)):
-                if end != 0.0:
-                    mass[index] -= 1.0
+            ends = [(self.low, self.n_low, 0), (self.high, self.n_high, -1)]
+            ends = [end for end in ends[: 1 if self.low == self.high else 2] if end[0] != 0.0]
+            points = np.array([value for value, _, _ in ends])
+            counts = np.array([float(n) for _, n, _ in ends])
+            for _, n, index in ends:
+                mass[index] -= n
             # What is left of a bin may be too narrow to have an inside.
             narrow = high - low <= np.maximum(np.abs(low), np.abs(high)) * 2.0**-20
             middle = low[narrow] + (high[narrow] - low[narrow]) * 0.5
@@ -192,7 +200,7 @@ class LeadingBitHistogram:
 
 
 EMPTY = LeadingBitHistogram(
-    np.empty(0, np.int32), np.empty((0, FRACTION), np.int64), np.empty(0), float("inf"), float("-inf"), 0, 0, 0, 0
+    np.empty(0, np.int32), np.empty((0, FRACTION), np.int64), np.empty(0), float("inf"), float("-inf"), 0, 0, 0, 0, 0, 0
 )
 
 
@@ -206,6 +214,7 @@ def leading_bit_histogram(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     if x.size == 0:
         return EMPTY
     dtype = kernel_dtype(x.dtype, "x")
+    x = np.atleast_1d(x)  # NumPy before 2.3 leaves the buffer of a 0-d operand unfilled
     total = EMPTY
     # Any order does, so walk in memory order; converted, misaligned or strided data passes a buffer.
     iterator: Any = np.nditer(  # NumPy's stubs know neither "contig" nor what one operand yields
@@ -260,12 +269,16 @@ def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     if single:  # the same exponents and signs as float64 counts them
         binades = (binades >> 8) * _EXPONENTS + (binades & 255) + (1023 - 127)
     n_finite = x.size - n_nan - n_posinf - n_neginf
+    low = _float_of_key(low_key, single) if n_finite else float("inf")
+    high = _float_of_key(high_key, single) if n_finite else float("-inf")
     histogram = LeadingBitHistogram(
         binades.astype(np.int32),
         counts,
         None,
-        _float_of_key(low_key, single) if n_finite else float("inf"),
-        _float_of_key(high_key, single) if n_finite else float("-inf"),
+        low,
+        high,
+        int(np.count_nonzero(x == low)) if n_finite else 0,
+        int(np.count_nonzero(x == high)) if n_finite else 0,
         n_zero,
         n_nan,
         n_posinf,

@@ -282,7 +282,7 @@ class QatLayer:
         """
         rows, shape, dtype = self._rows(x)
         if self._config.bits is QuantBits.FP8:
-            activations = decode(*self._encoded(rows))
+            activations = decode(*self._encoded(rows)) if self._activation_scale else rows.astype(np.float64)
         else:
             activations = fake_quantize(
                 rows, self._activation_scale, self._activation_zero_point, self._config.bits, float64=True

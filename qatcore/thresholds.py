@@ -83,7 +83,7 @@ def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, inclu
     whole = np.ones((len(axes), 1))
     best, least = _coarse_to_fine(cost, axes, refinements)
     # Within bins values are only known to be somewhere; the estimate is off by a fraction of 1 / sqrt(n).
-    margin = 0.0 if h.values is not None else 0.5 / np.sqrt(float(h.n_elements))
+    margin = 0.0 if h.values is not None else 1.5 / np.sqrt(float(h.n_elements))
     if not least < cost(whole)[0] * (1.0 - margin):
         best = whole
     chosen = ends(best)
@@ -95,7 +95,7 @@ def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, includ
     """Return the range whose codes lose the least information, by a generalised KL divergence.
 
     After Migacz (2017); docs/numerics.md says what was changed and why.  Of the ranges whose divergences
-    sampling cannot tell apart, the one with the least expected squared error is taken.
+    sampling cannot tell apart, and the whole range, the one with the least expected squared error is taken.
     """
     if not _searchable(h):
         return h.low, h.high
@@ -128,7 +128,9 @@ def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, includ
             low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     alike = np.flatnonzero(cost <= cost.min() + tolerance)
     alike = alike[:: -(-alike.size // _MOST_ALIKE)]
-    low, high = low[alike], high[alike]
+    # The whole range is always among them: a divergence does not see how far a value is clipped.
+    whole = (-clip, clip) if symmetric else (h.low, h.high)
+    low, high = np.append(low[alike], whole[0]), np.append(high[alike], whole[1])
     best = int(np.argmin(_squared_error(h, bits, symmetric=symmetric, include_zero=include_zero)(low, high)))
     return float(low[best]), float(high[best])
 
@@ -142,9 +144,9 @@ def _searchable(h: LeadingBitHistogram) -> bool:
 # --- mean squared error -------------------------------------------------------------------------------
 
 #: Fractions of a range for the coarse search: 8 in each of 14 octaves, and 1.
-_COARSE = np.append(np.outer(2.0 ** -np.arange(14.0, 0.0, -1.0), np.arange(8.0, 16.0) / 8.0).reshape(-1), 1.0)
+_COARSE = np.append(np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0, 16.0) / 8.0).reshape(-1), 1.0)
 #: Fewer, for the search over both ends.
-_COARSE_PAIRS = np.concatenate([2.0 ** -np.arange(14.0, 3.0, -1.0), np.arange(4.0, 33.0) / 32.0])
+_COARSE_PAIRS = np.concatenate([np.ldexp(1.0, -np.arange(14, 3, -1)), np.arange(4.0, 33.0) / 32.0])
 
 
 def _padded(*arrays: _FloatArray) -> list[_FloatArray]:

@@ -106,6 +106,10 @@ def weight_parameters(weights: Floats, config: QatConfig) -> tuple[npt.NDArray[n
     finite = np.isfinite(weights)
     low = weights.min(axis=axis, where=finite, initial=np.inf).astype(np.float64)
     high = weights.max(axis=axis, where=finite, initial=-np.inf).astype(np.float64)
+    if config.per_channel or config.bits is not QuantBits.INT8:
+        # Weights of one value have no range, for which the reference's int8 answers (1, 0) and loses them.
+        constant = low == high
+        low, high = np.where(constant, np.minimum(low, 0.0), low), np.where(constant, np.maximum(high, 0.0), high)
     return scale_and_zero_point(low, high, config.bits, symmetric=config.symmetric, include_zero=False)
 
 

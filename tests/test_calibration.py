@@ -61,4 +61,10 @@ def test_few_values_are_worth_a_warning():
     with pytest.warns(CalibrationWarning, match="fc1: calibrated from 3 finite values"):
         specs = qatcore.calibrate_model({"fc1": [[1.0, 2.0, 3.0, np.nan]]}, CalibMethod.MIN_MAX)
     assert specs[0].scale == 2.0 / 255.0
-    assert qatcore.calibrate_layer([], CalibMethod.MSE) == (1.0, 0)  # nothing said, nothing to warn of
+    with pytest.warns(CalibrationWarning, match="0 finite values"):
+        assert qatcore.calibrate_layer([], CalibMethod.MSE) == (1.0, 0)
+
+
+def test_an_array_is_one_batch():
+    x = np.linspace(0.0, 2.0, 300)
+    assert qatcore.calibrate_layer(x, CalibMethod.MIN_MAX) == qatcore.calibrate_layer([x], CalibMethod.MIN_MAX)
