@@ -17,11 +17,11 @@ import numpy as np
 
 try:
     from . import _kernels
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         f"the compiled kernels are not in {os.path.dirname(__file__)}: a source tree is not importable until it is "
         "built in place (see CONTRIBUTING.md); to use an installed qatcore, run from another directory"
-    ) from error
+    ) from _missing
 from .errors import InvalidArgumentError
 
 # Each CPU level, lowest first: what the probe returns for it, and its build.
