@@ -1,11 +1,13 @@
 """Build the compiled extensions.
 
-Everything else about the package is in pyproject.toml.  Two switches, read from the environment:
+Everything else about the package is in pyproject.toml.  Three switches, read from the environment:
 
 ``QATCORE_DEBUG=1``
     bounds checks in every kernel, little optimisation
 ``QATCORE_SANITIZE=1``
     AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run the result)
+``QATCORE_EMULATE_AMX=1``
+    the AMX module in plain C, and a CPU probe that finds AMX where there is AVX-512 VNNI: for tests
 
 The same kernel source is compiled once for each CPU level, see docs/architecture.md.
 """
@@ -23,7 +25,8 @@ from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("QATCORE_DEBUG", "0") == "1"
 SANITIZE = os.environ.get("QATCORE_SANITIZE", "0") == "1"
-VARIANT = "sanitize" if SANITIZE else "debug" if DEBUG else "release"
+EMULATE_AMX = os.environ.get("QATCORE_EMULATE_AMX", "0") == "1"
+VARIANT = ("sanitize" if SANITIZE else "debug" if DEBUG else "release") + ("-amx" if EMULATE_AMX else "")
 
 # Contraction into FMA and value-changing maths are off because they change bits: every level must
 # give the same numbers.  errno and trapping maths only keep the compiler from vectorising.
@@ -40,17 +43,24 @@ if SANITIZE:
     ]
 elif DEBUG:
     COMMON = ["-O1", "-g", "-ffp-contract=off"]
+if EMULATE_AMX:
+    COMMON += ["-DQATCORE_EMULATE_AMX", "-Itests"]
 LINK = ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG else ["-Wl,-s"]
 
-# Module name and compiler flags of each level; the first is the baseline that every machine imports.
+# Source and compiler flags of each module; the first is the baseline that every machine imports.
 if platform.machine().lower() in ("x86_64", "amd64"):
-    LEVELS = {
-        "_kernels": ["-march=x86-64-v2"],
-        "_kernels_v3": ["-march=x86-64-v3"],
-        "_kernels_v4": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    V3 = ["-march=x86-64-v3"]
+    V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    MODULES = {
+        "_kernels": ("_kernels", ["-march=x86-64-v2"]),
+        "_kernels_v3": ("_kernels", V3),
+        "_kernels_v4": ("_kernels", V4),
+        "_gemm_avxvnni": ("_gemm_avxvnni", [*V3, "-mavxvnni"]),
+        "_gemm_vnni": ("_gemm_vnni", [*V4, "-mavx512vnni"]),
+        "_gemm_amx": ("_gemm_amx", [*V4, *([] if EMULATE_AMX else ["-mamx-tile", "-mamx-int8"])]),
     }
 else:
-    LEVELS = {"_kernels": []}
+    MODULES = {"_kernels": ("_kernels", [])}
 
 # Bounds checks stay off under the sanitizers, which would otherwise never see an overrun.
 DIRECTIVES = {
@@ -85,7 +95,7 @@ class BuildLevels(build_ext):
     """Build what this compiler can build."""
 
     def build_extensions(self) -> None:
-        """Drop the flags that the compiler does not know, and the levels whose instructions it does not."""
+        """Drop the flags that the compiler does not know, and the modules whose instructions it does not."""
         # None unless it is a Unix-like compiler; others build the baseline with their defaults.
         compiler = getattr(self.compiler, "compiler_so", None)
         kept = []
@@ -95,26 +105,26 @@ class BuildLevels(build_ext):
             extension.extra_compile_args = known
             if not compiler:
                 extension.extra_link_args = []
-            level = [flag for flag in wanted if flag.startswith("-march")]
-            if extension.name == "qatcore._kernels" or set(level) <= set(known):
+            missing = [flag for flag in wanted if flag.startswith("-ma") and flag not in known]  # -march, -mavx, -mamx
+            if extension.name == "qatcore._kernels" or not missing:
                 kept.append(extension)
             else:
-                print(f"qatcore: no {extension.name}, this compiler lacks {level[0]}", file=sys.stderr)
+                print(f"qatcore: no {extension.name}, this compiler lacks {' '.join(missing)}", file=sys.stderr)
         self.extensions = kept
         super().build_extensions()
 
 
 def extensions() -> list[Extension]:
-    """One extension a level, from one source.
+    """One extension a module, several of them from one source.
 
-    ``cythonize`` is called once a level with a directory of its own, and the flags are set afterwards:
-    with flags given before, one level's leak into the next, and one call for all refuses to compile
+    ``cythonize`` is called once a module with a directory of its own, and the flags are set afterwards:
+    with flags given before, one module's leak into the next, and one call for all refuses to compile
     a source twice.
     """
     built = []
-    for name, flags in LEVELS.items():
+    for name, (source, flags) in MODULES.items():
         (extension,) = cythonize(
-            [Extension(f"qatcore.{name}", ["qatcore/_kernels.pyx"])],
+            [Extension(f"qatcore.{name}", [f"qatcore/{source}.pyx"])],
             build_dir=f"build/cython-{VARIANT}/{name}",
             compiler_directives=DIRECTIVES,
         )

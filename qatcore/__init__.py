@@ -8,7 +8,7 @@ from .codes import quantize_fp8, quantize_int4, quantize_int8
 from .collector import CalibrationCollector
 from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
 from .errors import InvalidArgumentError
-from .gemm import int8_matmul
+from .gemm import PackedInt8Matrix, int8_linear, int8_matmul
 from .layer import QatLayer
 from .reference import kl_divergence_symmetric
 from .weights import dequantize_weights, quantize_model_weights
@@ -21,6 +21,7 @@ __all__ = [
     "CalibrationDataset",
     "CalibrationWarning",
     "InvalidArgumentError",
+    "PackedInt8Matrix",
     "QatConfig",
     "QatLayer",
     "QuantBits",
@@ -31,6 +32,7 @@ __all__ = [
     "cpu_level",
     "dequantize_weights",
     "get_num_threads",
+    "int8_linear",
     "int8_matmul",
     "kl_divergence_symmetric",
     "quantize_fp8",

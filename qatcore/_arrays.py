@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,55 @@ def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
 def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error
         return np.require(array, dtype, ["C", "A"])
+
+
+def float_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
+    """Return the type of a result, float32 or float64: that of `out`, or of `dtype` if there is none."""
+    given = isinstance(out, np.ndarray)
+    try:
+        kind: np.dtype[Any] = np.dtype(out.dtype if given else dtype).newbyteorder("=")
+    except TypeError:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
+    if kind.type not in (np.float32, np.float64):
+        raise InvalidArgumentError(f"{'out' if given else 'dtype'}: expected float32 or float64, got {kind}")
+    return kind
+
+
+@contextlib.contextmanager
+def writable(
+    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: tuple[npt.NDArray[Any], ...]
+) -> Iterator[npt.NDArray[Any]]:
+    """Yield a C-contiguous array to write a result into, and see that it ends up in `out`.
+
+    A new array if `out` is None; else `out` itself, or a temporary one if its layout or its overlap with an
+    input does not allow that.  An input that begins where `out` does, element for element, is no obstacle.
+    """
+    if out is None:
+        yield np.empty(shape, dtype)
+        return
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out: masked arrays are not written, their mask would be wrong; pass .data")
+    if out.shape != shape:
+        raise InvalidArgumentError(f"out: expected shape {shape}, got {out.shape}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise InvalidArgumentError(f"out: expected {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise InvalidArgumentError("out: expected a writable array, got a read-only one")
+    direct = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
+    if direct and not any(_overlaps(out, array) for array in inputs):
+        yield out
+        return
+    result = np.empty(shape, dtype)
+    yield result
+    out[...] = result
+
+
+def _overlaps(out: npt.NDArray[Any], array: npt.NDArray[Any]) -> bool:
+    if out.ctypes.data == array.ctypes.data and out.strides == array.strides and out.dtype == array.dtype:
+        return False
+    return np.may_share_memory(out, array)
 
 
 def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False) -> Any:

@@ -23,13 +23,60 @@ cdef extern from *:
         if ((b & v4_7b) != v4_7b || (low & 0xe6) != 0xe6) return 3;
         return 4;
     }
+    enum { QATCORE_AVXVNNI = 1, QATCORE_VNNI = 2, QATCORE_AMX = 4 };
+    static int qatcore_cpu_features(void)
+    {
+        unsigned a, b, c, d, low, high, found = 0;
+        const unsigned amx_7d = 1u << 24 | 1u << 25;  /* tiles, int8 */
+        const int level = qatcore_cpu_level();
+        if (level < 3 || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        if (level >= 4 && c & 1u << 11) found |= QATCORE_VNNI;
+        if (level >= 4 && (d & amx_7d) == amx_7d && (low & 0x60000) == 0x60000) found |= QATCORE_AMX;
+        if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4) found |= QATCORE_AVXVNNI;
+    #ifdef QATCORE_EMULATE_AMX
+        if (found & QATCORE_VNNI) found |= QATCORE_AMX;
+    #endif
+        return found;
+    }
     #else
     static int qatcore_cpu_level(void) { return 0; }
+    static int qatcore_cpu_features(void) { return 0; }
+    #endif
+    #if defined(__x86_64__) && defined(__linux__) && !defined(QATCORE_EMULATE_AMX)
+    #include <unistd.h>
+    #include <sys/syscall.h>
+    /* Linux gives a process the tiles' eight kilobytes only if it asks (Documentation/arch/x86/xstate.rst). */
+    static int qatcore_request_amx(void)
+    {
+        const int get = 0x1022, request = 0x1023, tile_data = 18;
+        unsigned long granted = 0;
+        if (!syscall(SYS_arch_prctl, get, &granted) && granted >> tile_data & 1) return 1;
+        if (syscall(SYS_arch_prctl, request, tile_data)) return 0;
+        return !syscall(SYS_arch_prctl, get, &granted) && granted >> tile_data & 1;
+    }
+    #elif defined(QATCORE_EMULATE_AMX)
+    static int qatcore_request_amx(void) { return 1; }
+    #else
+    static int qatcore_request_amx(void) { return 0; }
     #endif
     """
     int qatcore_cpu_level() noexcept nogil
+    int qatcore_cpu_features() noexcept nogil
+    int qatcore_request_amx() noexcept nogil
 
 
 def probe_cpu():
     """The x86-64 micro-architecture level of this machine (2, 3 or 4), or 0 on another architecture."""
     return qatcore_cpu_level()
+
+
+def probe_gemm():
+    """Which GEMM modules this machine can run; the operating system may still refuse AMX to a process."""
+    found = qatcore_cpu_features()
+    return [name for bit, name in ((1, "avxvnni"), (2, "vnni"), (4, "amx")) if found & bit]
+
+
+def request_amx():
+    """Ask the operating system for the tile registers; whether this process may use them."""
+    return bool(qatcore_request_amx())

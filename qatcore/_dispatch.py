@@ -24,9 +24,38 @@ except ImportError as _missing:
     ) from _missing
 from .errors import InvalidArgumentError
 
-# Each CPU level, lowest first: what the probe returns for it, and its build.
-_BUILDS = {"v2": (2, "_kernels"), "v3": (3, "_kernels_v3"), "v4": (4, "_kernels_v4")}
+# Each CPU level, lowest first: what the probe returns for it, and its build.  Level amx has v4's kernels.
+_BUILDS = {"v2": (2, "_kernels"), "v3": (3, "_kernels_v3"), "v4": (4, "_kernels_v4"), "amx": (4, "_kernels_v4")}
 _BASELINE = "baseline"  # an architecture with one build only
+
+# The int8 products of each level, the best first; without any of them, the portable one in its kernels.
+_GEMMS = {"v3": ["avxvnni"], "v4": ["vnni"], "amx": ["amx", "vnni"]}
+
+#: A product of so few rows waits for the right operand's bytes: the matrix unit would only add its set-up.
+_FEW_ROWS = 4
+
+
+def _is_built(module: str) -> bool:
+    return importlib.util.find_spec(f"{__package__}.{module}") is not None
+
+
+def _import(module: str) -> Any:
+    return importlib.import_module(f"{__package__}.{module}")
+
+
+def missing_modules() -> list[str]:
+    """Return the compiled modules of this architecture that were left out of this build."""
+    if _kernels.probe_cpu() == 0:
+        return []
+    modules = [module for _, module in _BUILDS.values()] + [
+        f"_gemm_{name}" for names in _GEMMS.values() for name in names
+    ]
+    return [module for module in dict.fromkeys(modules) if not _is_built(module)]
+
+
+def available_gemms() -> list[str]:
+    """Return the micro-kernels beside the portable one that this machine can run and that were built."""
+    return [name for name in _kernels.probe_gemm() if _is_built(f"_gemm_{name}")]
 
 
 def available_levels() -> list[str]:
@@ -37,14 +66,22 @@ def available_levels() -> list[str]:
     return [
         level
         for level, (needed, module) in _BUILDS.items()
-        if needed <= machine and importlib.util.find_spec(f"{__package__}.{module}") is not None
+        if needed <= machine and _is_built(module) and (level != "amx" or "amx" in available_gemms())
     ]
 
 
 def load_kernels(level: str) -> Any:
     """Import the build for one of the available levels."""
-    module = _BUILDS[level][1] if level in _BUILDS else "_kernels"
-    return importlib.import_module(f"{__package__}.{module}")
+    return _import(_BUILDS[level][1] if level in _BUILDS else "_kernels")
+
+
+def load_gemms(level: str) -> tuple[Any, Any]:
+    """Import the modules for products of few and of many rows at one of the available levels."""
+    names = [name for name in _GEMMS.get(level, ()) if name in available_gemms()]
+    if "amx" in names and not _kernels.request_amx():
+        names.remove("amx")
+    modules = [_import(f"_gemm_{name}") for name in names] or [load_kernels(level)]
+    return modules[-1], modules[0]
 
 
 def choose_level(cap: str | None, levels: list[str]) -> str:
@@ -62,6 +99,17 @@ _level = choose_level(os.environ.get("QATCORE_CPU"), available_levels())
 #: level's build here.
 kernels: Any = load_kernels(_level)
 
+#: The modules for products of few and of many rows, once a product was asked for.
+gemms: tuple[Any, Any] | None = None
+
+
+def gemm(rows: int) -> Any:
+    """Return the module with the int8 product for this many rows."""
+    global gemms  # noqa: PLW0603 (imported, and the tiles asked for, by the first product and not before)
+    if gemms is None:
+        gemms = load_gemms(_level)
+    return gemms[rows > _FEW_ROWS]
+
 
 def cpu_level() -> str:
     """Return the CPU level of the kernels in use.
@@ -69,32 +117,37 @@ def cpu_level() -> str:
     Returns
     -------
     str
-        ``"v2"``, ``"v3"`` or ``"v4"``, the x86-64 micro-architecture levels, or ``"baseline"`` on other
-        architectures.  The environment variable ``QATCORE_CPU`` chooses a lower one.
+        ``"v2"``, ``"v3"`` or ``"v4"``, the x86-64 micro-architecture levels, ``"amx"``, which is v4 with the
+        matrix unit, or ``"baseline"`` on other architectures.  The environment variable ``QATCORE_CPU``
+        chooses a lower one.
 
     Examples
     --------
     >>> import qatcore
-    >>> qatcore.cpu_level() in ("v2", "v3", "v4", "baseline")
+    >>> qatcore.cpu_level() in ("v2", "v3", "v4", "amx", "baseline")
     True
     """
     return _level
 
 
 def show_config() -> None:
-    """Print the versions, the CPU level and the number of threads in use.
+    """Print the versions, the CPU level, the int8 product and the number of threads in use.
 
-    Include its output in a bug report.
+    Modules that the compiler could not build are named.  Include its output in a bug report.
     """
     from . import __version__, _threads
 
+    product = gemm(rows=_FEW_ROWS + 1).__name__.rpartition(".")[2]
     versions: dict[str, ModuleType] = {"numpy": np, "ml_dtypes": importlib.import_module("ml_dtypes")}
     rows = {
         "qatcore": __version__,
         "python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
         **{name: module.__version__ for name, module in versions.items()},
         "CPU level": f"{_level} (this machine can run: {', '.join(available_levels())})",
+        "int8 product": product.removeprefix("_gemm_") if product.startswith("_gemm_") else "portable",
         "threads": str(_threads.get_num_threads()),
     }
+    if missing := missing_modules():
+        rows["not built"] = f"{', '.join(missing)} (the compiler lacked their flags)"
     for name, value in rows.items():
-        print(f"{name + ':':<12}{value}")
+        print(f"{name + ':':<14}{value}")

@@ -1,64 +1,274 @@
-# int8 x int8 -> int64.  Operands come widened to int16, so that the compiler can use the multiply-add of
-# int16 pairs (pmaddwd), which is exact, and not the one of bytes, which saturates.
+# int8 x int8 products, exact: the loops around a micro-kernel.
+#
+# Included by every module that has a micro-kernel, after the file that defines it:
+#
+#   code_t                       what it takes the left operand's codes as
+#   TILE_ROWS, TILE_COLUMNS      the largest block of results it computes at once
+#   DEPTH_SEGMENTS               how much of K it works through while its operands stay in cache
+#   row_offset(), SEGMENT_STRIDE where it wants row r's codes, and how far its segments of 64 are apart
+#   multiply_tile()              sums (rows, TILE_COLUMNS) of int32 = or += products
+#   begin_tiles(), end_tiles()   the state of the matrix unit, where there is one
+#
+# The right operand is packed, in one layout for all micro-kernels: panels of 16 columns; in a panel, for
+# each quad of four rows, the 16 columns' four bytes, offset to unsigned (code + 128).  So a quad is a cache
+# line, a segment of 16 quads (64 rows) a tile of the matrix unit, and every instruction that multiplies
+# unsigned by signed bytes takes it as it is.  Rows are padded with code 0 to whole segments.
+#
+# sum a b = sum a (b + 128) - 128 sum a.  Sums in int32 are exact for 65,536 products of at most 128 * 255.
+
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 cdef enum:
-    DEPTH = 1024      # of K at a time: partial sums in int32 are exact far beyond that
-    COLUMNS = 64      # of the right operand at a time: they stay in L2
+    SEGMENT = 64            # codes
+    PANEL = 16              # columns
+    TILE_BYTES = 1024       # a segment of a panel
+    EXACT_SEGMENTS = 1024   # int32 sums stay exact
+    BLOCK_BYTES = 1 << 19   # of the left operand's codes: half of a usual L2
+    ROW_QUANTUM = 96        # a multiple of every TILE_ROWS
+
+ctypedef fused source:
+    int8_t
+    float
+    double
+
+ctypedef fused result:
+    int64_t
+    float
+    double
+
+cdef struct Encoding:  # of floating-point rows
+    double scale
+    double zero_point
+    double low
+    double high
 
 
-def multiply_int16(const int16_t[:, ::1] a, const int16_t[:, ::1] b, int64_t[:, :] out):
-    """out = a @ b.T, exactly, for values of int8 or uint8 range.
-
-    At most DEPTH products of at most 2**16 in magnitude are summed in int32, the rest in int64.
-    """
-    cdef Py_ssize_t rows = a.shape[0], columns = b.shape[0], depth = a.shape[1]
-    cdef Py_ssize_t k0, k1, j0, j1, i, j, k
-    cdef int32_t s00, s01, s10, s11, x0, x1, y0, y1
-    with nogil:
-        for i in range(rows):
-            for j in range(columns):
-                out[i, j] = 0
-        for k0 in range(0, depth, 1024):  # DEPTH: a step must be a literal to stay a C loop
-            k1 = min(k0 + DEPTH, depth)
-            for j0 in range(0, columns, 64):  # COLUMNS
-                j1 = min(j0 + COLUMNS, columns)
-                i = 0
-                while i + 1 < rows:
-                    j = j0
-                    while j + 1 < j1:
-                        s00 = s01 = s10 = s11 = 0
-                        for k in range(k0, k1):
-                            x0 = a[i, k]
-                            x1 = a[i + 1, k]
-                            y0 = b[j, k]
-                            y1 = b[j + 1, k]
-                            s00 += x0 * y0
-                            s01 += x0 * y1
-                            s10 += x1 * y0
-                            s11 += x1 * y1
-                        out[i, j] += s00
-                        out[i, j + 1] += s01
-                        out[i + 1, j] += s10
-                        out[i + 1, j + 1] += s11
-                        j += 2
-                    while j < j1:
-                        out[i, j] += dot_int16(a, b, i, j, k0, k1)
-                        out[i + 1, j] += dot_int16(a, b, i + 1, j, k0, k1)
-                        j += 1
-                    i += 2
-                while i < rows:
-                    for j in range(j0, j1):
-                        out[i, j] += dot_int16(a, b, i, j, k0, k1)
-                    i += 1
-
-
-cdef inline int32_t dot_int16(
-    const int16_t[:, ::1] a, const int16_t[:, ::1] b, Py_ssize_t i, Py_ssize_t j, Py_ssize_t k0, Py_ssize_t k1
+cdef inline int64_t encode_row(
+    const source* row, Py_ssize_t depth, code_t* codes, Encoding encoding
 ) noexcept nogil:
-    cdef int32_t total = 0, x, y
-    cdef Py_ssize_t k
-    for k in range(k0, k1):
-        x = a[i, k]
-        y = b[j, k]
-        total += x * y
+    """Write a row's codes by segments, zeros after the last; return their sum."""
+    cdef Py_ssize_t start, width, j
+    cdef int64_t total = 0
+    cdef int32_t part
+    cdef code_t code
+    for start in range(0, depth, 64):  # SEGMENT: a step must be a literal to stay a C loop
+        width = min(depth - start, SEGMENT)
+        for j in range(width):
+            if source is int8_t:
+                codes[j] = row[start + j]
+            else:
+                codes[j] = <code_t> <int32_t> integer_code(
+                    row[start + j], encoding.scale, encoding.zero_point, encoding.low, encoding.high
+                )
+        for j in range(width, SEGMENT):
+            codes[j] = 0
+        part = 0
+        for j in range(SEGMENT):
+            code = codes[j]
+            part += code
+        total += part
+        codes += SEGMENT_STRIDE
     return total
+
+
+cdef inline void finish_rows(
+    const int32_t* sums,
+    Py_ssize_t rows,
+    Py_ssize_t width,
+    const int64_t* row_sums,
+    const double* columns,
+    Py_ssize_t j0,
+    Py_ssize_t n,
+    bint add,
+    result* out,
+) noexcept nogil:
+    """Take a tile's sums to their place in rows of `out`, from column j0 of n.
+
+    Floating point: ``(sum - row sum * columns[0] - columns[1]) * columns[2] + columns[3]``, where all
+    but the last two operations are exact.
+    """
+    cdef Py_ssize_t i, j
+    cdef double total
+    cdef int64_t offset
+    cdef const double* column
+    out += j0
+    for i in range(rows):
+        if result is int64_t:
+            offset = 128 * row_sums[i]
+            if add:
+                for j in range(width):
+                    out[j] += sums[j] - offset
+            else:
+                for j in range(width):
+                    out[j] = sums[j] - offset
+        else:
+            total = <double> row_sums[i]
+            column = columns + j0
+            for j in range(width):
+                out[j] = <result> (
+                    (<double> sums[j] - total * column[j] - column[n + j]) * column[2 * n + j] + column[3 * n + j]
+                )
+        sums += TILE_COLUMNS
+        out += n
+
+
+cdef int multiply_blocks(
+    const source* a,
+    Py_ssize_t m,
+    Py_ssize_t k,
+    Encoding encoding,
+    const uint8_t* packed,
+    Py_ssize_t segments,
+    Py_ssize_t first,
+    Py_ssize_t stop,
+    const double* columns,
+    result* out,
+    Py_ssize_t n,
+) noexcept nogil:
+    """Rows in blocks that stay in L2, columns `first` to `stop` in tiles; 0, or -1 if memory is short."""
+    cdef Py_ssize_t chunk_segments = min(segments, <Py_ssize_t> EXACT_SEGMENTS)
+    cdef Py_ssize_t row_codes = (chunk_segments + 1) * SEGMENT  # one to spare: rows 2**n bytes apart share cache sets
+    cdef Py_ssize_t block = max(
+        BLOCK_BYTES // (row_codes * <Py_ssize_t> sizeof(code_t)) // ROW_QUANTUM, <Py_ssize_t> 1
+    ) * ROW_QUANTUM
+    cdef Py_ssize_t chunk, depth, i0, j0, k0, rows, columns_here, i, span, tile_rows, padded
+    cdef const uint8_t* panel
+    cdef code_t* codes
+    cdef int32_t* sums
+    cdef int64_t* row_sums
+    block = min(block, (m + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
+    codes = <code_t*> allocate(block * row_codes * <Py_ssize_t> sizeof(code_t))
+    sums = <int32_t*> allocate(block * TILE_COLUMNS * 4)
+    row_sums = <int64_t*> allocate(block * 8)
+    if codes == NULL or sums == NULL or row_sums == NULL:
+        release(codes)
+        release(sums)
+        release(row_sums)
+        return -1
+    begin_tiles()
+    for chunk in range(0, segments, 1024):  # EXACT_SEGMENTS
+        chunk_segments = min(segments - chunk, <Py_ssize_t> EXACT_SEGMENTS)
+        depth = min(k - chunk * SEGMENT, chunk_segments * SEGMENT)
+        i0 = 0
+        while i0 < m:
+            rows = min(m - i0, block)
+            for i in range(rows):
+                row_sums[i] = encode_row(
+                    a + (i0 + i) * k + chunk * SEGMENT, depth, codes + row_offset(i, row_codes), encoding
+                )
+            padded = (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+            for i in range(rows, padded):
+                clear_row(codes + row_offset(i, row_codes), chunk_segments)
+            j0 = first
+            while j0 < stop:
+                columns_here = min((stop - j0 + PANEL - 1) // PANEL * PANEL, <Py_ssize_t> TILE_COLUMNS)
+                panel = packed + ((j0 // PANEL) * segments + chunk) * TILE_BYTES + (j0 % PANEL) * 4
+                k0 = 0
+                while k0 < chunk_segments:
+                    span = min(depth - k0 * SEGMENT, <Py_ssize_t> DEPTH_SEGMENTS * SEGMENT)
+                    i = 0
+                    while i < rows:
+                        tile_rows = min(rows - i, <Py_ssize_t> TILE_ROWS)
+                        multiply_tile(
+                            <int> tile_rows,
+                            <int> columns_here,
+                            codes + row_offset(i, row_codes) + k0 * SEGMENT_STRIDE,
+                            row_codes,
+                            panel + k0 * TILE_BYTES,
+                            segments * TILE_BYTES,
+                            (span + 3) // 4,
+                            k0 > 0,
+                            sums + i * TILE_COLUMNS,
+                        )
+                        if k0 + DEPTH_SEGMENTS >= chunk_segments:
+                            finish_rows(
+                                sums + i * TILE_COLUMNS,
+                                tile_rows,
+                                min(columns_here, stop - j0),
+                                row_sums + i,
+                                columns,
+                                j0,
+                                n,
+                                chunk > 0,
+                                out + (i0 + i) * n,
+                            )
+                        i += TILE_ROWS
+                    k0 += DEPTH_SEGMENTS
+                j0 += TILE_COLUMNS
+            i0 += block
+    end_tiles()
+    release(codes)
+    release(sums)
+    release(row_sums)
+    return 0
+
+
+cdef inline void clear_row(code_t* codes, Py_ssize_t segments) noexcept nogil:
+    cdef Py_ssize_t s
+    for s in range(segments):
+        memset(codes + s * SEGMENT_STRIDE, 0, SEGMENT * sizeof(code_t))
+
+
+cdef inline void* allocate(Py_ssize_t n_bytes) noexcept nogil:
+    """Memory that starts a cache line, with where malloc put it noted in front."""
+    cdef char* base = <char*> malloc(<size_t> n_bytes + 72)
+    cdef char* aligned
+    if base == NULL:
+        return NULL
+    aligned = base + 72 - (<size_t> base + 72) % 64
+    ((<void**> aligned) - 1)[0] = base
+    return aligned
+
+
+cdef inline void release(void* memory) noexcept nogil:
+    if memory != NULL:
+        free(((<void**> memory) - 1)[0])
+
+
+def multiply(
+    const int8_t[:, ::1] a, const uint8_t[:, :, ::1] packed, int64_t[:, ::1] out, Py_ssize_t first, Py_ssize_t stop
+):
+    """out[:, first:stop] = a @ b, exactly, for the packed b; `first` is a multiple of 16."""
+    cdef Encoding none
+    cdef int status
+    memset(&none, 0, sizeof(none))
+    with nogil:
+        status = multiply_blocks(
+            &a[0, 0], a.shape[0], a.shape[1], none, &packed[0, 0, 0], packed.shape[1], first, stop,
+            <const double*> NULL, &out[0, 0], out.shape[1],
+        )
+    if status:
+        raise MemoryError
+
+
+def multiply_scaled(
+    const source[:, ::1] a,
+    const uint8_t[:, :, ::1] packed,
+    const double[:, ::1] columns,
+    floating[:, ::1] out,
+    double scale,
+    double zero_point,
+    double low,
+    double high,
+    Py_ssize_t first,
+    Py_ssize_t stop,
+):
+    """out[:, first:stop] = (codes(a) @ b - row sums * columns[0] - columns[1]) * columns[2] + columns[3].
+
+    Floating-point rows are encoded by `integer_code` first, int8 ones are codes.  `columns` (4, n) has to keep
+    every integer exact in float64, and at most 65,536 rows of b be multiplied.
+    """
+    cdef Encoding encoding
+    cdef int status
+    encoding.scale = scale
+    encoding.zero_point = zero_point
+    encoding.low = low
+    encoding.high = high
+    with nogil:
+        status = multiply_blocks(
+            &a[0, 0], a.shape[0], a.shape[1], encoding, &packed[0, 0, 0], packed.shape[1], first, stop,
+            &columns[0, 0], &out[0, 0], out.shape[1],
+        )
+    if status:
+        raise MemoryError

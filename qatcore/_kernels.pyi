@@ -1,5 +1,6 @@
 # What the kernels take: contiguous arrays of exactly these types.  `_kernels_v3` and `_kernels_v4` are
-# the same source for other CPU levels; they are imported by name only and have no stubs of their own.
+# the same source for other CPU levels, and the GEMM modules have its `multiply` and `multiply_scaled`: they are
+# imported by name only and have no stubs of their own.
 
 from typing import overload
 
@@ -7,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 def probe_cpu() -> int: ...
+def probe_gemm() -> list[str]: ...
+def request_amx() -> bool: ...
 
 # --- elementwise
 
@@ -116,4 +119,17 @@ def kl_reference_sweep(
 
 # --- matrix product
 
-def multiply_int16(a: NDArray[np.int16], b: NDArray[np.int16], out: NDArray[np.int64]) -> None: ...
+def pack_int8(b: NDArray[np.int8], packed: NDArray[np.uint8], first: int, stop: int) -> None: ...
+def multiply(a: NDArray[np.int8], packed: NDArray[np.uint8], out: NDArray[np.int64], first: int, stop: int) -> None: ...
+def multiply_scaled(
+    a: NDArray[np.int8] | NDArray[np.float32] | NDArray[np.float64],
+    packed: NDArray[np.uint8],
+    columns: NDArray[np.float64],
+    out: NDArray[np.float32] | NDArray[np.float64],
+    scale: float,
+    zero_point: float,
+    low: float,
+    high: float,
+    first: int,
+    stop: int,
+) -> None: ...

@@ -4,7 +4,8 @@
 #   _elementwise.pxi  quantise, encode and round whole arrays
 #   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
 #   _thresholds.pxi   expected squared error and KL divergence of candidate clipping ranges
-#   _gemm.pxi         the portable int8 matrix product
+#   _gemm_portable.pxi, _gemm_tile.pxi, _gemm.pxi
+#                     the int8 matrix product: micro-kernel for any CPU, its register tile, the loops around it
 #   _cpu.pxi          which CPU level this machine can run
 #
 # This source is compiled once for each CPU level (see setup.py), so a function here must give the
@@ -28,5 +29,5 @@ include "_rounding.pxi"
 include "_elementwise.pxi"
 include "_histogram.pxi"
 include "_thresholds.pxi"
-include "_gemm.pxi"
+include "_gemm_portable.pxi"
 include "_cpu.pxi"

@@ -16,7 +16,7 @@ from .collector import CalibrationCollector
 from .config import CalibMethod, QatConfig, QuantBits, as_member
 from .errors import InvalidArgumentError
 from .formats import E4M3_VALUES
-from .gemm import multiply_codes, widened
+from .gemm import Encoding, PackedInt8Matrix, Scaling
 from .weights import as_config, default_scale, weight_parameters
 
 #: Products of E4M3 values are multiples of 2**-18 of at most 448**2, so float64 adds this many exactly, in
@@ -70,6 +70,7 @@ class QatLayer:
         self._weights: Floats = weights
         self._weights.setflags(write=False)
         self._bias = np.zeros(self._out_features)
+        self._bias.setflags(write=False)
         self._reset_parameters()
 
     @classmethod
@@ -98,10 +99,9 @@ class QatLayer:
         layer = cls.__new__(cls)
         layer._out_features, layer._in_features = floats.shape
         layer._config = as_config(config)
-        layer._bias = np.zeros(floats.shape[0])
+        layer._drop_codes()
         layer.weights = floats
-        if bias is not None:
-            layer.bias = bias
+        layer.bias = np.zeros(floats.shape[0]) if bias is None else bias
         layer._reset_parameters()
         layer._calibrate_weights()
         return layer
@@ -117,11 +117,12 @@ class QatLayer:
         return np.full(shape, scale), np.full(shape, zero_point, np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_codes", "_current")}
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._weights.setflags(write=False)  # pickles do not keep it
+        for array in (self._weights, self._bias):
+            array.setflags(write=False)  # pickles do not keep it
         self._drop_codes()
 
     # --- parameters ---------------------------------------------------------------------------------
@@ -174,8 +175,8 @@ class QatLayer:
 
     @property
     def bias(self) -> npt.NDArray[np.float64]:
-        """The bias, float64 of shape (out,)."""
-        return self._bias
+        """The bias, float64 of shape (out,): a read-only view.  Assign an array to change it."""
+        return self._bias.view()
 
     @bias.setter
     def bias(self, bias: Any) -> None:
@@ -183,6 +184,8 @@ class QatLayer:
         if array.shape != (self._out_features,):
             raise InvalidArgumentError(f"bias: expected shape ({self._out_features},), got {array.shape}")
         self._bias = array.copy()
+        self._bias.setflags(write=False)
+        self._drop_inference()
 
     @property
     def weight_scale(self) -> Any:
@@ -217,6 +220,7 @@ class QatLayer:
     @activation_scale.setter
     def activation_scale(self, scale: Any) -> None:
         self._activation_scale = as_scales(scale, None, "activation_scale").item()
+        self._drop_inference()
 
     @property
     def activation_zero_point(self) -> int:
@@ -226,6 +230,7 @@ class QatLayer:
     @activation_zero_point.setter
     def activation_zero_point(self, zero_point: Any) -> None:
         self._activation_zero_point = as_zero_points(zero_point, None, "activation_zero_point").item()
+        self._drop_inference()
 
     # --- calibration --------------------------------------------------------------------------------
 
@@ -253,6 +258,7 @@ class QatLayer:
         self._calibrate_weights()
         if as_array(activations, "activations").size:
             self._activation_scale, self._activation_zero_point = chosen
+            self._drop_inference()
 
     def _calibrate_weights(self) -> None:
         self._weight_scale, self._weight_zero_point = self._per_channel(*weight_parameters(self._weights, self._config))
@@ -322,15 +328,19 @@ class QatLayer:
         products with the zero points taken out of the sum: see docs/numerics.md.
         """
         rows, shape, dtype = self._rows(x)
-        codes, scale, _ = self._encoded(rows)
-        weight_codes = self._weight_codes()
         if self._config.bits is QuantBits.FP8:
-            total = _fp8_products(codes, weight_codes)
+            codes, scale, _ = self._encoded(rows)
+            with np.errstate(all="ignore"):
+                out = _fp8_products(codes, self._weight_codes()) * (scale * self._weight_scale) + self._bias
         else:
-            total = self._integer_products(codes, weight_codes).astype(np.float64)
+            # Types narrower than float32 are rounded once, from float64.
+            out = np.empty((rows.shape[0], self._out_features), np.float32 if dtype == np.float32 else np.float64)
+            encoding, scaling = self._inference()
+            scaling.apply(rows, out, encoding)
+        if out.dtype == dtype:
+            return out.reshape(shape)
         with np.errstate(all="ignore"):
-            out = total * (scale * self._weight_scale) + self._bias
-            return out.reshape(shape).astype(dtype, copy=False)
+            return out.reshape(shape).astype(dtype)
 
     def _rows(self, x: Any) -> tuple[Floats, tuple[int, ...], np.dtype[Any]]:
         """Return x as a matrix, the shape of the output and its type."""
@@ -350,45 +360,43 @@ class QatLayer:
         return encode(rows, scale, zero_point, self._config.bits), scale, zero_point
 
     def _drop_codes(self) -> None:
-        # The codes are known by what they were made for, so that those which another thread is still making
-        # of the old weights are not taken for the new ones'.
-        self._current = object()
-        self._codes: tuple[object, npt.NDArray[Any] | None] = (None, None)
+        # What is made of the parameters belongs to a dictionary that is replaced with them, so that codes
+        # which another thread is still making of old weights are not taken for the new ones'.
+        self._made: dict[str, Any] = {}
+
+    def _drop_inference(self) -> None:
+        self._made = {name: made for name, made in self._made.items() if name != "inference"}
 
     def _weight_codes(self) -> npt.NDArray[Any]:
-        current = self._current
-        made_for, codes = self._codes
-        if codes is None or made_for is not current:
-            codes = encode(
+        made = self._made
+        if "codes" not in made:
+            made["codes"] = encode(
                 self._weights,
                 self._weight_scale,
                 self._weight_zero_point,
                 self._config.bits,
                 symmetric=self._config.symmetric,
             )
-            self._codes = (current, codes)
+        codes: npt.NDArray[Any] = made["codes"]
         return codes
+
+    def _inference(self) -> tuple[Encoding, Scaling]:
+        """Return how rows become codes, and the packed weights with what turns their products into outputs."""
+        made = self._made
+        if "inference" not in made:
+            if "packed" not in made:
+                made["packed"] = PackedInt8Matrix(self._weight_codes().T)
+            scale, zero_point = self._activation_scale, self._activation_zero_point
+            with np.errstate(all="ignore"):
+                scaling = Scaling(
+                    made["packed"], scale * self._weight_scale, self._bias, zero_point, self._weight_zero_point
+                )
+            made["inference"] = Encoding(scale, zero_point, self._config.bits), scaling
+        inference: tuple[Encoding, Scaling] = made["inference"]
+        return inference
 
     def _column(self, parameter: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return parameter[:, np.newaxis] if parameter.ndim else parameter
-
-    def _integer_products(self, codes: npt.NDArray[np.int8], weight_codes: npt.NDArray[np.int8]) -> npt.NDArray[Any]:
-        """Return sum (qw - zw)(qx - zx), as sum qw qx - zw sum qx - zx sum qw + n zw zx."""
-        products = multiply_codes(codes, widened(weight_codes))
-        if not (self._activation_zero_point or self._weight_zero_point.any()):
-            return products
-        zero_point = np.array(self._activation_zero_point, np.int64)
-        weight_zero_point = self._weight_zero_point.astype(np.int64)
-        row_sums = codes.sum(axis=1, dtype=np.int64)[:, np.newaxis]
-        weight_sums = weight_codes.sum(axis=1, dtype=np.int64)
-        greatest = int(np.abs(zero_point)) + 128, int(np.abs(weight_zero_point).max()) + 128
-        if self._in_features * greatest[0] * greatest[1] >= 2**62:
-            # Zero points far outside int8, from data far from zero: Python's integers hold any sum.
-            products, row_sums, weight_sums, zero_point, weight_zero_point = (
-                a.astype(object) for a in (products, row_sums, weight_sums, zero_point, weight_zero_point)
-            )
-        correction = self._in_features * zero_point * weight_zero_point
-        return np.asarray(products - weight_zero_point * row_sums - zero_point * weight_sums + correction)
 
 
 def _fp8_products(codes: npt.NDArray[Any], weight_codes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

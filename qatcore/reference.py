@@ -19,7 +19,7 @@ from ._arrays import as_array, as_count, as_float64, as_number, as_plain_array, 
 from .calibration import CalibrationDataset, iterate_batches, named_layers
 from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
 from .errors import InvalidArgumentError
-from .gemm import multiply_codes, widened
+from .gemm import int8_matmul
 from .scale import scale_and_zero_point
 from .weights import as_config
 
@@ -386,7 +386,7 @@ class QatLayer:
                 + x_zero * w_codes.sum(axis=1, dtype=np.int64)
                 - w_zero * x_zero * np.int64(self.in_features)
             )
-            total = (multiply_codes(x_codes, widened(w_codes)) - correction).astype(np.float64)
+            total = (int8_matmul(x_codes, w_codes.T) - correction).astype(np.float64)
             out = total * (np.float64(self.activation_scale) * np.float64(self.weight_scale)) + bias
         return np.asarray(out).reshape(*activations.shape[:-1], self.out_features)
 

@@ -1,10 +1,13 @@
 """Settings shared by all tests."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import settings
 
 import qatcore
+from qatcore import _dispatch
 
 settings.register_profile("qatcore", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("qatcore")
@@ -20,8 +23,22 @@ def _namespace(doctest_namespace):
 
 @pytest.fixture
 def level(request, monkeypatch):
-    """Put one CPU level's build of the kernels in use; for indirect parametrisation."""
-    from qatcore import _dispatch
-
+    """Put one CPU level's builds in use; for indirect parametrisation."""
     monkeypatch.setattr(_dispatch, "kernels", _dispatch.load_kernels(request.param))
+    monkeypatch.setattr(_dispatch, "gemms", _dispatch.load_gemms(request.param))
     return request.param
+
+
+#: Every module with an int8 product: the portable one of each level's kernels, and those of the machine.
+PRODUCTS = [
+    *dict.fromkeys(_dispatch.load_kernels(level).__name__.split(".")[1] for level in _dispatch.available_levels()),
+    *(f"_gemm_{name}" for name in _dispatch.available_gemms()),
+]
+
+
+@pytest.fixture(params=PRODUCTS)
+def product(request, monkeypatch):
+    """Put each of the modules with an int8 product in use."""
+    module = importlib.import_module(f"qatcore.{request.param}")
+    monkeypatch.setattr(_dispatch, "gemms", (module, module))
+    return module

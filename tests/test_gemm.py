@@ -1,4 +1,7 @@
-"""int8 products are exact, at every size and level."""
+"""int8 products are exact, at every size and with every micro-kernel."""
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -6,49 +9,215 @@ import pytest
 import qatcore
 from qatcore import _dispatch
 
-every_level = pytest.mark.parametrize("level", _dispatch.available_levels(), indirect=True)
+# float64 holds every partial sum of these sizes exactly, so its BLAS is an oracle, and a fast one.
 
 
-@every_level
-def test_small_sizes(level):
-    """Around the edges of the blocks of rows and columns."""
-    rng = np.random.default_rng(0)
-    for m in (1, 2, 3, 4, 5):
-        for n in (1, 2, 3, 63, 64, 65, 66):
-            for k in (1, 2, 15, 16, 17, 1023, 1024, 1025):
-                a = rng.integers(-128, 128, (m, k), np.int8)
-                b = rng.integers(-128, 128, (k, n), np.int8)
-                expected = a.astype(np.int64) @ b.astype(np.int64)
-                result = qatcore.int8_matmul(a, b)
-                assert result.dtype == np.int64
-                assert np.array_equal(result, expected)
+def random_codes(seed, *shape):
+    return np.random.default_rng(seed).integers(-128, 128, shape, np.int8)
 
 
-@every_level
-@pytest.mark.parametrize("k", [65_536, 131_072, 131_073])
-def test_extremes_do_not_overflow(k, level):
-    """At k = 131,072 a sum of (-128)**2 in int32 is off by one bit."""
-    a = np.full((2, k), -128, np.int8)
-    assert qatcore.int8_matmul(a, a.T).tolist() == [[k * 16384] * 2] * 2
-    b = np.full((k, 3), 127, np.int8)
-    assert qatcore.int8_matmul(a, b).tolist() == [[k * -128 * 127] * 3] * 2
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 63, 64, 65, 130, 1023, 1024, 1025, 4096, 4097])
+def test_sizes(product, k):
+    """Around the edges of tiles, panels, segments and blocks."""
+    for m in (1, 2, 3, 4, 5, 6, 7, 16, 17, 33):
+        for n in (1, 2, 8, 15, 16, 17, 33, 64, 65, 97):
+            a, b = random_codes(m, m, k), random_codes(n, k, n)
+            expected = a.astype(np.float64) @ b.astype(np.float64)
+            result = qatcore.int8_matmul(a, b)
+            assert result.dtype == np.int64
+            assert np.array_equal(result, expected)
+            assert np.array_equal(qatcore.int8_matmul(a, qatcore.PackedInt8Matrix(b)), expected)
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0)])
-def test_empty(shape):
+@pytest.mark.parametrize("shape", [(700, 40, 100), (300, 3000, 20), (97, 66_000, 3), (1000, 1, 1)])
+def test_rows_in_several_blocks(product, shape):
     m, k, n = shape
-    result = qatcore.int8_matmul(np.zeros((m, k), np.int8), np.zeros((k, n), np.int8))
-    assert result.shape == (m, n)
-    assert result.dtype == np.int64
-    assert not result.any()
+    a, b = random_codes(0, m, k), random_codes(1, k, n)
+    assert np.array_equal(qatcore.int8_matmul(a, b), a.astype(np.float64) @ b.astype(np.float64))
+
+
+@pytest.mark.parametrize("k", [65_535, 65_536, 65_537, 131_072, 131_073])
+def test_extremes_do_not_overflow(product, k):
+    """At k = 131,072 a sum of (-128)**2 in int32 is off by one bit, and one of -128 * 255 long before."""
+    for m in (2, 5):
+        a = np.full((m, k), -128, np.int8)
+        assert qatcore.int8_matmul(a, a.T).tolist() == [[k * 16384] * m] * m
+        b = np.full((k, 3), 127, np.int8)
+        assert qatcore.int8_matmul(a, b).tolist() == [[k * -128 * 127] * 3] * m
+        assert qatcore.int8_matmul(-1 - a, b).tolist() == [[k * 127 * 127] * 3] * m
+        assert qatcore.int8_linear(a, b, 1.0, dtype="float64").tolist() == [[k * -128.0 * 127] * 3] * m
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (0, 0, 0)])
+def test_empty(product, shape):
+    m, k, n = shape
+    a, b = np.zeros((m, k), np.int8), np.zeros((k, n), np.int8)
+    packed = qatcore.PackedInt8Matrix(b)
+    assert packed.column_sums.tolist() == [0] * n
+    for right in (b, packed):
+        result = qatcore.int8_matmul(a, right)
+        assert result.shape == (m, n)
+        assert result.dtype == np.int64
+        assert not result.any()
+        linear = qatcore.int8_linear(a, right, 0.5, 2.0, a_zero_point=1)
+        assert linear.shape == (m, n)
+        assert (linear == 2.0).all()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("shape", [(700, 300, 200), (3, 4000, 3000)])
-def test_threads(threads, shape, monkeypatch):
+@pytest.mark.parametrize("shape", [(700, 3000, 200), (3, 4000, 30_000), (64, 1100, 3001)])
+def test_threads(product, threads, shape, monkeypatch):
     monkeypatch.setattr(qatcore._threads, "_num_threads", threads)
-    rng = np.random.default_rng(1)
-    a = rng.integers(-128, 128, shape[:2], np.int8)
-    b = rng.integers(-128, 128, shape[1:], np.int8)
-    # float64 holds every partial sum exactly, so its BLAS is an oracle
-    assert np.array_equal(qatcore.int8_matmul(a, b), a.astype(np.float64) @ b.astype(np.float64))
+    monkeypatch.setattr(qatcore.gemm, "_GRAIN", 1 << 20)
+    a, b = random_codes(0, *shape[:2]), random_codes(1, *shape[1:])
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    packed = qatcore.PackedInt8Matrix(b)
+    assert np.array_equal(qatcore.int8_matmul(a, packed), expected)
+    assert np.array_equal(qatcore.int8_linear(a, packed, 1.0, dtype="float64"), expected)
+    assert np.array_equal(packed.column_sums, b.sum(axis=0, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    "transform", [np.asfortranarray, lambda x: x[::-1, ::-1], lambda x: np.repeat(x, 2, 1)[:, ::2]]
+)
+def test_layouts(transform):
+    a, b = random_codes(0, 9, 70), random_codes(1, 70, 35)
+    expected = a.astype(np.int64) @ b.astype(np.int64)
+    if np.array_equal(transform(a), a):
+        assert np.array_equal(qatcore.int8_matmul(transform(a), transform(b)), expected)
+        assert np.array_equal(qatcore.int8_linear(transform(a), transform(b), 1.0), expected)
+    else:
+        assert np.array_equal(qatcore.int8_matmul(transform(a), transform(b)), expected[::-1, ::-1])
+
+
+# --- packed matrices -------------------------------------------------------------------------------------
+
+
+def test_a_packed_matrix_keeps_its_values():
+    b = random_codes(0, 70, 35)
+    packed = qatcore.PackedInt8Matrix(b)
+    expected = np.eye(70, dtype=np.int8)
+    assert np.array_equal(qatcore.int8_matmul(expected, packed), b)
+    b[...] = 0
+    assert qatcore.int8_matmul(expected, packed).any()
+    assert packed.shape == (70, 35)
+    assert repr(packed) == "PackedInt8Matrix(shape=(70, 35))"
+    packed.column_sums[...] = 0
+    assert packed.column_sums.any()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies(copied):
+    b = random_codes(0, 70, 35)
+    other = copied(qatcore.PackedInt8Matrix(b))
+    assert np.array_equal(qatcore.int8_matmul(np.eye(70, dtype=np.int8), other), b)
+    assert np.array_equal(other.column_sums, b.sum(axis=0, dtype=np.int64))
+    assert other._panels.ctypes.data % 64 == 0
+
+
+# --- linear layers of codes ------------------------------------------------------------------------------
+
+
+def exact_linear(a, b, scale, bias, zero_points):
+    """Python's integers, then two operations in float64."""
+    left = a.astype(object) - zero_points[0]
+    right = b.astype(object) - np.asarray(zero_points[1]).astype(object)
+    return (left @ right).astype(np.float64) * scale + bias
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 5, 3), (4, 64, 16), (5, 130, 70), (33, 65, 33)])
+@pytest.mark.parametrize(
+    ("a_zero_point", "b_zero_point"),
+    [(0, 0), (-128, 3), (127, -128), (10**6, -(10**6)), (2**31 - 1, -(2**31)), (-(2**31), -(2**31))],
+)
+def test_linear(product, dtype, shape, a_zero_point, b_zero_point):
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b = random_codes(2, m, k), random_codes(3, k, n)
+    for scale, bias, zero_point in (
+        (0.3, 0.0, b_zero_point),
+        (rng.random(n), rng.normal(size=n) * 1e3, rng.integers(min(b_zero_point, 0), max(b_zero_point, 0) + 1, n)),
+    ):
+        expected = exact_linear(a, b, scale, bias, (a_zero_point, zero_point)).astype(dtype)
+        for right in (b, qatcore.PackedInt8Matrix(b)):
+            result = qatcore.int8_linear(
+                a, right, scale, bias, a_zero_point=a_zero_point, b_zero_point=zero_point, dtype=dtype
+            )
+            assert result.dtype == dtype
+            assert result.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("zero_points", [(2**23, 2**13), (2**22 + 5, 2**14 - 9), (2**31 - 1, 127), (5, 2**31 - 1)])
+def test_linear_at_the_limits_of_float64(product, zero_points):
+    """Where a sum may pass 2**53, and where int64 is left for Python's integers."""
+    for k in (64, 1 << 16, (1 << 16) + 1):
+        a = np.full((2, k), -128, np.int8)
+        b = np.full((k, 2), 127, np.int8)
+        b[0] = 126  # an odd sum
+        first, second = zero_points
+        exact = (-128 - first) * ((126 - second) + (127 - second) * (k - 1))
+        result = qatcore.int8_linear(
+            a, b, 1.0, a_zero_point=zero_points[0], b_zero_point=zero_points[1], dtype="float64"
+        )
+        assert result.tolist() == [[float(exact)] * 2] * 2
+
+
+def test_linear_into_an_array():
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 5)
+    expected = a.astype(np.float64) @ b.astype(np.float64)
+    for out in (
+        np.empty((6, 5)),
+        np.empty((6, 5), np.float32),
+        np.empty((6, 5), np.float32, order="F"),
+        np.empty((6, 10))[:, ::2],
+        np.empty((6, 5), ">f8"),
+    ):
+        assert qatcore.int8_linear(a, b, 1.0, out=out) is out
+        assert np.array_equal(out, expected)
+    memory = np.zeros(6 * 5 * 8, np.int8)
+    memory[: a.size] = a.reshape(-1)
+    out = memory.view(np.float64).reshape(6, 5)
+    qatcore.int8_linear(memory[: a.size].reshape(a.shape), b, 1.0, out=out)  # over its own input
+    assert np.array_equal(out, expected)
+
+
+def test_linear_refuses():
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 5)
+    linear = qatcore.int8_linear
+    for call, message in (
+        (lambda: linear(a, a, 1.0), "b: expected 7 rows, as many as a has columns, got 6"),
+        (lambda: linear(a, qatcore.PackedInt8Matrix(a), 1.0), "b: expected 7 rows, as many as a has columns, got 6"),
+        (lambda: linear(a, b, -1.0), "scale: expected a finite number that is not negative, got -1.0"),
+        (lambda: linear(a, b, [1.0] * 4), "scale: expected a scalar or shape (5,), got shape (4,)"),
+        (lambda: linear(a, b, 1.0, [1.0]), "bias: expected a scalar or shape (5,), got shape (1,)"),
+        (lambda: linear(a, b, 1.0, a_zero_point=2**31), "a_zero_point: expected an int32, "),
+        (lambda: linear(a, b, 1.0, b_zero_point=[0]), "b_zero_point: expected a scalar or shape (5,), got shape (1,)"),
+        (lambda: linear(a, b, 1.0, dtype="int32"), "dtype: expected float32 or float64, got int32"),
+        (lambda: linear(a, b, 1.0, out=np.empty((5, 6))), "out: expected shape (6, 5), got (5, 6)"),
+        (lambda: linear(a, b, 1.0, out=np.empty((6, 5), int)), "out: expected float32 or float64, got int64"),
+    ):
+        with pytest.raises(qatcore.InvalidArgumentError) as caught:
+            call()
+        assert str(caught.value).startswith(message)
+    read_only = np.empty((6, 5))
+    read_only.setflags(write=False)
+    with pytest.raises(qatcore.InvalidArgumentError, match="out: expected a writable array, got a read-only one"):
+        linear(a, b, 1.0, out=read_only)
+    with pytest.raises(TypeError, match="out: expected an ndarray, got list"):
+        linear(a, b, 1.0, out=[[0.0] * 5] * 6)
+    with pytest.raises(TypeError, match="a: expected an array of int8, got float64"):
+        linear(a.astype(float), b, 1.0)
+
+
+def test_the_module_in_use_does_not_matter():
+    """A matrix packed under one build multiplies under all."""
+    a, b = random_codes(2, 40, 300), random_codes(3, 300, 50)
+    packed = qatcore.PackedInt8Matrix(b)
+    expected = qatcore.int8_matmul(a, b)
+    for level in _dispatch.available_levels():
+        few, many = _dispatch.load_gemms(level)
+        for module in {few, many}:
+            out = np.empty_like(expected)
+            module.multiply(a, packed._panels, out, 0, 50)
+            assert np.array_equal(out, expected)

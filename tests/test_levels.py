@@ -1,5 +1,6 @@
 """The same bits from every CPU level, number of threads, C library and NumPy variant."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -198,14 +199,49 @@ def kl_reference_sweep(kernels, n):
         yield kernels.kl_reference_sweep(p, levels, np.empty(p.size), np.empty(levels), np.empty(levels, np.int64))
 
 
-def multiply_int16(kernels, n):
-    for rows, columns in ((1, 1), (2, 3), (5, 2)) if n > 70 else ((1, 66), (3, 4), (4, 3)):
-        codes = words((rows + columns) * n, 20).view(np.int8)[: (rows + columns) * n].astype(np.int16)
-        a, b = codes[: rows * n].reshape(rows, n), codes[rows * n :].reshape(columns, n)
-        out = np.empty((rows, columns), np.int64)
-        kernels.multiply_int16(a, b, out)
-        assert np.array_equal(out, a.astype(np.int64) @ b.T.astype(np.int64))
+def pack_int8(kernels, n):
+    for k in (1, 5, 64, 67):
+        codes = words(n * k, 20).view(np.int8)[: n * k]
+        for b in (codes.reshape(k, n), codes.reshape(n, k).T)[: 2 if n else 0]:
+            packed = np.empty((-(-n // 16), -(-k // 64), 1024), np.uint8)
+            kernels.pack_int8(b, packed, 0, packed.shape[0])
+            # panel, segment, quad, column, row of the quad
+            rows = (packed.reshape(-1, packed.shape[1], 16, 16, 4) ^ 128).view(np.int8)
+            rows = rows.transpose(1, 2, 4, 0, 3).reshape(packed.shape[1] * 64, -1)
+            assert np.array_equal(rows[:k, :n], b)
+            assert not rows[k:].any()
+            assert not rows[:, n:].any()
+            yield packed
+
+
+def operands(n):
+    """Sizes around the register tiles: n is the number of rows, of columns, or the inner dimension."""
+    for m, k, columns in ((n, 5, 19), (7, n, 33), (3, 66, n)):
+        if m * k * columns:
+            a = words(m * k, 21).view(np.int8)[: m * k].reshape(m, k)
+            b = words(k * columns, 22).view(np.int8)[: k * columns].reshape(k, columns)
+            packed = np.empty((-(-columns // 16), -(-k // 64), 1024), np.uint8)
+            _dispatch._kernels.pack_int8(b, packed, 0, packed.shape[0])
+            yield a, b, packed
+
+
+def multiply(kernels, n):
+    for a, b, packed in operands(n):
+        out = np.full((a.shape[0], b.shape[1]), 2**62)
+        kernels.multiply(a, packed, out, 0, out.shape[1])
+        assert np.array_equal(out, a.astype(np.int64) @ b.astype(np.int64))
         yield out
+
+
+def multiply_scaled(kernels, n):
+    for a, b, packed in operands(n):
+        offsets = [np.floor(uniform(b.shape[1], seed) * 1000) for seed in (23, 24)]
+        columns = np.stack([*offsets, *[bell(b.shape[1], 25)] * 2])
+        for rows in (a, *(values(a.size, dtype).reshape(a.shape) for dtype in (np.float32, np.float64))):
+            for dtype in (np.float32, np.float64):
+                out = np.full((a.shape[0], b.shape[1]), np.nan, dtype)
+                kernels.multiply_scaled(rows, packed, columns, out, 0.3, -7.0, -128.0, 127.0, 0, out.shape[1])
+                yield out
 
 
 CASES = [
@@ -224,25 +260,30 @@ CASES = [
     kl_divergences,
     kl_divergence_symmetric,
     kl_reference_sweep,
-    multiply_int16,
+    pack_int8,
+    multiply,
+    multiply_scaled,
 ]
+PRODUCTS = [multiply, multiply_scaled]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_kernel_is_the_same_on_every_level(case):
-    builds = [_dispatch.load_kernels(level) for level in LEVELS]
+def test_kernel_is_the_same_in_every_build(case):
+    builds = {level: _dispatch.load_kernels(level) for level in LEVELS}
+    if case in PRODUCTS:
+        builds |= {name: importlib.import_module(f"qatcore._gemm_{name}") for name in _dispatch.available_gemms()}
     for n in SIZES:
-        first, *others = ([np.asarray(result) for result in case(kernels, n)] for kernels in builds)
-        for level, other in zip(LEVELS[1:], others, strict=True):
+        first, *others = ([np.asarray(result) for result in case(kernels, n)] for kernels in builds.values())
+        for name, other in zip(list(builds)[1:], others, strict=True):
             for expected, actual in zip(first, other, strict=True):
-                assert actual.tobytes() == expected.tobytes(), (level, n)
+                assert actual.tobytes() == expected.tobytes(), (name, n)
 
 
 class Recorder:
     """A build of the kernels that notes which of them are used."""
 
     def __init__(self):
-        self.used = {"probe_cpu"}  # not a loop
+        self.used = {"probe_cpu", "probe_gemm", "request_amx"}  # not loops
 
     def __getattr__(self, name):
         self.used.add(name)
@@ -254,6 +295,9 @@ def test_no_kernel_was_forgotten():
     for case in CASES:
         list(case(recorder, 8))
     assert recorder.used == {name for name in vars(_dispatch.kernels) if name[0] != "_"}
+    for name in _dispatch.available_gemms():
+        module = importlib.import_module(f"qatcore._gemm_{name}")
+        assert {name for name in vars(module) if name[0] != "_"} == {case.__name__ for case in PRODUCTS}
 
 
 # --- choosing a level and a number of threads ------------------------------------------------------------
@@ -295,6 +339,83 @@ def test_the_probe_agrees_with_the_operating_system():
     v3 = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"}
     v4 = v3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
     assert _dispatch._kernels.probe_cpu() == (4 if v4 <= flags else 3 if v3 <= flags else 2)
+    products = {"avxvnni": v3 | {"avx_vnni"}, "vnni": v4 | {"avx512_vnni"}, "amx": v4 | {"amx_tile", "amx_int8"}}
+    found = _dispatch._kernels.probe_gemm()
+    if "amx" not in found or _dispatch._kernels.request_amx():  # else the emulated one
+        assert set(found) >= {name for name, needed in products.items() if needed <= flags}
+    assert set(found) - {"amx"} == {name for name, needed in products.items() if needed <= flags} - {"amx"}
+
+
+# --- the int8 product ------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A baseline build that finds other hardware."""
+
+    def __init__(self, level, gemms, grants_amx=True):
+        self.probe_cpu = lambda: level
+        self.probe_gemm = lambda: gemms
+        self.request_amx = lambda: grants_amx
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend to be another machine, one that has all modules and imports none of them."""
+
+    def pretend(*what, built=lambda module: True):
+        monkeypatch.setattr(_dispatch, "_kernels", Machine(*what))
+        monkeypatch.setattr(_dispatch, "_is_built", built)
+        monkeypatch.setattr(_dispatch, "_import", lambda module: module)
+
+    return pretend
+
+
+def test_products_of_each_level(machine):
+    machine(4, ["avxvnni", "vnni", "amx"])
+    assert _dispatch.available_levels() == ["v2", "v3", "v4", "amx"]
+    assert _dispatch.load_gemms("amx") == ("_gemm_vnni", "_gemm_amx")
+    assert _dispatch.load_gemms("v4") == ("_gemm_vnni", "_gemm_vnni")
+    assert _dispatch.load_gemms("v3") == ("_gemm_avxvnni", "_gemm_avxvnni")
+    assert _dispatch.load_gemms("v2") == ("_kernels", "_kernels")
+    assert _dispatch.load_kernels("amx") == "_kernels_v4"
+
+
+def test_products_of_a_machine_without_instructions_for_them(machine):
+    machine(4, [])
+    assert _dispatch.available_levels() == ["v2", "v3", "v4"]
+    assert _dispatch.load_gemms("v4") == ("_kernels_v4", "_kernels_v4")
+    assert _dispatch.load_gemms("v3") == ("_kernels_v3", "_kernels_v3")
+    with pytest.raises(InvalidArgumentError, match=r"expected one of v2, v3, v4 on this machine, got 'amx'$"):
+        _dispatch.choose_level("amx", _dispatch.available_levels())
+
+
+def test_a_refusal_of_the_tiles_is_no_error(machine):
+    machine(4, ["vnni", "amx"], False)
+    assert _dispatch.load_gemms("amx") == ("_gemm_vnni", "_gemm_vnni")
+
+
+def test_modules_that_the_compiler_could_not_build_are_left_out(machine):
+    machine(4, ["avxvnni", "vnni", "amx"], built=lambda module: module not in ("_gemm_amx", "_gemm_avxvnni"))
+    assert _dispatch.available_levels() == ["v2", "v3", "v4"]
+    assert _dispatch.load_gemms("v3") == ("_kernels_v3", "_kernels_v3")
+    assert _dispatch.missing_modules() == ["_gemm_avxvnni", "_gemm_amx"]
+
+
+def test_nothing_is_missing():
+    assert _dispatch.missing_modules() == []
+
+
+def test_show_config_tells_what_was_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(_dispatch, "missing_modules", lambda: ["_kernels_v4", "_gemm_amx"])
+    qatcore.show_config()
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "not built:    _kernels_v4, _gemm_amx (the compiler lacked their flags)"
+    )
+
+
+def test_few_rows_and_many(monkeypatch):
+    monkeypatch.setattr(_dispatch, "gemms", ("few", "many"))
+    assert [_dispatch.gemm(rows) for rows in (1, 4, 5, 1000)] == ["few", "few", "many", "many"]
 
 
 def test_show_config(capsys):
@@ -304,6 +425,8 @@ def test_show_config(capsys):
     assert rows["qatcore"] == qatcore.__version__
     assert rows["numpy"] == np.__version__
     assert rows["CPU level"] == f"{qatcore.cpu_level()} (this machine can run: {', '.join(LEVELS)})"
+    assert rows["int8 product"] in ("portable", *_dispatch.available_gemms())
+    assert "not built" not in rows
     assert rows["threads"] == str(qatcore.get_num_threads())
 
 

@@ -1,0 +1,212 @@
+# The micro-kernel for any CPU: bytes widened to int16 and multiplied and added in pairs (pmaddwd), which
+# is exact.  The instruction for bytes (pmaddubsw) saturates.  A sum is in two parts until it is stored.
+
+cdef extern from *:
+    """
+    typedef int16_t qatcore_code;
+    #if defined(__SSE4_1__)
+    #include <immintrin.h>
+    #endif
+    #if defined(__AVX512BW__) && defined(__AVX512DQ__)
+    enum { QATCORE_LANES = 8, QATCORE_VECTORS = 4, QATCORE_ROWS = 6 };
+    typedef __m512i qatcore_sums, qatcore_columns, qatcore_quads;
+    static inline __m512i qatcore_zero(void) { return _mm512_setzero_si512(); }
+    static inline __m512i qatcore_load_columns(const uint8_t *p)
+    {
+        return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+    }
+    static inline __m512i qatcore_load_quad(const int16_t *p)
+    {
+        int64_t quad;
+        memcpy(&quad, p, 8);
+        return _mm512_set1_epi64(quad);
+    }
+    static inline __m512i qatcore_multiply_add(__m512i sums, __m512i columns, __m512i quad)
+    {
+        return _mm512_add_epi32(sums, _mm512_madd_epi16(columns, quad));
+    }
+    static inline __m256i qatcore_total(__m512i sums)
+    {
+        return _mm512_cvtepi64_epi32(_mm512_add_epi32(sums, _mm512_srli_epi64(sums, 32)));
+    }
+    static inline void qatcore_store(int32_t *p, __m512i sums, int add)
+    {
+        __m256i total = qatcore_total(sums);
+        if (add) total = _mm256_add_epi32(total, _mm256_loadu_si256((const __m256i *)p));
+        _mm256_storeu_si256((__m256i *)p, total);
+    }
+    #elif defined(__AVX2__)
+    enum { QATCORE_LANES = 4, QATCORE_VECTORS = 2, QATCORE_ROWS = 4 };
+    typedef __m256i qatcore_sums, qatcore_columns, qatcore_quads;
+    static inline __m256i qatcore_zero(void) { return _mm256_setzero_si256(); }
+    static inline __m256i qatcore_load_columns(const uint8_t *p)
+    {
+        return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+    }
+    static inline __m256i qatcore_load_quad(const int16_t *p)
+    {
+        int64_t quad;
+        memcpy(&quad, p, 8);
+        return _mm256_set1_epi64x(quad);
+    }
+    static inline __m256i qatcore_multiply_add(__m256i sums, __m256i columns, __m256i quad)
+    {
+        return _mm256_add_epi32(sums, _mm256_madd_epi16(columns, quad));
+    }
+    static inline __m128i qatcore_total(__m256i sums)
+    {
+        __m256i pairs = _mm256_add_epi32(sums, _mm256_srli_epi64(sums, 32));
+        return _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(pairs, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)));
+    }
+    static inline void qatcore_store(int32_t *p, __m256i sums, int add)
+    {
+        __m128i total = qatcore_total(sums);
+        if (add) total = _mm_add_epi32(total, _mm_loadu_si128((const __m128i *)p));
+        _mm_storeu_si128((__m128i *)p, total);
+    }
+    #elif defined(__SSE4_1__)
+    enum { QATCORE_LANES = 2, QATCORE_VECTORS = 2, QATCORE_ROWS = 4 };
+    typedef __m128i qatcore_sums, qatcore_columns, qatcore_quads;
+    static inline __m128i qatcore_zero(void) { return _mm_setzero_si128(); }
+    static inline __m128i qatcore_load_columns(const uint8_t *p)
+    {
+        return _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)p));
+    }
+    static inline __m128i qatcore_load_quad(const int16_t *p)
+    {
+        int64_t quad;
+        memcpy(&quad, p, 8);
+        return _mm_set1_epi64x(quad);
+    }
+    static inline __m128i qatcore_multiply_add(__m128i sums, __m128i columns, __m128i quad)
+    {
+        return _mm_add_epi32(sums, _mm_madd_epi16(columns, quad));
+    }
+    static inline __m128i qatcore_total(__m128i sums)
+    {
+        return _mm_shuffle_epi32(_mm_add_epi32(sums, _mm_srli_epi64(sums, 32)), 0x08);
+    }
+    static inline void qatcore_store(int32_t *p, __m128i sums, int add)
+    {
+        __m128i total = qatcore_total(sums);
+        if (add) total = _mm_add_epi32(total, _mm_loadl_epi64((const __m128i *)p));
+        _mm_storel_epi64((__m128i *)p, total);
+    }
+    #else
+    enum { QATCORE_LANES = 4, QATCORE_VECTORS = 2, QATCORE_ROWS = 4 };
+    typedef struct { int32_t sum[4]; } qatcore_sums;
+    typedef const uint8_t *qatcore_columns;
+    typedef const int16_t *qatcore_quads;
+    static inline qatcore_sums qatcore_zero(void)
+    {
+        const qatcore_sums zero = {{0, 0, 0, 0}};
+        return zero;
+    }
+    static inline const uint8_t *qatcore_load_columns(const uint8_t *p) { return p; }
+    static inline const int16_t *qatcore_load_quad(const int16_t *p) { return p; }
+    static inline qatcore_sums qatcore_multiply_add(qatcore_sums sums, const uint8_t *columns, const int16_t *quad)
+    {
+        for (int j = 0; j < 4; j++)
+            for (int t = 0; t < 4; t++) sums.sum[j] += columns[4 * j + t] * quad[t];
+        return sums;
+    }
+    static inline void qatcore_store(int32_t *p, qatcore_sums sums, int add)
+    {
+        for (int j = 0; j < 4; j++) p[j] = sums.sum[j] + (add ? p[j] : 0);
+    }
+    #endif
+    enum {
+        QATCORE_COLUMNS = QATCORE_LANES * QATCORE_VECTORS,
+        QATCORE_PER_PANEL = 16 / QATCORE_LANES,
+    };
+    """
+    ctypedef int16_t code_t "qatcore_code"
+    ctypedef struct sums_t "qatcore_sums":
+        pass
+    ctypedef struct columns_t "qatcore_columns":
+        pass
+    ctypedef struct quads_t "qatcore_quads":
+        pass
+    int VECTOR_COLUMNS "QATCORE_LANES"
+    int VECTORS "QATCORE_VECTORS"
+    int TILE_ROWS "QATCORE_ROWS"
+    int TILE_COLUMNS "QATCORE_COLUMNS"
+    int PER_PANEL "QATCORE_PER_PANEL"
+    sums_t zero_sums "qatcore_zero"() noexcept nogil
+    columns_t load_columns "qatcore_load_columns"(const uint8_t*) noexcept nogil
+    quads_t load_quad "qatcore_load_quad"(const code_t*) noexcept nogil
+    sums_t multiply_add "qatcore_multiply_add"(sums_t, columns_t, quads_t) noexcept nogil
+    void store_sums "qatcore_store"(int32_t*, sums_t, bint) noexcept nogil
+
+cdef enum:
+    SEGMENT_STRIDE = 64
+    DEPTH_SEGMENTS = 16
+
+include "_gemm_tile.pxi"
+include "_gemm.pxi"
+
+
+def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first, Py_ssize_t stop):
+    """Pack panels `first` to `stop` of b (k, n), all of whose rows or columns are contiguous.
+
+    `packed` has shape (panels of 16 columns, segments of 64 rows, 1024).
+    """
+    cdef Py_ssize_t k = b.shape[0], n = b.shape[1], group, panel, end, quad, t, j, width
+    cdef Py_ssize_t row_stride = b.strides[0], column_stride = b.strides[1]
+    cdef Py_ssize_t whole = k // 4, panel_bytes = packed.shape[1] * TILE_BYTES
+    cdef const int8_t* start
+    cdef uint8_t* out
+    with nogil:
+        for group in range(first, stop, 4):  # four panels use up a cache line of a row
+            end = min(group + 4, stop)
+            for panel in range(group, end):
+                if (panel + 1) * PANEL > n or k % SEGMENT:
+                    memset(&packed[panel, 0, 0], 128, panel_bytes)  # code 0
+            if row_stride == 1:  # a column's quads lie together
+                for panel in range(group, end):
+                    out = &packed[panel, 0, 0]
+                    for j in range(min(n - panel * PANEL, <Py_ssize_t> PANEL)):
+                        start = &b[0, 0] + (panel * PANEL + j) * column_stride
+                        for quad in range(whole):
+                            copy_quad(out + quad * 64 + 4 * j, start + 4 * quad)
+            else:
+                for quad in range(whole):
+                    start = &b[0, 0] + 4 * quad * row_stride
+                    for panel in range(group, end):
+                        out = &packed[panel, 0, 0] + quad * 64
+                        if (panel + 1) * PANEL <= n:
+                            interleave(out, start + panel * PANEL, row_stride)
+                        else:
+                            for j in range(n - panel * PANEL):
+                                for t in range(4):
+                                    out[4 * j + t] = offset_code(start[t * row_stride + panel * PANEL + j])
+            for panel in range(group, end):
+                out = &packed[panel, 0, 0] + whole * 64
+                width = min(n - panel * PANEL, <Py_ssize_t> PANEL)
+                for t in range(k - 4 * whole):
+                    start = &b[0, 0] + (4 * whole + t) * row_stride + panel * PANEL * column_stride
+                    for j in range(width):
+                        out[4 * j + t] = offset_code(start[j * column_stride])
+
+
+cdef inline uint8_t offset_code(int8_t code) noexcept nogil:
+    return <uint8_t> code ^ 0x80
+
+
+cdef inline void copy_quad(uint8_t* out, const int8_t* quad) noexcept nogil:
+    cdef uint32_t codes
+    memcpy(&codes, quad, 4)
+    codes ^= <uint32_t> 0x80808080
+    memcpy(out, &codes, 4)
+
+
+cdef inline void interleave(uint8_t* out, const int8_t* row, Py_ssize_t stride) noexcept nogil:
+    """The 16 quads of four rows, by way of an array that aliases nothing, so that it becomes shuffles."""
+    cdef uint8_t[64] line
+    cdef Py_ssize_t j
+    for j in range(16):
+        line[4 * j] = offset_code(row[j])
+        line[4 * j + 1] = offset_code(row[stride + j])
+        line[4 * j + 2] = offset_code(row[2 * stride + j])
+        line[4 * j + 3] = offset_code(row[3 * stride + j])
+    memcpy(out, line, 64)
