@@ -3,6 +3,7 @@
 from . import reference
 from ._dispatch import cpu_level, show_config
 from ._threads import get_num_threads, set_num_threads
+from .affine import dequantize, fake_quantize, quantize
 from .calibration import CalibrationDataset, CalibrationWarning, calibrate_layer, calibrate_model
 from .codes import quantize_fp8, quantize_int4, quantize_int8
 from .collector import CalibrationCollector
@@ -30,11 +31,14 @@ __all__ = [
     "calibrate_layer",
     "calibrate_model",
     "cpu_level",
+    "dequantize",
     "dequantize_weights",
+    "fake_quantize",
     "get_num_threads",
     "int8_linear",
     "int8_matmul",
     "kl_divergence_symmetric",
+    "quantize",
     "quantize_fp8",
     "quantize_int4",
     "quantize_int8",

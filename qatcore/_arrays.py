@@ -22,6 +22,8 @@ INT32 = np.iinfo(np.int32)
 
 def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
     """Return `x` as an array of any type, in whatever layout it has."""
+    if type(x) is np.ndarray:
+        return x
     if isinstance(x, np.ma.MaskedArray) or (
         isinstance(x, (list, tuple)) and any(isinstance(item, np.ma.MaskedArray) for item in x)
     ):
@@ -68,6 +70,8 @@ def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
 
 
 def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:  # what `require` finds out takes longer
+        return array
     with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error
         return np.require(array, dtype, ["C", "A"])
 

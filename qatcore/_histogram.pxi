@@ -24,7 +24,16 @@ cdef inline word most(word a, word b) noexcept nogil:
     return b
 
 
+cdef inline int64_t occurrences(const word* x, Py_ssize_t n, word bits) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int64_t count = 0
+    for i in range(n):
+        count += x[i] == bits
+    return count
+
+
 cdef inline word order_key(word bits) noexcept nogil:
+    """The key of bits, or the bits of a key."""
     if word is int32_t:
         return bits ^ ((bits >> 31) & INT32_MAX)
     else:
@@ -36,14 +45,14 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
 
     `x` holds the bits of floats, at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
     count an element, whatever it is.  `stats` is set to: the least and greatest order key of the finite
-    values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, and as bits
-    a lower bound of the nonzero magnitudes and the greatest finite one.
+    values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, as bits a lower
+    bound of the nonzero magnitudes and the greatest finite one, and how often the least and greatest key occur.
     """
     cdef word infinity, top, bits, magnitude, key
     cdef word low_key, high_key, low_magnitude, high_magnitude, block_low, block_high, block_least, block_most
     cdef Py_ssize_t start, stop, i
     cdef int32_t block_zeros
-    cdef int64_t n_zero = 0, n_nan = 0, n_posinf = 0, n_neginf = 0
+    cdef int64_t n_zero = 0, n_nan = 0, n_posinf = 0, n_neginf = 0, n_low = 0, n_high = 0
     cdef int shift
     if word is int32_t:
         infinity = 0x7F800000
@@ -93,8 +102,17 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
                     else:
                         n_neginf += 1
             n_zero += block_zeros
-            low_key = least(low_key, block_low)
-            high_key = most(high_key, block_high)
+            # Only a block that reaches an extreme is searched for it.
+            if block_low < low_key:
+                low_key = block_low
+                n_low = 0
+            if block_low == low_key:
+                n_low += occurrences(&x[start], stop - start, order_key(low_key))
+            if block_high > high_key:
+                high_key = block_high
+                n_high = 0
+            if block_high == high_key:
+                n_high += occurrences(&x[start], stop - start, order_key(high_key))
             low_magnitude = least(low_magnitude, block_least)
             high_magnitude = most(high_magnitude, block_most)
             i = start
@@ -124,6 +142,8 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
         stats[5] = n_neginf
         stats[6] = low_magnitude
         stats[7] = high_magnitude
+        stats[8] = n_low
+        stats[9] = n_high
 
 
 def drain_leading_bits(
@@ -165,20 +185,39 @@ def drain_leading_bits(
     return n, lowest
 
 
-def scan_range(const int64_t[::1] x):
-    """Least and greatest order key of the finite float64 values whose bits x holds, and their number."""
-    cdef int64_t low = INT64_MAX, high = -INT64_MAX - 1, bits, key
-    cdef int64_t finite = 0
-    cdef Py_ssize_t i
+def scan_range(const double[::1] x):
+    """Least and greatest finite value of x, and how many are finite; +inf and -inf if none is.
+
+    Of equal zeros -0 is the lesser.
+    """
+    cdef int64_t low = INT64_MAX, high = -INT64_MAX - 1, block_low, block_high, bits, key
+    cdef int64_t infinity = INF64
+    cdef Py_ssize_t start, stop, i, finite = x.shape[0]
     with nogil:
-        for i in range(x.shape[0]):
-            bits = x[i]
-            if (bits & INT64_MAX) < <int64_t> INF64:
-                key = order_key(bits)
-                low = least(low, key)
-                high = most(high, key)
-                finite += 1
-    return low, high, finite
+        for start in range(0, x.shape[0], 4096):  # BLOCK
+            stop = min(start + BLOCK, x.shape[0])
+            block_low = INT64_MAX
+            block_high = -INT64_MAX - 1
+            for i in range(start, stop):
+                key = order_key(<int64_t> bits_of(x[i]))
+                block_low = least(block_low, key)
+                block_high = most(block_high, key)
+            if block_high >= infinity or block_low <= ~infinity:  # some are not finite: scan again, one by one
+                block_low = INT64_MAX
+                block_high = -INT64_MAX - 1
+                for i in range(start, stop):
+                    bits = <int64_t> bits_of(x[i])
+                    if (bits & INT64_MAX) < infinity:
+                        key = order_key(bits)
+                        block_low = least(block_low, key)
+                        block_high = most(block_high, key)
+                    else:
+                        finite -= 1
+            low = least(low, block_low)
+            high = most(high, block_high)
+    if finite == 0:
+        return double_of(INF64), -double_of(INF64), 0
+    return double_of(<uint64_t> order_key(low)), double_of(<uint64_t> order_key(high)), finite
 
 
 def rebuild_histogram(const double[::1] samples, double low, double high, double[::1] histogram):

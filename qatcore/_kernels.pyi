@@ -49,6 +49,65 @@ def encode_e4m3(
     codes: NDArray[np.uint8],
     scale: NDArray[np.float64],
 ) -> None: ...
+
+# --- elementwise, by ONNX's rounding; codes are bytes
+
+def quantize_integer(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    zero_point: NDArray[np.int32],
+    inner: int,
+    least: int,
+    greatest: int,
+    start: int,
+    stop: int,
+) -> None: ...
+def quantize_dequantize_integer(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    out: NDArray[np.float32] | NDArray[np.float64],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    zero_point: NDArray[np.int32],
+    inner: int,
+    least: int,
+    greatest: int,
+    start: int,
+    stop: int,
+) -> None: ...
+def dequantize_integer(
+    codes: NDArray[np.uint8],
+    out: NDArray[np.float32] | NDArray[np.float64],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    zero_point: NDArray[np.int32],
+    inner: int,
+    least: int,
+    start: int,
+    stop: int,
+) -> None: ...
+def quantize_e4m3(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    inner: int,
+    start: int,
+    stop: int,
+) -> None: ...
+def quantize_dequantize_e4m3(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    out: NDArray[np.float32] | NDArray[np.float64],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    inner: int,
+    start: int,
+    stop: int,
+) -> None: ...
+def dequantize_e4m3(
+    codes: NDArray[np.uint8],
+    out: NDArray[np.float32] | NDArray[np.float64],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    inner: int,
+    start: int,
+    stop: int,
+) -> None: ...
 def glorot_weights(out: NDArray[np.float64], limit: float, largest: float) -> None: ...
 
 # --- histograms
@@ -64,7 +123,7 @@ def drain_leading_bits(
     binades: NDArray[np.int32],
     counts: NDArray[np.int64],
 ) -> tuple[int, int]: ...
-def scan_range(x: NDArray[np.int64]) -> tuple[int, int, int]: ...
+def scan_range(x: NDArray[np.float64]) -> tuple[float, float, int]: ...
 def rebuild_histogram(
     samples: NDArray[np.float64], low: float, high: float, histogram: NDArray[np.float64]
 ) -> None: ...

@@ -1,7 +1,8 @@
 # The compiled loops of qatcore, one file a subject:
 #
 #   _rounding.pxi     the scalar formulas: roundings, FP8, a logarithm of our own
-#   _elementwise.pxi  quantise, encode and round whole arrays
+#   _elementwise.pxi  quantise, encode and round whole arrays, by the reference's rounding
+#   _affine.pxi       quantise and dequantise them, by ONNX's
 #   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
 #   _thresholds.pxi   expected squared error and KL divergence of candidate clipping ranges
 #   _gemm_portable.pxi, _gemm_tile.pxi, _gemm.pxi
@@ -9,13 +10,13 @@
 #   _cpu.pxi          which CPU level this machine can run
 #
 # This source is compiled once for each CPU level (see setup.py), so a function here must give the
-# same bits whatever instructions the compiler chooses: no libm beyond trunc, floor, fabs and copysign
+# same bits whatever instructions the compiler chooses: no libm beyond rint, trunc, floor, fabs and copysign
 # (all exact), no contraction, and no sum whose order depends on the vector width.
 #
 # Every `def` takes typed memoryviews, releases the GIL, and does nothing else: Python has validated
 # the arguments and allocated the results.  Floating point enters as float32 or float64, C-contiguous.
 
-from libc.math cimport copysign, fabs, floor, trunc
+from libc.math cimport copysign, fabs, floor, rint, rintf, trunc
 from libc.stdint cimport (
     INT32_MAX, INT64_MAX, int8_t, int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t,
 )
@@ -27,6 +28,7 @@ ctypedef fused floating:
 
 include "_rounding.pxi"
 include "_elementwise.pxi"
+include "_affine.pxi"
 include "_histogram.pxi"
 include "_thresholds.pxi"
 include "_gemm_portable.pxi"

@@ -13,12 +13,22 @@ cdef extern from *:
     #define QATCORE_INF64 0x7FF0000000000000ULL
     #define QATCORE_BITS_448 0x407C000000000000ULL
     #define QATCORE_BITS_2M6 0x3F90000000000000ULL
+    #define QATCORE_SIGN32 0x80000000U
+    #define QATCORE_INF32 0x7F800000U
+    #define QATCORE_BITS32_448 0x43E00000U
+    #define QATCORE_BITS32_2M6 0x3C800000U
+    #define QATCORE_BITS32_2P14 0x46800000U
     """
     const uint64_t SIGN64 "QATCORE_SIGN64"
     const uint64_t MANTISSA64 "QATCORE_MANTISSA64"
     const uint64_t INF64 "QATCORE_INF64"
     const uint64_t BITS_448 "QATCORE_BITS_448"      # the largest E4M3 value
     const uint64_t BITS_2M6 "QATCORE_BITS_2M6"      # 2**-6, the smallest normal E4M3 value
+    const uint32_t SIGN32 "QATCORE_SIGN32"
+    const uint32_t INF32 "QATCORE_INF32"
+    const uint32_t BITS32_448 "QATCORE_BITS32_448"
+    const uint32_t BITS32_2M6 "QATCORE_BITS32_2M6"
+    const uint32_t BITS32_2P14 "QATCORE_BITS32_2P14"
 
 
 cdef inline uint64_t bits_of(double x) noexcept nogil:
@@ -33,6 +43,18 @@ cdef inline double double_of(uint64_t bits) noexcept nogil:
     return x
 
 
+cdef inline uint32_t bits_of32(float x) noexcept nogil:
+    cdef uint32_t bits
+    memcpy(&bits, &x, 4)
+    return bits
+
+
+cdef inline float float_of(uint32_t bits) noexcept nogil:
+    cdef float x
+    memcpy(&x, &bits, 4)
+    return x
+
+
 cdef inline uint64_t lesser(uint64_t a, uint64_t b) noexcept nogil:
     if a < b:
         return a
@@ -40,6 +62,18 @@ cdef inline uint64_t lesser(uint64_t a, uint64_t b) noexcept nogil:
 
 
 cdef inline uint64_t greater(uint64_t a, uint64_t b) noexcept nogil:
+    if a > b:
+        return a
+    return b
+
+
+cdef inline uint32_t lesser32(uint32_t a, uint32_t b) noexcept nogil:
+    if a < b:
+        return a
+    return b
+
+
+cdef inline uint32_t greater32(uint32_t a, uint32_t b) noexcept nogil:
     if a > b:
         return a
     return b
@@ -76,33 +110,68 @@ cdef inline double decode_integer(double code, int32_t zero_point, double scale)
     return <double> <int32_t> (<uint32_t> q - <uint32_t> zero_point) * scale
 
 
-cdef inline double nearest_e4m3(double x) noexcept nogil:
+cdef inline floating nearest_e4m3(floating x) noexcept nogil:
     """The nearest OCP E4M3 value, ties to even, saturating at 448; NaN and the sign of zero are kept.
 
-    Adding and subtracting 2**(e + 49) leaves a multiple of 2**(e - 3), E4M3's step in the binade of
-    2**e (and 2**-9 below the normal range), rounded once by the addition itself.
+    Adding and subtracting 2**(e + 49) in float64, 2**(e + 20) in float32, leaves a multiple of 2**(e - 3),
+    E4M3's step in the binade of 2**e (and 2**-9 below the normal range), rounded once by the addition itself.
     """
-    cdef uint64_t bits = bits_of(x)
-    cdef uint64_t magnitude = bits & ~SIGN64
-    cdef uint64_t clipped = lesser(magnitude, BITS_448)
-    cdef double magic = double_of((greater(clipped >> 52, 1023 - 6) + 49) << 52)
-    cdef double rounded = (double_of(clipped) + magic) - magic
-    cdef uint64_t result = bits_of(rounded) | (bits & SIGN64)
-    if magnitude > INF64:
-        result = bits
-    return double_of(result)
+    cdef uint64_t bits, magnitude, clipped, result
+    cdef uint32_t bits32, magnitude32, clipped32, result32
+    cdef double magic, rounded
+    cdef float magic32, rounded32
+    if floating is float:
+        bits32 = bits_of32(x)
+        magnitude32 = bits32 & 0x7FFFFFFF
+        clipped32 = lesser32(magnitude32, BITS32_448)
+        magic32 = float_of((greater32(clipped32 >> 23, 127 - 6) + 20) << 23)
+        rounded32 = (float_of(clipped32) + magic32) - magic32
+        result32 = bits_of32(rounded32) | (bits32 & SIGN32)
+        if magnitude32 > INF32:
+            result32 = bits32
+        return float_of(result32)
+    else:
+        bits = bits_of(x)
+        magnitude = bits & ~SIGN64
+        clipped = lesser(magnitude, BITS_448)
+        magic = double_of((greater(clipped >> 52, 1023 - 6) + 49) << 52)
+        rounded = (double_of(clipped) + magic) - magic
+        result = bits_of(rounded) | (bits & SIGN64)
+        if magnitude > INF64:
+            result = bits
+        return double_of(result)
 
 
-cdef inline uint8_t e4m3_code(double value) noexcept nogil:
-    """The code of a value that is one of E4M3's own, or of NaN."""
-    cdef uint64_t bits = bits_of(value)
-    cdef uint64_t magnitude = bits & ~SIGN64
-    cdef uint64_t code = (magnitude >> 49) - ((1023 - 7) << 3)
-    if magnitude < BITS_2M6:
-        code = <uint64_t> <int64_t> (double_of(magnitude) * 512.0)
-    if magnitude > INF64:
-        code = E4M3_NAN
-    return <uint8_t> (code | (bits >> 63) << 7)
+cdef inline uint8_t e4m3_code(floating x) noexcept nogil:
+    """The code of the nearest E4M3 value.
+
+    A normal value's code is its upper bits, rounded by adding almost half of what is cut off; where the last bit
+    kept is odd, half.  2**14 has an ulp of 2**-9, E4M3's step below the normal range.
+    """
+    cdef uint32_t bits, magnitude, clipped, code
+    if floating is float:
+        bits = bits_of32(x)
+        magnitude = bits & 0x7FFFFFFF
+        clipped = lesser32(magnitude, BITS32_448)
+        code = ((clipped + 0x7FFFF + ((clipped >> 20) & 1)) >> 20) - ((127 - 7) << 3)
+        if clipped < BITS32_2M6:
+            code = bits_of32(float_of(clipped) + <float> 16384.0) - BITS32_2P14
+        if magnitude > INF32:
+            code = E4M3_NAN
+        return <uint8_t> (code | ((bits >> 24) & 0x80))
+    else:
+        return e4m3_code(<float> nearest_e4m3(x))  # E4M3's values are float32's
+
+
+cdef inline float e4m3_value(uint8_t code) noexcept nogil:
+    """The value of a code; for subnormal ones it is their number of steps."""
+    cdef uint32_t magnitude = code & 0x7F
+    cdef uint32_t bits = (magnitude << 20) + (<uint32_t> (127 - 7) << 23)
+    if magnitude < 8:
+        bits = bits_of32(<float> <int32_t> magnitude * <float> 0.001953125)
+    if magnitude == E4M3_NAN:
+        bits = 0x7FC00000
+    return float_of(bits | (<uint32_t> (code & 0x80) << 24))
 
 
 cdef inline double reference_e4m3(double x) noexcept nogil:

@@ -79,7 +79,8 @@ class CalibrationCollector:
         array = as_array(x, "x")
         if mask is not None:
             array = array[_as_mask(mask, array.shape)]
-        self._add(leading_bit_histogram(array))
+        # Values that are no longer kept need not be sorted.
+        self._add(leading_bit_histogram(array, keep_values=self._histogram.values is not None))
 
     def merge(self, other: CalibrationCollector) -> None:
         """Add what another collector has observed, which is left as it is.

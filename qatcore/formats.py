@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from .config import QuantBits
+from .errors import InvalidArgumentError
 
 
 @dataclass(frozen=True)
@@ -36,5 +38,46 @@ E4M3_MAX = 448.0
 #: The value of each of the 256 E4M3 codes; two are NaN.
 E4M3_VALUES: npt.NDArray[np.float64] = np.arange(256, dtype=np.uint8).view(E4M3).astype(np.float64)
 E4M3_VALUES.setflags(write=False)
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """A format that whole arrays are quantised to: the type of its codes and, of integers, their limits."""
+
+    dtype: np.dtype[Any]
+    least: int = 0
+    greatest: int = 0
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether codes are integers, which have a zero point."""
+        return self.greatest > self.least
+
+
+#: By the name of their type.
+CODE_FORMATS = {
+    str(code_format.dtype): code_format
+    for code_format in (
+        CodeFormat(np.dtype(np.int8), -128, 127),
+        CodeFormat(np.dtype(np.uint8), 0, 255),
+        CodeFormat(E4M3),
+    )
+}
+
+
+def as_code_format(dtype: Any, name: str) -> CodeFormat:
+    """Return the format of codes of a type, given as such or by its name."""
+    given = dtype
+    if isinstance(dtype, str) and dtype == str(E4M3):
+        dtype = E4M3  # NumPy knows the name only once ml_dtypes has registered it
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        dtype = None
+    try:
+        return CODE_FORMATS[str(dtype)]
+    except KeyError:
+        raise InvalidArgumentError(f"{name}: expected one of {', '.join(CODE_FORMATS)}, got {given!r}") from None
+
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -7,6 +7,7 @@ they were split, ordered or merged.  docs/numerics.md derives what follows from 
 
 from __future__ import annotations
 
+import struct
 import threading
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,10 +103,13 @@ class LeadingBitHistogram:
 
     def merged(self, other: LeadingBitHistogram) -> LeadingBitHistogram:
         """Return the histogram of both multisets together."""
-        binades = np.union1d(self.binades, other.binades)
-        counts = np.zeros((binades.size, FRACTION), np.int64)
-        for part in (self, other):
-            counts[np.searchsorted(binades, part.binades)] += part.counts
+        if np.array_equal(self.binades, other.binades):  # as batch after batch of a tensor
+            binades, counts = self.binades, self.counts + other.counts
+        else:
+            binades = np.union1d(self.binades, other.binades)
+            counts = np.zeros((binades.size, FRACTION), np.int64)
+            for part in (self, other):
+                counts[np.searchsorted(binades, part.binades)] += part.counts
         values = None
         if self.values is not None and other.values is not None:
             values = _kept(np.concatenate([self.values, other.values]))
@@ -208,12 +212,21 @@ def _kept(values: _FloatArray) -> _FloatArray | None:
     return np.sort(values) if values.size <= EXACT_LIMIT else None
 
 
-@np.errstate(all="ignore")
-def leading_bit_histogram(x: npt.NDArray[Any]) -> LeadingBitHistogram:
-    """Return the histogram of an array of any real type and layout, read in constant memory."""
+def leading_bit_histogram(x: npt.NDArray[Any], *, keep_values: bool = True) -> LeadingBitHistogram:
+    """Return the histogram of an array of any real type and layout, read in constant memory.
+
+    Its `values` are None if they are not to be kept, however few there are.
+    """
     if x.size == 0:
         return EMPTY
     dtype = kernel_dtype(x.dtype, "x")
+    if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and x.size <= _LARGEST_CALL:
+        return _count_chunk(x.reshape(-1), keep_values)
+    return _count_buffered(x, dtype, keep_values)
+
+
+@np.errstate(all="ignore")
+def _count_buffered(x: npt.NDArray[Any], dtype: np.dtype[Any], keep_values: bool) -> LeadingBitHistogram:
     x = np.atleast_1d(x)  # NumPy before 2.3 leaves the buffer of a 0-d operand unfilled
     total = EMPTY
     # Any order does, so walk in memory order; converted, misaligned or strided data passes a buffer.
@@ -229,13 +242,13 @@ def leading_bit_histogram(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     with iterator:
         for chunk in iterator:
             for start in range(0, chunk.size, _LARGEST_CALL):
-                total = total.merged(_count_chunk(chunk[start : start + _LARGEST_CALL]))
+                total = total.merged(_count_chunk(chunk[start : start + _LARGEST_CALL], keep_values))
     return total
 
 
-def _count_chunk(chunk: npt.NDArray[Any]) -> LeadingBitHistogram:
+def _count_chunk(chunk: npt.NDArray[Any], keep_values: bool) -> LeadingBitHistogram:
     parts: list[LeadingBitHistogram] = []
-    for_ranges(chunk.size, _GRAIN, lambda a, b: parts.append(_count_range(chunk[a:b])))
+    for_ranges(chunk.size, _GRAIN, lambda a, b: parts.append(_count_range(chunk[a:b], keep_values)))
     total = parts[0]
     for part in parts[1:]:
         total = total.merged(part)
@@ -245,13 +258,13 @@ def _count_chunk(chunk: npt.NDArray[Any]) -> LeadingBitHistogram:
 _scratch = threading.local()
 
 
-def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
+def _count_range(x: npt.NDArray[Any], keep_values: bool) -> LeadingBitHistogram:
     """Count one contiguous float32 or float64 range on this thread."""
     single = x.dtype == np.float32
     bits = x.view(np.int32 if single else np.int64)
     exponents = 256 if single else _EXPONENTS
     mantissa = 23 if single else 52
-    stats = np.empty(8, np.int64)
+    stats = np.empty(10, np.int64)
     # A thread's tables are all zero between calls.  They are taken away while they are not, so that an
     # interrupt in between loses them rather than spoils the next counts.
     name = bits.dtype.name
@@ -259,7 +272,7 @@ def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     if tables is None:
         tables = np.zeros((4, 2 * exponents * FRACTION), np.int32)
     _dispatch.kernels.count_leading_bits(bits, tables, stats)
-    low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most = (int(v) for v in stats)
+    low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most, n_low, n_high = stats.tolist()
     first, last = max(least >> mantissa, 1), most >> mantissa
     binades = np.empty(2 * max(last - first + 1, 0), np.int32)
     counts = np.empty((binades.size + 1, FRACTION), np.int64)  # a row to spare: no empty last one
@@ -267,18 +280,18 @@ def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     _scratch.__dict__[name] = tables
     binades, counts = binades[:n].copy(), counts[:n].copy()
     if single:  # the same exponents and signs as float64 counts them
-        binades = (binades >> 8) * _EXPONENTS + (binades & 255) + (1023 - 127)
+        binades = (binades >> 8) * np.int32(_EXPONENTS) + (binades & 255) + np.int32(1023 - 127)
     n_finite = x.size - n_nan - n_posinf - n_neginf
     low = _float_of_key(low_key, single) if n_finite else float("inf")
     high = _float_of_key(high_key, single) if n_finite else float("-inf")
     histogram = LeadingBitHistogram(
-        binades.astype(np.int32),
+        binades,
         counts,
         None,
         low,
         high,
-        int(np.count_nonzero(x == low)) if n_finite else 0,
-        int(np.count_nonzero(x == high)) if n_finite else 0,
+        0 if not n_finite else n_low if low else n_zero,  # keys tell zeros of either sign apart
+        0 if not n_finite else n_high if high else n_zero,
         n_zero,
         n_nan,
         n_posinf,
@@ -286,7 +299,7 @@ def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
     )
     if lowest > n_zero:
         histogram = _with_subnormals(histogram, bits, single)
-    if n_finite - n_zero <= EXACT_LIMIT:
+    if keep_values and n_finite - n_zero <= EXACT_LIMIT:
         values = _kept(x[np.isfinite(x) & (x != 0)].astype(np.float64))
         histogram = replace(histogram, values=values)
     return histogram
@@ -294,9 +307,10 @@ def _count_range(x: npt.NDArray[Any]) -> LeadingBitHistogram:
 
 def _float_of_key(key: int, single: bool) -> float:
     """Return the value of an order key, -0 as +0."""
-    integer, floating = (np.int32, np.float32) if single else (np.int64, np.float64)
-    bits = key if key >= 0 else key ^ int(np.iinfo(integer).max)
-    return float(np.array(bits, integer).view(floating)) + 0.0
+    integer, floating, largest = ("<i", "<f", 2**31 - 1) if single else ("<q", "<d", 2**63 - 1)
+    bits = key if key >= 0 else key ^ largest
+    value: float = struct.unpack(floating, struct.pack(integer, bits))[0]
+    return value + 0.0
 
 
 def _with_subnormals(h: LeadingBitHistogram, bits: npt.NDArray[Any], single: bool) -> LeadingBitHistogram:

@@ -188,12 +188,11 @@ class CalibrationCollector:
             If `tensor` does not hold real numbers.
         """
         x = as_float64(tensor, "tensor").reshape(-1)
-        low_key, high_key, finite = _dispatch.kernels.scan_range(x.view(np.int64))
+        low, high, finite = _dispatch.kernels.scan_range(x)
         if finite == 0:
             return
         if finite < x.size:
             x = x[np.isfinite(x)]
-        low, high = _value_of_key(low_key), _value_of_key(high_key)
         # Only a strict comparison moves an end, so of equal zeros the first one's sign stays.
         if low < self._min_val:
             self._min_val = low if low else float(x[np.argmax(x == 0.0)])
@@ -267,11 +266,6 @@ class CalibrationCollector:
         with np.errstate(over="ignore"):
             span = np.float64(self._max_val) - np.float64(self._min_val)
             return _affine(self._min_val, self._min_val + span * kept / HISTOGRAM_BINS)
-
-
-def _value_of_key(key: int) -> float:
-    bits = key if key >= 0 else key ^ (2**63 - 1)
-    return float(np.int64(bits).view(np.float64))
 
 
 def _affine(low: float, high: float) -> tuple[float, int]:

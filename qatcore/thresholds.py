@@ -116,8 +116,12 @@ def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, includ
     # With m cells twice the divergence varies like chi-squared with m degrees of freedom: two deviations.
     tolerance = np.sqrt(2.0 * sums[3, -1])
     if symmetric:
-        stop = np.arange(levels, KL_BINS + 1)
+        # Every eighth, then those about the cheapest: neighbours differ by less than the divergence's own noise.
+        stop = np.append(np.arange(levels, KL_BINS, 8), KL_BINS)
         cost = divergence(np.zeros_like(stop), stop)
+        nearer = np.clip(stop[np.argmin(cost)] + np.arange(-7, 8), levels, KL_BINS)
+        stop = np.append(stop, nearer)
+        cost = np.append(cost, divergence(np.zeros_like(nearer), nearer))
         high = np.where(stop == KL_BINS, clip, stop * width)
         low = -high
     else:

@@ -126,7 +126,7 @@ def leading_bits(kernels, n):
         for seed in (0, 1):
             floats = f"f{np.dtype(dtype).itemsize}"
             x = random_bits(n, 7, floats) if seed else values(n, floats)
-            tables, stats = np.zeros((4, 2 * exponents * 128), np.int32), np.empty(8, np.int64)
+            tables, stats = np.zeros((4, 2 * exponents * 128), np.int32), np.empty(10, np.int64)
             kernels.count_leading_bits(x.view(dtype), tables, stats)
             yield np.flatnonzero(tables)
             yield tables[tables > 0]
@@ -141,7 +141,8 @@ def leading_bits(kernels, n):
 
 
 def scan_range(kernels, n):
-    yield kernels.scan_range(values(n, np.float64).view(np.int64))
+    yield kernels.scan_range(values(n, np.float64))
+    yield kernels.scan_range(bell(n, 26))
 
 
 def rebuild_histogram(kernels, n):
