@@ -70,7 +70,8 @@ def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
 
 
 def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:  # what `require` finds out takes longer
+    # What `require` finds out takes longer.
+    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
         return array
     with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error
         return np.require(array, dtype, ["C", "A"])
@@ -198,7 +199,7 @@ def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.
         value = np.array([as_scale(item, name) for item in value])  # whatever their size
     array = as_float64(value, name)
     _check_channels(array, channels, name)
-    if not (np.isfinite(array).all() and (array >= 0).all()):
+    if array.size and not (array.min() >= 0.0 and array.max() < np.inf):  # NaN is neither
         raise InvalidArgumentError(f"{name}: expected finite numbers that are not negative, got {value}")
     return array
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from dataclasses import dataclass
@@ -247,12 +248,11 @@ def _scaling(
     axis: int | None,
     code_format: CodeFormat,
 ) -> _Scaling:
-    n = int(np.prod(shape))
-    channels, inner = None, n
+    channels, inner = None, math.prod(shape)
     if axis is not None:
         position = _as_axis(axis, len(shape))
         channels = shape[position]
-        inner = int(np.prod(shape[position + 1 :]))
+        inner = math.prod(shape[position + 1 :])
     scales = _as_positive(scale, channels, computed)
     zero_points = as_zero_points(zero_point, channels, "zero_point")
     least, greatest = code_format.least, code_format.greatest

@@ -54,30 +54,24 @@ class CodeFormat:
         return self.greatest > self.least
 
 
-#: By the name of their type.
-CODE_FORMATS = {
-    str(code_format.dtype): code_format
-    for code_format in (
-        CodeFormat(np.dtype(np.int8), -128, 127),
-        CodeFormat(np.dtype(np.uint8), 0, 255),
-        CodeFormat(E4M3),
-    )
-}
+CODE_FORMATS = [CodeFormat(np.dtype(np.int8), -128, 127), CodeFormat(np.dtype(np.uint8), 0, 255), CodeFormat(E4M3)]
+# By the name, the type and the scalar type of their codes.
+_FORMAT_OF: dict[Any, CodeFormat] = {}
+for _format in CODE_FORMATS:
+    _FORMAT_OF |= dict.fromkeys((str(_format.dtype), _format.dtype, _format.dtype.type), _format)
 
 
 def as_code_format(dtype: Any, name: str) -> CodeFormat:
     """Return the format of codes of a type, given as such or by its name."""
-    given = dtype
-    if isinstance(dtype, str) and dtype == str(E4M3):
-        dtype = E4M3  # NumPy knows the name only once ml_dtypes has registered it
     try:
-        dtype = np.dtype(dtype)
-    except TypeError:
-        dtype = None
+        return _FORMAT_OF[dtype]
+    except (KeyError, TypeError):  # perhaps another way to say it
+        pass
     try:
-        return CODE_FORMATS[str(dtype)]
-    except KeyError:
-        raise InvalidArgumentError(f"{name}: expected one of {', '.join(CODE_FORMATS)}, got {given!r}") from None
+        return _FORMAT_OF[np.dtype(dtype)]
+    except (KeyError, TypeError):
+        names = ", ".join(str(code_format.dtype) for code_format in CODE_FORMATS)
+        raise InvalidArgumentError(f"{name}: expected one of {names}, got {dtype!r}") from None
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
