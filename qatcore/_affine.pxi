@@ -42,16 +42,6 @@ cdef inline floating nearest_step(floating x, floating scale, floating low, floa
 cdef enum:
     PAGE = 4096  # bytes
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define QATCORE_PREFETCH(p) __builtin_prefetch(p)
-    #else
-    #define QATCORE_PREFETCH(p) ((void)(p))
-    #endif
-    """
-    void prefetch "QATCORE_PREFETCH"(const void*) noexcept nogil
-
 
 cdef inline void prefetch_page(const void* page) noexcept nogil:
     cdef Py_ssize_t line

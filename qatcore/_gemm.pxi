@@ -44,72 +44,118 @@ cdef struct Encoding:  # of floating-point rows
     double high
 
 
-cdef inline int64_t encode_row(
+cdef inline inlined encode_segment(
+    const source* row, Py_ssize_t width, code_t* codes, Encoding encoding
+) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(width):
+        if source is int8_t:
+            codes[j] = row[j]
+        else:
+            codes[j] = <code_t> <int32_t> integer_code(
+                row[j], encoding.scale, encoding.zero_point, encoding.low, encoding.high
+            )
+    for j in range(width, SEGMENT):
+        codes[j] = 0
+
+
+cdef inline int32_t encode_row(
     const source* row, Py_ssize_t depth, code_t* codes, Encoding encoding
 ) noexcept nogil:
     """Write a row's codes by segments, zeros after the last; return their sum."""
-    cdef Py_ssize_t start, width, j
-    cdef int64_t total = 0
-    cdef int32_t part
-    cdef code_t code
+    cdef Py_ssize_t start, j
+    cdef int32_t total = 0
+    cdef code_t* segment = codes
     for start in range(0, depth, 64):  # SEGMENT: a step must be a literal to stay a C loop
-        width = min(depth - start, SEGMENT)
-        for j in range(width):
-            if source is int8_t:
-                codes[j] = row[start + j]
-            else:
-                codes[j] = <code_t> <int32_t> integer_code(
-                    row[start + j], encoding.scale, encoding.zero_point, encoding.low, encoding.high
-                )
-        for j in range(width, SEGMENT):
-            codes[j] = 0
-        part = 0
-        for j in range(SEGMENT):
-            code = codes[j]
-            part += code
-        total += part
-        codes += SEGMENT_STRIDE
+        if depth - start >= SEGMENT:
+            encode_segment(row + start, SEGMENT, segment, encoding)  # a constant
+        else:
+            encode_segment(row + start, depth - start, segment, encoding)
+        segment += SEGMENT_STRIDE
+    if source is int8_t:
+        for j in range(depth):
+            total += row[j]
+    else:
+        segment = codes
+        for start in range(0, depth, 64):  # SEGMENT
+            for j in range(SEGMENT):
+                total += segment[j]
+            segment += SEGMENT_STRIDE
     return total
+
+
+cdef inline int32_t centred(int32_t total, int32_t row_sum) noexcept nogil:
+    """sum a b of a sum of a (b + 128): both may wrap, the difference, of at most 65,536 products, does not."""
+    return <int32_t> (<uint32_t> total - 128 * <uint32_t> row_sum)
+
+
+cdef inline inlined finish_row(
+    const int32_t* sums,
+    Py_ssize_t width,
+    int32_t row_sum,
+    const double* column,
+    Py_ssize_t n,
+    bint simple,
+    result* out,
+) noexcept nogil:
+    """Take a row of a tile to `out`, by way of an array that aliases nothing and so becomes vectors at once.
+
+    Floating point: ``(sum - row sum * columns[0] - columns[1]) * columns[2] + columns[3]``, where all
+    but the last two operations are exact.  If `simple`, columns[0] is all zero; or, for integers, `out` has
+    nothing yet to add to.
+    """
+    cdef result[64] line  # the greatest TILE_COLUMNS
+    cdef Py_ssize_t j
+    cdef double total
+    for j in range(width):
+        total = centred(sums[j], row_sum)
+        if result is int64_t:
+            line[j] = centred(sums[j], row_sum)
+            if not simple:
+                line[j] += out[j]
+        elif simple:
+            line[j] = <result> ((total - column[n + j]) * column[2 * n + j] + column[3 * n + j])
+        else:
+            line[j] = <result> (
+                (total - <double> row_sum * column[j] - column[n + j]) * column[2 * n + j] + column[3 * n + j]
+            )
+    memcpy(out, line, width * sizeof(result))
 
 
 cdef inline void finish_rows(
     const int32_t* sums,
     Py_ssize_t rows,
     Py_ssize_t width,
-    const int64_t* row_sums,
+    const int32_t* row_sums,
     const double* columns,
     Py_ssize_t j0,
     Py_ssize_t n,
-    bint add,
+    bint simple,
     result* out,
 ) noexcept nogil:
-    """Take a tile's sums to their place in rows of `out`, from column j0 of n.
-
-    Floating point: ``(sum - row sum * columns[0] - columns[1]) * columns[2] + columns[3]``, where all
-    but the last two operations are exact.
-    """
-    cdef Py_ssize_t i, j
-    cdef double total
-    cdef int64_t offset
-    cdef const double* column
-    out += j0
+    """Take a tile's sums to their place in rows of `out`, from column j0 of n."""
+    cdef Py_ssize_t i
+    cdef const double* column = NULL
+    if result is not int64_t:
+        column = columns + j0
     for i in range(rows):
-        if result is int64_t:
-            offset = 128 * row_sums[i]
-            if add:
-                for j in range(width):
-                    out[j] += sums[j] - offset
+        if width == TILE_COLUMNS:  # a constant
+            if simple:
+                finish_row(sums, TILE_COLUMNS, row_sums[i], column, n, True, out + j0)
             else:
-                for j in range(width):
-                    out[j] = sums[j] - offset
+                finish_row(sums, TILE_COLUMNS, row_sums[i], column, n, False, out + j0)
         else:
-            total = <double> row_sums[i]
-            column = columns + j0
-            for j in range(width):
-                out[j] = <result> (
-                    (<double> sums[j] - total * column[j] - column[n + j]) * column[2 * n + j] + column[3 * n + j]
-                )
+            finish_row(sums, width, row_sums[i], column, n, simple, out + j0)
         sums += TILE_COLUMNS
+        out += n
+
+
+cdef inline void prefetch_results(result* out, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
+    """Fetch where a tile's results go while they are computed: rows lie too far apart to be foreseen."""
+    cdef Py_ssize_t i, j
+    for i in range(rows):
+        for j in range(0, width * <Py_ssize_t> sizeof(result), 64):
+            prefetch_to_write(<char*> out + j)
         out += n
 
 
@@ -123,6 +169,7 @@ cdef int multiply_blocks(
     Py_ssize_t first,
     Py_ssize_t stop,
     const double* columns,
+    bint row_terms,
     result* out,
     Py_ssize_t n,
 ) noexcept nogil:
@@ -136,11 +183,11 @@ cdef int multiply_blocks(
     cdef const uint8_t* panel
     cdef code_t* codes
     cdef int32_t* sums
-    cdef int64_t* row_sums
+    cdef int32_t* row_sums
     block = min(block, (m + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
     codes = <code_t*> allocate(block * row_codes * <Py_ssize_t> sizeof(code_t))
     sums = <int32_t*> allocate(block * TILE_COLUMNS * 4)
-    row_sums = <int64_t*> allocate(block * 8)
+    row_sums = <int32_t*> allocate(block * 4)
     if codes == NULL or sums == NULL or row_sums == NULL:
         release(codes)
         release(sums)
@@ -170,6 +217,10 @@ cdef int multiply_blocks(
                     i = 0
                     while i < rows:
                         tile_rows = min(rows - i, <Py_ssize_t> TILE_ROWS)
+                        if k0 + DEPTH_SEGMENTS >= chunk_segments:
+                            prefetch_results(
+                                out + (i0 + i) * n + j0, tile_rows, min(columns_here, stop - j0), n
+                            )
                         multiply_tile(
                             <int> tile_rows,
                             <int> columns_here,
@@ -190,7 +241,7 @@ cdef int multiply_blocks(
                                 columns,
                                 j0,
                                 n,
-                                chunk > 0,
+                                chunk == 0 if result is int64_t else not row_terms,
                                 out + (i0 + i) * n,
                             )
                         i += TILE_ROWS
@@ -236,7 +287,7 @@ def multiply(
     with nogil:
         status = multiply_blocks(
             &a[0, 0], a.shape[0], a.shape[1], none, &packed[0, 0, 0], packed.shape[1], first, stop,
-            <const double*> NULL, &out[0, 0], out.shape[1],
+            <const double*> NULL, False, &out[0, 0], out.shape[1],
         )
     if status:
         raise MemoryError
@@ -246,6 +297,7 @@ def multiply_scaled(
     const source[:, ::1] a,
     const uint8_t[:, :, ::1] packed,
     const double[:, ::1] columns,
+    bint row_terms,
     floating[:, ::1] out,
     double scale,
     double zero_point,
@@ -257,7 +309,8 @@ def multiply_scaled(
     """out[:, first:stop] = (codes(a) @ b - row sums * columns[0] - columns[1]) * columns[2] + columns[3].
 
     Floating-point rows are encoded by `integer_code` first, int8 ones are codes.  `columns` (4, n) has to keep
-    every integer exact in float64, and at most 65,536 rows of b be multiplied.
+    every integer exact in float64, and at most 65,536 rows of b be multiplied.  Without `row_terms` columns[0] is
+    not read.
     """
     cdef Encoding encoding
     cdef int status
@@ -268,7 +321,7 @@ def multiply_scaled(
     with nogil:
         status = multiply_blocks(
             &a[0, 0], a.shape[0], a.shape[1], encoding, &packed[0, 0, 0], packed.shape[1], first, stop,
-            &columns[0, 0], &out[0, 0], out.shape[1],
+            &columns[0, 0], row_terms, &out[0, 0], out.shape[1],
         )
     if status:
         raise MemoryError

@@ -9,6 +9,7 @@ ctypedef fused floating:
     double
 
 include "_rounding.pxi"
+include "_compiler.pxi"
 
 cdef extern from *:
     """

@@ -5,18 +5,6 @@
 #   sums_t, columns_t, quads_t      vectors: sums of VECTOR_COLUMNS columns; their next four rows; four codes, repeated
 #   zero_sums(), load_columns(), load_quad(), multiply_add(), store_sums()
 
-# Compilers judge a function of this size not worth inlining several times, and then nothing is constant.
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define QATCORE_INLINED __attribute__((always_inline)) void
-    #else
-    #define QATCORE_INLINED void
-    #endif
-    """
-    ctypedef void inlined "QATCORE_INLINED"
-
-
 cdef inline Py_ssize_t row_offset(Py_ssize_t row, Py_ssize_t row_codes) noexcept nogil:
     return row * row_codes
 

@@ -10,6 +10,7 @@ ctypedef fused floating:
     double
 
 include "_rounding.pxi"
+include "_compiler.pxi"
 
 cdef extern from *:
     """

@@ -184,6 +184,7 @@ def multiply_scaled(
     a: NDArray[np.int8] | NDArray[np.float32] | NDArray[np.float64],
     packed: NDArray[np.uint8],
     columns: NDArray[np.float64],
+    row_terms: bool,
     out: NDArray[np.float32] | NDArray[np.float64],
     scale: float,
     zero_point: float,

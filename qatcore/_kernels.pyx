@@ -1,6 +1,7 @@
 # The compiled loops of qatcore, one file a subject:
 #
 #   _rounding.pxi     the scalar formulas: roundings, FP8, a logarithm of our own
+#   _compiler.pxi     what compilers have to be told
 #   _elementwise.pxi  quantise, encode and round whole arrays, by the reference's rounding
 #   _affine.pxi       quantise and dequantise them, by ONNX's
 #   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
@@ -27,6 +28,7 @@ ctypedef fused floating:
     double
 
 include "_rounding.pxi"
+include "_compiler.pxi"
 include "_elementwise.pxi"
 include "_affine.pxi"
 include "_histogram.pxi"

@@ -232,17 +232,22 @@ class Scaling:
     ) -> None:
         self._b = b
         self._scale, self._bias = scale, bias
-        self._a_zero_point, self._b_zero_point = a_zero_point, b_zero_point.astype(np.int64)
+        self._a_zero_point, self._b_zero_point = a_zero_point, b_zero_point
+        self._row_terms = bool(b_zero_point.any())
         k, n = b.shape
         # Bounds of the codes' magnitudes; a quarter of the range is left for the terms of the sum.
-        self._greatest = 128 + abs(a_zero_point), 384 + int(np.abs(self._b_zero_point).max(initial=0))
+        greatest = int(np.abs(b_zero_point.astype(np.int64)).max(initial=0)) if self._row_terms else 0
+        self._bound = k * (128 + abs(a_zero_point)) * (384 + greatest)
         self._columns: npt.NDArray[np.float64] | None = None
-        if k <= _EXACT_DEPTH and k * self._greatest[0] * self._greatest[1] < _EXACT_FLOAT:
-            self._columns = np.empty((4, n))
-            self._columns[0] = self._b_zero_point + 128  # the packed codes are offset
-            self._columns[1] = a_zero_point * (b.column_sums - k * self._b_zero_point)
-            self._columns[2] = scale
-            self._columns[3] = bias
+        if k <= _EXACT_DEPTH and self._bound < _EXACT_FLOAT:
+            columns = _aligned_empty((4, 8 * n)).view(np.float64)
+            columns[0] = b_zero_point
+            np.multiply(b._column_sums, float(a_zero_point), out=columns[1])
+            if self._row_terms:
+                columns[1] -= columns[0] * (k * a_zero_point)
+            columns[2] = scale
+            columns[3] = bias
+            self._columns = columns
 
     def apply(self, rows: Floats | npt.NDArray[np.int8], out: Floats, encoding: Encoding | None = None) -> None:
         """Multiply C-contiguous rows, which are codes or become codes by `encoding`, into `out`.
@@ -251,7 +256,7 @@ class Scaling:
         """
         if not out.size:
             return
-        columns, panels = self._columns, self._b._panels
+        columns, panels, row_terms = self._columns, self._b._panels, self._row_terms
         if columns is None or not self._b.shape[0]:
             codes = rows
             if encoding is not None:
@@ -267,7 +272,7 @@ class Scaling:
 
         def task(rows_here: slice, first: int, stop: int) -> None:
             multiply = _dispatch.gemm(out[rows_here].shape[0]).multiply_scaled
-            multiply(rows[rows_here], panels, columns, out[rows_here], *parameters, first, stop)
+            multiply(rows[rows_here], panels, columns, row_terms, out[rows_here], *parameters, first, stop)
 
         _for_blocks(out.shape[0], out.shape[1], rows.shape[1], task)
 
@@ -276,10 +281,10 @@ class Scaling:
         k, n = self._b.shape
         products: npt.NDArray[Any] = _products(codes, self._b._panels, n)
         row_sums: npt.NDArray[Any] = codes.sum(axis=1, dtype=np.int64)[:, np.newaxis]
-        column_sums: npt.NDArray[Any] = self._b.column_sums
+        column_sums: npt.NDArray[Any] = self._b._column_sums
         a_zero_point: Any = self._a_zero_point
-        b_zero_point: npt.NDArray[Any] = self._b_zero_point
-        if k * self._greatest[0] * self._greatest[1] >= 2**62:
+        b_zero_point: npt.NDArray[Any] = self._b_zero_point.astype(np.int64)
+        if self._bound >= 2**62:
             products, row_sums, column_sums, b_zero_point = (
                 array.astype(object) for array in (products, row_sums, column_sums, b_zero_point)
             )

@@ -240,9 +240,12 @@ def multiply_scaled(kernels, n):
         columns = np.stack([*offsets, *[bell(b.shape[1], 25)] * 2])
         for rows in (a, *(values(a.size, dtype).reshape(a.shape) for dtype in (np.float32, np.float64))):
             for dtype in (np.float32, np.float64):
-                out = np.full((a.shape[0], b.shape[1]), np.nan, dtype)
-                kernels.multiply_scaled(rows, packed, columns, out, 0.3, -7.0, -128.0, 127.0, 0, out.shape[1])
-                yield out
+                for row_terms in (False, True):
+                    out = np.full((a.shape[0], b.shape[1]), np.nan, dtype)
+                    kernels.multiply_scaled(
+                        rows, packed, columns, row_terms, out, 0.3, -7.0, -128.0, 127.0, 0, out.shape[1]
+                    )
+                    yield out
 
 
 CASES = [
