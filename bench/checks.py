@@ -1,0 +1,43 @@
+"""Compares results before anything is timed: a fast wrong answer is not worth a row."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+class MismatchError(Exception):
+    """Ours and an oracle or a peer disagree; the message names the row."""
+
+
+def same(work: str, got: npt.ArrayLike, expected: npt.ArrayLike) -> None:
+    """Require the same shape, type and bits; for numbers computed exactly or by the same roundings."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        raise MismatchError(f"{work}: expected {expected.dtype} {expected.shape}, got {got.dtype} {got.shape}")
+    bits = f"u{got.itemsize}"  # which tell the zeros apart
+    different = np.flatnonzero(got.view(bits) != expected.view(bits))
+    if different.size:
+        i = different[0]
+        raise MismatchError(
+            f"{work}: {different.size} of {got.size} values differ, the first at {i}: "
+            f"expected {expected.flat[i]!r}, got {got.flat[i]!r}"
+        )
+
+
+def near(work: str, got: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float, *, unless: float = 0.0) -> None:
+    """Require a difference within the tolerance, save for a fraction of the values; the caller says why."""
+    # float32 differences of float32 values a step apart are exact enough, and half the memory.
+    difference = np.abs(np.subtract(got, expected, dtype=np.result_type(got, expected, np.float32)))
+    beyond = np.count_nonzero(~(difference <= tolerance))
+    if beyond > unless * difference.size:
+        raise MismatchError(
+            f"{work}: {beyond} of {difference.size} values differ by more than {tolerance:.3g}, "
+            f"at most by {difference.max():.3g}"
+        )
+
+
+def require(work: str, condition: bool, what: str) -> None:
+    """Require what is neither of the above."""
+    if not condition:
+        raise MismatchError(f"{work}: {what}")

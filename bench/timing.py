@@ -1,0 +1,182 @@
+"""Times contenders in alternation, so that a change of the clock or a busy neighbour meets all of them alike."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+OURS, PEER, LIMIT, OTHER = "ours", "peer", "limit", "other"
+
+#: Shorter calls are timed several at a time, after one that is not timed and brings their data into the caches.
+SHORTEST = 2e-3
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a ratio is judged by; ``kind`` is one of those that the functions below make."""
+
+    kind: str
+    value: float
+    unit: str = "x"
+
+    def __str__(self) -> str:
+        sign = ">=" if self.kind in ("faster", "share") else "<="
+        return f"{sign} {self.value * (100 if self.kind == 'share' else 1):g}{self.unit}"
+
+    def met(self, ours: float, other: float) -> bool:
+        """Judge medians."""
+        return {
+            "faster": other / ours >= self.value,
+            "within": ours / other <= self.value,
+            "share": other / ours >= self.value,
+            "at_most": ours <= self.value,
+        }[self.kind]
+
+
+def faster(value: float) -> Bar:
+    """The peer takes at least so many times ours."""
+    return Bar("faster", value)
+
+
+def within(value: float) -> Bar:
+    """Ours takes at most so many times the limit."""
+    return Bar("within", value)
+
+
+def share(value: float) -> Bar:
+    """Ours reaches at least this share of the limit's rate."""
+    return Bar("share", value, " %")
+
+
+def at_most(value: float, unit: str) -> Bar:
+    """Ours is at most this, in the row's unit."""
+    return Bar("at_most", value, f" {unit}")
+
+
+@dataclass
+class Contender:
+    """One way to do a row's work.
+
+    The name is ``package: function``.  What ``prepare`` does before each call is not timed.  With ``measure``
+    the call returns its own value in the row's unit.
+    """
+
+    name: str
+    role: str
+    call: Callable[[], object]
+    bar: Bar | None = None
+    prepare: Callable[[], object] | None = None
+    measure: bool = False
+    values: list[float] = field(default_factory=list)
+    calls: int = 1  # timed together
+
+    def once(self) -> float:
+        """Return one value: milliseconds a call, unless the contender measures something else."""
+        if self.measure:
+            return float(self.call())  # type: ignore[arg-type]
+        call, calls = self.call, self.calls
+        if self.prepare is not None:
+            self.prepare()
+        elif calls > 1:
+            call()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        return (time.perf_counter() - start) / calls * 1e3
+
+
+@dataclass
+class Row:
+    """One piece of work and everything that does it.
+
+    ``chart`` is its name in the chart, if it is to be there; ``least`` the repetitions that it needs more than others.
+    """
+
+    work: str
+    chart: str = ""
+    unit: str = "ms"
+    least: int = 0
+    operations: int = 0  # multiplications and additions, for Gop/s
+    contenders: list[Contender] = field(default_factory=list)
+
+    def ours(self, call: Callable[[], object], *, name: str = "qatcore", **options: object) -> None:
+        """Add ours; the first of the contenders."""
+        self.contenders.append(Contender(name, OURS, call, **options))  # type: ignore[arg-type]
+
+    def peer(self, name: str, call: Callable[[], object], bar: Bar | None = None, **options: object) -> None:
+        """Add a peer."""
+        self.contenders.append(Contender(name, PEER, call, bar, **options))  # type: ignore[arg-type]
+
+    def limit(self, name: str, call: Callable[[], object], bar: Bar | None = None, **options: object) -> None:
+        """Add what the machine needs at least."""
+        self.contenders.append(Contender(name, LIMIT, call, bar, **options))  # type: ignore[arg-type]
+
+    def other(self, name: str, call: Callable[[], object], bar: Bar | None = None, **options: object) -> None:
+        """Add another function of ours that is judged like a limit."""
+        self.contenders.append(Contender(name, OTHER, call, bar, **options))  # type: ignore[arg-type]
+
+
+def alternate(contenders: list[Contender], budget: float, least: int, most: int) -> None:
+    """Fill the contenders' values: one each in turn, round by round.
+
+    Every contender gets an equal share of the budget in seconds.  One that is too slow to take part in every
+    round takes part in some, spread evenly; one that takes the whole budget for a call is timed once.
+    """
+    part = budget / len(contenders)
+    turns = []
+    for contender in contenders:
+        start = time.perf_counter()
+        contender.once()  # a call that is only there to warm up, and to see how long it takes
+        contender.values = [contender.once()]
+        cost = (time.perf_counter() - start) / 2
+        if not contender.measure and contender.prepare is None:
+            seconds = contender.values[0] * 1e-3
+            contender.calls = min(math.ceil(SHORTEST / max(seconds, 1e-7)), 1000)
+            cost *= contender.calls
+        turns.append(1 if cost > budget else min(max(int(part / cost), least), most))
+    collect = gc.isenabled()
+    gc.disable()
+    try:
+        rounds = max(turns)
+        for contender, own in zip(contenders, turns, strict=True):
+            if own > 1:
+                contender.values = []
+        for turn in range(rounds):
+            for contender, own in zip(contenders, turns, strict=True):
+                if own > 1 and turn * own % rounds < own:
+                    contender.values.append(contender.once())
+    finally:
+        if collect:
+            gc.enable()
+
+
+def result(part: str, row: Row, *, judge: bool) -> dict[str, object]:
+    """Return a timed row as plain data, ready for JSON."""
+    medians = [float(np.median(c.values)) for c in row.contenders]
+    ours = medians[0]
+    lines = []
+    for contender, median in zip(row.contenders, medians, strict=True):
+        bar = contender.bar
+        first, third = np.percentile(contender.values, [25, 75])
+        lines.append(
+            {
+                "name": contender.name,
+                "role": contender.role,
+                "median": median,
+                "quartiles": [float(first), float(third)],
+                "repetitions": len(contender.values),
+                "calls": contender.calls,
+                "rate": row.operations / median * 1e-6 if row.operations else None,
+                "peer_over_ours": median / ours if contender.role == PEER else None,
+                "ours_over_limit": ours / median if contender.role in (LIMIT, OTHER) else None,
+                "bar": str(bar) if bar else None,
+                "share": bar is not None and bar.kind == "share",
+                "met": bar.met(ours, median) if bar and judge else None,
+            }
+        )
+    return {"part": part, "work": row.work, "chart": row.chart, "unit": row.unit, "contenders": lines}
