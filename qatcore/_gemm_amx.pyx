@@ -4,8 +4,8 @@
 # The left operand's codes lie in tiles as well, a segment of 16 rows in 1,024 consecutive bytes: rows a power
 # of two apart would fall into the same sets of the cache.
 
-from libc.math cimport copysign, trunc
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.math cimport copysign, floor, trunc
+from libc.stdint cimport INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 ctypedef fused floating:

@@ -1,8 +1,8 @@
 # The int8 product on AVX-512 VNNI: vpdpbusd adds four products of unsigned and signed bytes to each of 16 sums,
 # without saturation.
 
-from libc.math cimport copysign, trunc
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.math cimport copysign, floor, trunc
+from libc.stdint cimport INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 ctypedef fused floating:

@@ -2,26 +2,10 @@
 # order key (its bits, the lower ones flipped for negatives) compares like the value, and integers
 # have a vectorised minimum where floats, because of NaN, have none.
 
-ctypedef fused word:
-    int32_t  # the bits of a float32
-    int64_t  # the bits of a float64
-
 cdef enum:
     BLOCK = 4096      # elements that stay in L1 while they are scanned and then counted
     FRACTION = 128    # bins in a binade: the top 7 mantissa bits
     TABLES = 4        # neighbours go to different tables, so that equal values do not wait for each other
-
-
-cdef inline word least(word a, word b) noexcept nogil:
-    if a < b:
-        return a
-    return b
-
-
-cdef inline word most(word a, word b) noexcept nogil:
-    if a > b:
-        return a
-    return b
 
 
 cdef inline int64_t occurrences(const word* x, Py_ssize_t n, word bits) noexcept nogil:
@@ -199,14 +183,14 @@ def scan_range(const double[::1] x):
             block_low = INT64_MAX
             block_high = -INT64_MAX - 1
             for i in range(start, stop):
-                key = order_key(<int64_t> bits_of(x[i]))
+                key = order_key(bits_of(x[i]))
                 block_low = least(block_low, key)
                 block_high = most(block_high, key)
             if block_high >= infinity or block_low <= ~infinity:  # some are not finite: scan again, one by one
                 block_low = INT64_MAX
                 block_high = -INT64_MAX - 1
                 for i in range(start, stop):
-                    bits = <int64_t> bits_of(x[i])
+                    bits = bits_of(x[i])
                     if (bits & INT64_MAX) < infinity:
                         key = order_key(bits)
                         block_low = least(block_low, key)
@@ -217,7 +201,7 @@ def scan_range(const double[::1] x):
             high = most(high, block_high)
     if finite == 0:
         return double_of(INF64), -double_of(INF64), 0
-    return double_of(<uint64_t> order_key(low)), double_of(<uint64_t> order_key(high)), finite
+    return double_of(order_key(low)), double_of(order_key(high)), finite
 
 
 def rebuild_histogram(const double[::1] samples, double low, double high, double[::1] histogram):

@@ -1,79 +1,66 @@
 # Scalar formulas.  Loops in the other files apply them.  Small inline functions rather than conditional
 # expressions: those become branches, which keep the compiler from vectorising a loop.
 
+ctypedef fused word:
+    int32_t  # the bits of a float32; signed integers have a vectorised minimum at every CPU level
+    int64_t  # the bits of a float64
+
 cdef double HALF_BELOW = 0.49999999999999994  # the largest double below one half
+cdef uint64_t E4M3_REACH = 0x016800000000AA94  # see `reference_e4m3`; a constant, gcc would not shift in vectors
 
 cdef enum:
     E4M3_NAN = 0x7F
 
 cdef extern from *:
     """
-    #define QATCORE_SIGN64 0x8000000000000000ULL
-    #define QATCORE_MANTISSA64 0x000FFFFFFFFFFFFFULL
-    #define QATCORE_INF64 0x7FF0000000000000ULL
-    #define QATCORE_BITS_448 0x407C000000000000ULL
-    #define QATCORE_BITS_2M6 0x3F90000000000000ULL
-    #define QATCORE_SIGN32 0x80000000U
-    #define QATCORE_INF32 0x7F800000U
-    #define QATCORE_BITS32_448 0x43E00000U
-    #define QATCORE_BITS32_2M6 0x3C800000U
-    #define QATCORE_BITS32_2P14 0x46800000U
+    #define QATCORE_MANTISSA64 0x000FFFFFFFFFFFFFLL
+    #define QATCORE_INF64 0x7FF0000000000000LL
+    #define QATCORE_BITS_448 0x407C000000000000LL
+    #define QATCORE_BITS_2M6 0x3F90000000000000LL
+    #define QATCORE_INF32 0x7F800000
+    #define QATCORE_BITS32_448 0x43E00000
+    #define QATCORE_BITS32_2M6 0x3C800000
     """
-    const uint64_t SIGN64 "QATCORE_SIGN64"
-    const uint64_t MANTISSA64 "QATCORE_MANTISSA64"
-    const uint64_t INF64 "QATCORE_INF64"
-    const uint64_t BITS_448 "QATCORE_BITS_448"      # the largest E4M3 value
-    const uint64_t BITS_2M6 "QATCORE_BITS_2M6"      # 2**-6, the smallest normal E4M3 value
-    const uint32_t SIGN32 "QATCORE_SIGN32"
-    const uint32_t INF32 "QATCORE_INF32"
-    const uint32_t BITS32_448 "QATCORE_BITS32_448"
-    const uint32_t BITS32_2M6 "QATCORE_BITS32_2M6"
-    const uint32_t BITS32_2P14 "QATCORE_BITS32_2P14"
+    const int64_t MANTISSA64 "QATCORE_MANTISSA64"
+    const int64_t INF64 "QATCORE_INF64"
+    const int64_t BITS_448 "QATCORE_BITS_448"      # the largest E4M3 value
+    const int64_t BITS_2M6 "QATCORE_BITS_2M6"      # 2**-6, the smallest normal E4M3 value
+    const int32_t INF32 "QATCORE_INF32"
+    const int32_t BITS32_448 "QATCORE_BITS32_448"
+    const int32_t BITS32_2M6 "QATCORE_BITS32_2M6"
 
 
-cdef inline uint64_t bits_of(double x) noexcept nogil:
-    cdef uint64_t bits
+cdef inline int64_t bits_of(double x) noexcept nogil:
+    cdef int64_t bits
     memcpy(&bits, &x, 8)
     return bits
 
 
-cdef inline double double_of(uint64_t bits) noexcept nogil:
+cdef inline double double_of(int64_t bits) noexcept nogil:
     cdef double x
     memcpy(&x, &bits, 8)
     return x
 
 
-cdef inline uint32_t bits_of32(float x) noexcept nogil:
-    cdef uint32_t bits
+cdef inline int32_t bits_of32(float x) noexcept nogil:
+    cdef int32_t bits
     memcpy(&bits, &x, 4)
     return bits
 
 
-cdef inline float float_of(uint32_t bits) noexcept nogil:
+cdef inline float float_of(int32_t bits) noexcept nogil:
     cdef float x
     memcpy(&x, &bits, 4)
     return x
 
 
-cdef inline uint64_t lesser(uint64_t a, uint64_t b) noexcept nogil:
+cdef inline word least(word a, word b) noexcept nogil:
     if a < b:
         return a
     return b
 
 
-cdef inline uint64_t greater(uint64_t a, uint64_t b) noexcept nogil:
-    if a > b:
-        return a
-    return b
-
-
-cdef inline uint32_t lesser32(uint32_t a, uint32_t b) noexcept nogil:
-    if a < b:
-        return a
-    return b
-
-
-cdef inline uint32_t greater32(uint32_t a, uint32_t b) noexcept nogil:
+cdef inline word most(word a, word b) noexcept nogil:
     if a > b:
         return a
     return b
@@ -116,27 +103,27 @@ cdef inline floating nearest_e4m3(floating x) noexcept nogil:
     Adding and subtracting 2**(e + 49) in float64, 2**(e + 20) in float32, leaves a multiple of 2**(e - 3),
     E4M3's step in the binade of 2**e (and 2**-9 below the normal range), rounded once by the addition itself.
     """
-    cdef uint64_t bits, magnitude, clipped, result
-    cdef uint32_t bits32, magnitude32, clipped32, result32
+    cdef int64_t bits, magnitude, clipped, result
+    cdef int32_t bits32, magnitude32, clipped32, result32
     cdef double magic, rounded
     cdef float magic32, rounded32
     if floating is float:
         bits32 = bits_of32(x)
-        magnitude32 = bits32 & 0x7FFFFFFF
-        clipped32 = lesser32(magnitude32, BITS32_448)
-        magic32 = float_of((greater32(clipped32 >> 23, 127 - 6) + 20) << 23)
+        magnitude32 = bits32 & INT32_MAX
+        clipped32 = least(magnitude32, BITS32_448)
+        magic32 = float_of((most(clipped32 >> 23, <int32_t> (127 - 6)) + 20) << 23)
         rounded32 = (float_of(clipped32) + magic32) - magic32
-        result32 = bits_of32(rounded32) | (bits32 & SIGN32)
+        result32 = bits_of32(rounded32) | (bits32 & ~INT32_MAX)
         if magnitude32 > INF32:
             result32 = bits32
         return float_of(result32)
     else:
         bits = bits_of(x)
-        magnitude = bits & ~SIGN64
-        clipped = lesser(magnitude, BITS_448)
-        magic = double_of((greater(clipped >> 52, 1023 - 6) + 49) << 52)
+        magnitude = bits & INT64_MAX
+        clipped = least(magnitude, BITS_448)
+        magic = double_of((most(clipped >> 52, <int64_t> (1023 - 6)) + 49) << 52)
         rounded = (double_of(clipped) + magic) - magic
-        result = bits_of(rounded) | (bits & SIGN64)
+        result = bits_of(rounded) | (bits & ~INT64_MAX)
         if magnitude > INF64:
             result = bits
         return double_of(result)
@@ -145,33 +132,33 @@ cdef inline floating nearest_e4m3(floating x) noexcept nogil:
 cdef inline uint8_t e4m3_code(floating x) noexcept nogil:
     """The code of the nearest E4M3 value.
 
-    A normal value's code is its upper bits, rounded by adding almost half of what is cut off; where the last bit
-    kept is odd, half.  2**14 has an ulp of 2**-9, E4M3's step below the normal range.
+    As in `nearest_e4m3`, adding the right power of two leaves a multiple of E4M3's step: the last bits of the sum
+    count the steps, 8 to 16 in a normal binade, and codes count on from binade to binade, 8 each, from that of 2**-6.
+    What that starts from, -8 * 121 modulo 256, is in the power of two already.
     """
-    cdef uint32_t bits, magnitude, clipped, code
+    cdef int32_t bits, magnitude, clipped, exponent, code
     if floating is float:
         bits = bits_of32(x)
-        magnitude = bits & 0x7FFFFFFF
-        clipped = lesser32(magnitude, BITS32_448)
-        code = ((clipped + 0x7FFFF + ((clipped >> 20) & 1)) >> 20) - ((127 - 7) << 3)
-        if clipped < BITS32_2M6:
-            code = bits_of32(float_of(clipped) + <float> 16384.0) - BITS32_2P14
+        magnitude = bits & INT32_MAX
+        clipped = least(magnitude, BITS32_448)
+        exponent = most(clipped & INF32, BITS32_2M6)
+        code = bits_of32(float_of(clipped) + float_of(exponent + ((20 << 23) + 56))) + (exponent >> 20)
         if magnitude > INF32:
             code = E4M3_NAN
-        return <uint8_t> (code | ((bits >> 24) & 0x80))
+        return <uint8_t> ((code & 0x7F) | ((bits >> 24) & 0x80))
     else:
         return e4m3_code(<float> nearest_e4m3(x))  # E4M3's values are float32's
 
 
 cdef inline float e4m3_value(uint8_t code) noexcept nogil:
     """The value of a code; for subnormal ones it is their number of steps."""
-    cdef uint32_t magnitude = code & 0x7F
-    cdef uint32_t bits = (magnitude << 20) + (<uint32_t> (127 - 7) << 23)
+    cdef int32_t magnitude = code & 0x7F
+    cdef int32_t bits = (magnitude << 20) + ((127 - 7) << 23)
     if magnitude < 8:
-        bits = bits_of32(<float> <int32_t> magnitude * <float> 0.001953125)
+        bits = bits_of32(<float> magnitude * <float> 0.001953125)
     if magnitude == E4M3_NAN:
         bits = 0x7FC00000
-    return float_of(bits | (<uint32_t> (code & 0x80) << 24))
+    return float_of(bits | <int32_t> (<uint32_t> (code & 0x80) << 24))
 
 
 cdef inline double reference_e4m3(double x) noexcept nogil:
@@ -179,23 +166,24 @@ cdef inline double reference_e4m3(double x) noexcept nogil:
 
     Its exponent is floor(log2(|x|)) with a floating log2, which rounds up to the integer for the last
     one or two doubles below a power of two: for those whose distance, 1.44 ulp for each step, is below
-    half an ulp of the logarithm.  `reach` is how many steps that is.
+    half an ulp of the logarithm.  `reach` is how many steps that is: 0 for the binades of 2**-2 to 2**1, 1 for two
+    more on either side, and then 2.
     """
-    cdef uint64_t bits = bits_of(x)
-    cdef uint64_t magnitude = bits & ~SIGN64
-    cdef uint64_t clipped = lesser(magnitude, BITS_448)
-    cdef int64_t exponent = <int64_t> (clipped >> 52) - 1023
-    cdef int64_t folded = exponent ^ (exponent >> 63)
-    cdef uint64_t reach = (folded >= 2) + (folded >= 4)
-    cdef uint64_t fraction = clipped & MANTISSA64
-    cdef uint64_t eighths = lesser((fraction + (<uint64_t> 1 << 48)) >> 49, 7)
-    cdef uint64_t result = clipped - fraction + (eighths << 49)
-    if (fraction + reach) >> 52:
-        result = clipped - fraction + (<uint64_t> 1 << 52)
+    cdef int64_t bits = bits_of(x)
+    cdef int64_t magnitude = bits & INT64_MAX
+    cdef int64_t clipped = least(magnitude, BITS_448)
+    cdef int64_t fraction = clipped & MANTISSA64
+    cdef int64_t reach = (E4M3_REACH >> <uint64_t> ((clipped >> 51) & 62)) & 3  # two bits an exponent, by its last five
+    cdef int64_t most_fraction = most(MANTISSA64, fraction + reach)
+    cdef int64_t eighth = <int64_t> 1 << 49
+    cdef int64_t result = clipped - fraction + (least(fraction + (eighth >> 1), most_fraction) & ~(eighth - 1))
+    cdef double steps = floor(double_of(clipped) * 512.0 + HALF_BELOW)
+    if steps > 7.0:
+        steps = 7.0
     if clipped < BITS_2M6:
-        result = bits_of(clamp(round_half_away(double_of(clipped) * 512.0), 0.0, 7.0) / 512.0)
-    result |= bits & SIGN64
-    if magnitude == 0 or magnitude > INF64:
+        result = bits_of(steps / 512.0)
+    result |= bits & ~INT64_MAX
+    if <uint64_t> (magnitude - 1) >= <uint64_t> INF64:  # 0 or NaN, in one comparison: two are a branch
         result = 0
     return double_of(result)
 
@@ -233,7 +221,7 @@ cdef inline double sum_error(double a, double b, double s) noexcept nogil:
 
 
 cdef inline double natural_log(double x) noexcept nogil:
-    cdef uint64_t bits
+    cdef int64_t bits
     cdef int64_t k = 0
     cdef double m, f, t, t_low, s, s_low, q, q_low, r, c, c_low, p, p_low, u, u_low, h, h_low, total
     if not x > 0.0:
@@ -244,8 +232,8 @@ cdef inline double natural_log(double x) noexcept nogil:
         x *= 18014398509481984.0  # 2**54
         k = -54
     bits = bits_of(x)
-    k += <int64_t> (bits >> 52) - 1023
-    m = double_of((bits & MANTISSA64) | (<uint64_t> 1023 << 52))
+    k += (bits >> 52) - 1023
+    m = double_of((bits & MANTISSA64) | (<int64_t> 1023 << 52))
     if m > 1.4142135623730951:
         m *= 0.5
         k += 1

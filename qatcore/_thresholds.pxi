@@ -29,10 +29,10 @@ cdef inline double e4m3_integral(double u) noexcept nogil:
     Each whole step d contributes d**3 / 12; those below 2**e sum to
     (2/3) 2**-9 (6/7 2**-18 + 1/7 2**3e).
     """
-    cdef uint64_t bits = bits_of(u)
+    cdef int64_t bits = bits_of(u)
     cdef double magnitude = fabs(u)
     cdef double inside = clamp(magnitude, 0.0, 448.0)
-    cdef uint64_t exponent = bits_of(inside) & INF64
+    cdef int64_t exponent = bits_of(inside) & INF64
     cdef double base = double_of(exponent)
     cdef double step = base * 0.125
     cdef double below = (2.0 / 3 / 512) * ((6.0 / 7 / 262144) + base * base * base * (1.0 / 7))
