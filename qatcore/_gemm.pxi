@@ -24,7 +24,7 @@ cdef enum:
     PANEL = 16              # columns
     TILE_BYTES = 1024       # a segment of a panel
     EXACT_SEGMENTS = 1024   # int32 sums stay exact
-    BLOCK_BYTES = 1 << 19   # of the left operand's codes: half of a usual L2
+    BLOCK_BYTES = 1 << 19  # of the left operand's codes: half of a usual L2
     ROW_QUANTUM = 96        # a multiple of every TILE_ROWS
 
 ctypedef fused source:
@@ -104,22 +104,19 @@ cdef inline inlined finish_row(
     but the last two operations are exact.  If `simple`, columns[0] is all zero; or, for integers, `out` has
     nothing yet to add to.
     """
-    cdef result[64] line  # the greatest TILE_COLUMNS
     cdef Py_ssize_t j
     cdef double total
     for j in range(width):
-        total = centred(sums[j], row_sum)
         if result is int64_t:
-            line[j] = centred(sums[j], row_sum)
-            if not simple:
-                line[j] += out[j]
-        elif simple:
-            line[j] = <result> ((total - column[n + j]) * column[2 * n + j] + column[3 * n + j])
+            if simple:
+                out[j] = centred(sums[j], row_sum)
+            else:
+                out[j] += centred(sums[j], row_sum)
         else:
-            line[j] = <result> (
-                (total - <double> row_sum * column[j] - column[n + j]) * column[2 * n + j] + column[3 * n + j]
-            )
-    memcpy(out, line, width * sizeof(result))
+            total = centred(sums[j], row_sum)
+            if not simple:
+                total -= <double> row_sum * column[j]
+            out[j] = <result> ((total - column[n + j]) * column[2 * n + j] + column[3 * n + j])
 
 
 cdef inline void finish_rows(

@@ -265,7 +265,7 @@ def _scaling(
             repeats = max(1, -(-_RUN // max(1, channels * inner)))
             scales, zero_points = (np.tile(np.repeat(array, inner), repeats) for array in (scales, zero_points))
             inner = 1
-    scales, zero_points = np.atleast_1d(scales), np.ascontiguousarray(np.atleast_1d(zero_points))
+    scales, zero_points = np.atleast_1d(scales), np.array(zero_points, ndmin=1)  # copies: `out` may lie where they do
     return _Scaling(scales, zero_points if code_format.is_integer else None, inner)
 
 

@@ -68,10 +68,11 @@ def as_code_format(dtype: Any, name: str) -> CodeFormat:
     except (KeyError, TypeError):  # perhaps another way to say it
         pass
     try:
-        return _FORMAT_OF[np.dtype(dtype)]
+        return _FORMAT_OF[np.dtype(dtype).type]  # a byte order that bytes do not have sets types apart
     except (KeyError, TypeError):
         names = ", ".join(str(code_format.dtype) for code_format in CODE_FORMATS)
-        raise InvalidArgumentError(f"{name}: expected one of {names}, got {dtype!r}") from None
+        given = dtype if isinstance(dtype, np.dtype) else repr(dtype)
+        raise InvalidArgumentError(f"{name}: expected one of {names}, got {given}") from None
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -134,11 +134,29 @@ def divergences():
     yield "single", [np.array([reference.kl_divergence_symmetric(*pair) for pair in pairs])]
 
 
+def affine():
+    formats = (("int8", -5), ("uint8", 131), ("float8_e4m3fn", 0))
+    for (name, x), (dtype, zero_point) in itertools.product(arrays(), formats):
+        for scale in (0.1, 2.0**-140, 3e38)[: 1 if name == "long" else 3]:
+            codes = qatcore.quantize(x, scale, zero_point, dtype=dtype)
+            yield name, [codes, qatcore.fake_quantize(x, scale, zero_point, dtype=dtype)]
+            yield name, [qatcore.dequantize(codes, scale, zero_point, dtype=t) for t in (np.float32, np.float64)]
+        rows = x[: x.size // 35 * 35].reshape(5, 7, -1)
+        for axis in range(3):
+            options = {"zero_point": zero_point, "axis": axis, "dtype": dtype}
+            scales = uniform(rows.shape[axis], 36) + 2.0**-6
+            yield name, [f(rows, scales, **options) for f in (qatcore.quantize, qatcore.fake_quantize)]
+
+
 def products():
     codes = words(50_000, 40).view(np.int8)
     for m, k, n in ((1, 1, 1), (3, 5, 7), (17, 2_100, 65), (300, 310, 290), (2, 1_000, 130)):
         a, b = codes[: m * k].reshape(m, k), codes[-k * n :].reshape(k, n)
         yield f"{m} {k} {n}", [qatcore.int8_matmul(a, b), qatcore.int8_matmul(a[::-1], np.asfortranarray(b))]
+        scale, bias = uniform(n, 41), bell(n, 42)
+        for zero_points in ({}, {"a_zero_point": -128, "b_zero_point": codes[:n]}, {"b_zero_point": 2**31 - 1}):
+            for dtype in ("float32", "float64"):
+                yield f"{m} {k} {n}", [qatcore.int8_linear(a, b, scale, bias, **zero_points, dtype=dtype)]
     least = np.full((2, 140_000), -128, np.int8)
     yield "extremes", [qatcore.int8_matmul(least, least.T)]
 
@@ -161,14 +179,14 @@ def layers():
     yield "reference", [layer.forward_infer(data)]
 
 
-SECTIONS = (elementwise, collectors, reference_collectors, divergences, products, layers)
+SECTIONS = (elementwise, affine, collectors, reference_collectors, divergences, products, layers)
 
 
 def add(digest, name, values):
     """Hash arrays with their types and shapes; all NaNs are one."""
     for value in values:
         array = np.ascontiguousarray(value)
-        if array.dtype.kind not in "biu" and array.dtype.itemsize > 1:
+        if array.dtype.kind not in "biu":
             array = np.where(np.isnan(array), np.array(np.nan, array.dtype), array)
         digest.update(f"{name} {array.dtype} {np.shape(value)} ".encode())
         digest.update(array.tobytes())

@@ -205,6 +205,11 @@ def _calibrated(module, x):
     return layer_state(layer)
 
 
+def _packed(b):
+    packed = qatcore.PackedInt8Matrix(b)
+    return [packed.shape, packed.column_sums, qatcore.int8_matmul(np.eye(packed.shape[0], dtype=np.int8), packed)]
+
+
 def _forward(module, method, config, x):
     return getattr(make_layer(module, config), method)(x)
 
@@ -252,6 +257,11 @@ def _functions():
         options = f"[{config.bits.value},{config.per_channel:d},{config.symmetric:d}]"
         call = partial(qatcore.quantize_model_weights, config=config)
         every["quantize_model_weights" + options] = Function(call, "matrix", "weights")
+    for dtype, zero_point in (("int8", 3), ("uint8", 131), ("float8_e4m3fn", 0)):
+        # With a scale that every floating type holds, float64 and the others agree.
+        arguments = {"scale": 0.375, "zero_point": zero_point, "dtype": dtype}
+        every[f"quantize[{dtype}]"] = Function(partial(qatcore.quantize, **arguments), "matrix", "x")
+        every[f"fake_quantize[{dtype}]"] = Function(partial(qatcore.fake_quantize, **arguments), "matrix", "x", "like")
     right, left = np.arange(8, dtype=np.int8).reshape(4, 2), np.arange(6, dtype=np.int8).reshape(2, 3)
     scales, codes = np.linspace(0.1, 0.4, 4), np.arange(12, dtype=np.int8).reshape(4, 3)
     every |= {
@@ -270,6 +280,25 @@ def _functions():
         "dequantize_weights[zero_point]": Function(
             lambda z: qatcore.dequantize_weights(codes, scales, z), "integers", "zero_point"
         ),
+        "quantize[zero_point]": Function(
+            lambda z: qatcore.quantize(codes / 3, scales, z, axis=0), "integers", "zero_point"
+        ),
+        "fake_quantize[zero_point]": Function(
+            lambda z: qatcore.fake_quantize(codes / 3, scales, z, axis=0), "integers", "zero_point"
+        ),
+        "dequantize[int8]": Function(partial(qatcore.dequantize, scale=0.37, zero_point=3), "any codes", "codes"),
+        "dequantize[float8_e4m3fn]": Function(partial(qatcore.dequantize, scale=0.37), "fp8 codes", "codes"),
+        "dequantize[zero_point]": Function(
+            lambda z: qatcore.dequantize(codes, scales, z, axis=0), "integers", "zero_point"
+        ),
+        "int8_linear[a]": Function(lambda a: qatcore.int8_linear(a, right, 0.3, [1.0, 2.0]), "codes", "a"),
+        "int8_linear[b]": Function(lambda b: qatcore.int8_linear(left, b, scales, a_zero_point=7), "codes", "b"),
+        "int8_linear[scale]": Function(lambda s: qatcore.int8_linear(codes, codes.T, s, 2.0), "vector", "scale"),
+        "int8_linear[bias]": Function(lambda bias: qatcore.int8_linear(codes, codes.T, 0.3, bias), "vector", "bias"),
+        "int8_linear[b_zero_point]": Function(
+            lambda z: qatcore.int8_linear(codes, codes.T, 0.3, b_zero_point=z), "integers", "b_zero_point"
+        ),
+        "PackedInt8Matrix": Function(_packed, "codes", "b"),
         "int8_matmul[a]": Function(lambda a: qatcore.int8_matmul(a, right), "codes", "a"),
         "int8_matmul[b]": Function(lambda b: qatcore.int8_matmul(left, b), "codes", "b"),
         "QatLayer.weight_scale": Function(partial(_assigned, qatcore, "weight_scale"), "vector", "weight_scale"),
@@ -294,6 +323,7 @@ def sample(kind, dtype=np.float64):
     rng = np.random.default_rng(11)
     return {
         "codes": lambda: rng.integers(-128, 128, (3, 4)).astype(np.int8),
+        "any codes": lambda: rng.integers(-128, 128, (3, 4)).astype(np.int8),
         "fp8 codes": lambda: rng.integers(0, 256, (3, 4)).astype(np.uint8).view(E4M3),
         "mask": lambda: rng.integers(0, 2, (3, 4)).astype(np.bool_),
         "integers": lambda: np.array([-7, 0, 3, 100], np.int32),

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -115,6 +117,64 @@ def test_copies(copied):
     assert other._panels.ctypes.data % 64 == 0
 
 
+def test_a_packed_matrix_serves_many_threads():
+    b = random_codes(0, 300, 200)
+    packed = qatcore.PackedInt8Matrix(b)
+    lefts = [random_codes(seed, 1 + 7 * seed, 300) for seed in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        products = list(pool.map(lambda a: qatcore.int8_matmul(a, packed), lefts * 5))
+        values = list(pool.map(lambda a: qatcore.int8_linear(a, packed, 1.0, dtype="float64"), lefts * 5))
+    for a, product, value in zip(lefts * 5, products, values, strict=True):
+        assert np.array_equal(product, a.astype(np.float64) @ b.astype(np.float64))
+        assert np.array_equal(value, product)
+
+
+def test_what_a_packed_matrix_tells_cannot_be_set():
+    packed = qatcore.PackedInt8Matrix(random_codes(0, 3, 2))
+    for name in ("shape", "column_sums"):
+        with pytest.raises(AttributeError):
+            setattr(packed, name, None)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_empty_matrices(protocol):
+    for shape in ((0, 0), (3, 0), (0, 3)):
+        other = pickle.loads(pickle.dumps(qatcore.PackedInt8Matrix(np.zeros(shape, np.int8)), protocol))
+        assert other.shape == shape
+        assert qatcore.int8_matmul(np.zeros((2, shape[0]), np.int8), other).tolist() == [[0] * shape[1]] * 2
+
+
+@pytest.mark.parametrize(
+    ("b", "error", "message"),
+    [
+        ([[1, 2]], TypeError, "b: expected an array of int8, got int64"),
+        (np.uint8([[1, 2]]), TypeError, "b: expected an array of int8, got uint8"),
+        (None, TypeError, "b: expected an array of int8, got object"),
+        (np.ma.array(np.int8([[1]])), TypeError, "b: masked arrays are not read, "),
+        (np.int8([1, 2]), qatcore.InvalidArgumentError, "b: expected a matrix, got shape (2,)"),
+        (np.int8(1), qatcore.InvalidArgumentError, "b: expected a matrix, got shape ()"),
+        (np.int8([[[1]]]), qatcore.InvalidArgumentError, "b: expected a matrix, got shape (1, 1, 1)"),
+        ([np.int8([1]), np.int8([1, 2])], qatcore.InvalidArgumentError, "b: expected an array: "),
+    ],
+)
+def test_what_cannot_be_packed(b, error, message):
+    one = np.int8([[1]])
+    for call in (
+        qatcore.PackedInt8Matrix,
+        lambda b: qatcore.int8_matmul(one, b),
+        lambda b: qatcore.int8_linear(one, b, 1.0),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(message)}"):
+            call(b)
+
+
+def test_a_packed_matrix_is_no_left_operand():
+    packed = qatcore.PackedInt8Matrix(np.int8([[1]]))
+    for call in (lambda: qatcore.int8_matmul(packed, packed), lambda: qatcore.int8_linear(packed, packed, 1.0)):
+        with pytest.raises(TypeError, match=r"^a: expected an array of int8, got object$"):
+            call()
+
+
 # --- linear layers of codes ------------------------------------------------------------------------------
 
 
@@ -180,6 +240,97 @@ def test_linear_into_an_array():
     out = memory.view(np.float64).reshape(6, 5)
     qatcore.int8_linear(memory[: a.size].reshape(a.shape), b, 1.0, out=out)  # over its own input
     assert np.array_equal(out, expected)
+
+
+def test_linear_into_arrays_of_other_layouts():
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 5)
+    expected = qatcore.int8_linear(a, b, 0.3, 1.0, a_zero_point=5, dtype="float64")
+    memory = np.zeros(6 * 5 * 8 + 1, np.int8)
+    misaligned = memory[1:].view(np.float64).reshape(6, 5)
+    flipped, subclass = np.empty((6, 5))[::-1, ::-1], np.empty((6, 5)).view(type("Array", (np.ndarray,), {}))
+    for out in (misaligned, flipped, np.empty((5, 6)).T, subclass):
+        assert qatcore.int8_linear(a, b, 0.3, 1.0, a_zero_point=5, out=out) is out
+        assert np.array_equal(np.asarray(out), expected)
+
+
+def test_linear_into_an_array_decides_the_type():
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 5)
+    for kind, other in ((np.float32, "float64"), (np.float64, "float32")):
+        out = np.empty((6, 5), kind)
+        qatcore.int8_linear(a, b, 0.3, dtype=other, out=out)
+        assert out.tobytes() == qatcore.int8_linear(a, b, 0.3, dtype=kind).tobytes()
+
+
+def test_linear_over_its_own_operands():
+    """Also in the memory of scales and biases, which are read before anything is written."""
+    a, b = random_codes(2, 40, 50), random_codes(3, 50, 40)
+    scale, bias = np.linspace(0.1, 0.2, 40), np.linspace(-1.0, 1.0, 40)
+    zero_point = np.arange(40, dtype=np.int32)
+    expected = qatcore.int8_linear(a, b, scale, bias, b_zero_point=zero_point, dtype="float64")
+    for name in ("a", "b", "scale", "bias", "b_zero_point"):
+        arguments = {"a": a, "b": b, "scale": scale, "bias": bias, "b_zero_point": zero_point}
+        out = np.zeros((40, 40))
+        value = arguments[name]
+        inside = out.reshape(-1).view(np.int8)[: value.nbytes].view(value.dtype).reshape(value.shape)
+        inside[...] = value
+        qatcore.int8_linear(**arguments | {name: inside}, out=out)
+        assert np.array_equal(out, expected)
+
+
+def test_linear_leaves_an_array_as_it_was():
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 5)
+    out = np.full((6, 5), 7.0)
+    for options in (
+        {"scale": -1.0},
+        {"scale": [1.0] * 4},
+        {"scale": 1.0, "bias": [1.0]},
+        {"scale": 1.0, "bias": 1j},
+        {"scale": 1.0, "a_zero_point": 2**31},
+        {"scale": 1.0, "a_zero_point": 0.5},
+        {"scale": 1.0, "b_zero_point": [0.5] * 5},
+    ):
+        with pytest.raises((TypeError, qatcore.InvalidArgumentError)):
+            qatcore.int8_linear(a, b, **options, out=out)
+        assert (out == 7.0).all()
+
+
+@pytest.mark.parametrize("zero_points", [(0, 0), (3, -5), (2**31 - 1, -(2**31))])
+def test_linear_of_one_for_all_columns(product, zero_points):
+    """A scalar is an array of equal numbers; Python's numbers and NumPy's are the same."""
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 5)
+    first, second = zero_points
+    expected = qatcore.int8_linear(a, b, 0.5, 2.0, a_zero_point=first, b_zero_point=second)
+    for scale in (np.float32(0.5), np.array(0.5), [0.5] * 5, np.full(5, 0.5, np.float16), np.full(5, 0.5, ">f4")):
+        for bias in (2, np.int8(2), [2.0] * 5, np.full(5, 2)):
+            for z in (np.int64(second), np.array(second), [second] * 5, np.full(5, second, ">i8")):
+                result = qatcore.int8_linear(a, b, scale, bias, a_zero_point=np.int64(first), b_zero_point=z)
+                assert result.tobytes() == expected.tobytes()
+
+
+def test_linear_rows_do_not_depend_on_each_other(product):
+    a, b = random_codes(2, 33, 130), qatcore.PackedInt8Matrix(random_codes(3, 130, 70))
+    scale, bias = np.linspace(0.1, 0.2, 70), np.linspace(-1e3, 1e3, 70)
+    together = qatcore.int8_linear(a, b, scale, bias, a_zero_point=3)
+    for i in range(33):
+        assert np.array_equal(qatcore.int8_linear(a[i : i + 1], b, scale, bias, a_zero_point=3)[0], together[i])
+    assert np.array_equal(qatcore.int8_linear(a[::-2], b, scale, bias, a_zero_point=3), together[::-2])
+
+
+@pytest.mark.parametrize("zero_points", [(3, -5), (2**31 - 1, -(2**31))])
+def test_linear_of_extreme_parameters(product, zero_points):
+    """Without a warning, of which products that overflow would give many."""
+    a, b = random_codes(2, 6, 7), random_codes(3, 7, 6)
+    scale = np.array([0.0, 5e-324, 1.7e308, 1.0, 1e40, 1e-46])
+    bias = np.array([np.inf, -0.0, 1.0, np.nan, -np.inf, 1.7e308])
+    with np.errstate(all="ignore"):
+        exact = exact_linear(a, b, scale, bias, zero_points)
+        for dtype in ("float32", "float64"):
+            expected = exact.astype(dtype)
+            with np.errstate(all="warn"):
+                result = qatcore.int8_linear(
+                    a, b, scale, bias, a_zero_point=zero_points[0], b_zero_point=zero_points[1], dtype=dtype
+                )
+            assert np.array_equal(result, expected, equal_nan=True)
 
 
 def test_linear_refuses():

@@ -87,7 +87,7 @@ def test_zero_points_of_every_integer_type(name, dtype):
     assert_same(FUNCTIONS[name](x), FUNCTIONS[name](x.astype(np.int32)))
 
 
-@pytest.mark.parametrize("name", of_kind("matrix", "codes", "mask", "fp8 codes"))
+@pytest.mark.parametrize("name", of_kind("matrix", "codes", "any codes", "mask", "fp8 codes"))
 def test_broadcast_array(name):
     """Strides of 0."""
     function = FUNCTIONS[name]

@@ -213,6 +213,8 @@ SCALES = {
     "weight_scale": lambda scale: set_("weight_scale", scale),
     "weight_scale per channel": lambda scale: set_("weight_scale", [1.0, 0.5, scale, 1.0, 1.0], config=PER_CHANNEL),
     "activation_scale": lambda scale: set_("activation_scale", scale),
+    "int8_linear": lambda scale: qatcore.int8_linear(ONE, ONE, scale, dtype="float64"),
+    "int8_linear per channel": lambda scale: qatcore.int8_linear(ONE, ONE, [scale], dtype="float64"),
 }
 REFERENCE_SCALES = {
     "reference.quantize_int8": lambda scale: reference.quantize_int8([1.0], scale),
@@ -229,6 +231,9 @@ ZERO_POINTS = {
     "weight_zero_point": lambda z: set_("weight_zero_point", z),
     "weight_zero_point per channel": lambda z: set_("weight_zero_point", [0, 1, z, 2, 3], config=PER_CHANNEL),
     "activation_zero_point": lambda z: set_("activation_zero_point", z),
+    "int8_linear a_zero_point": lambda z: qatcore.int8_linear(ONE, ONE, 1.0, a_zero_point=z),
+    "int8_linear b_zero_point": lambda z: qatcore.int8_linear(ONE, ONE, 1.0, b_zero_point=z),
+    "int8_linear b_zero_point per channel": lambda z: qatcore.int8_linear(ONE, ONE, 1.0, b_zero_point=[z]),
     "reference.quantize_int8": lambda z: reference.quantize_int8([1.0], 1.0, z),
     "reference.quantize_int4": lambda z: reference.quantize_int4([1.0], 1.0, z),
     "reference.dequantize_weights": lambda z: reference.dequantize_weights(ONE, 1.0, z),

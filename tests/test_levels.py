@@ -248,6 +248,84 @@ def multiply_scaled(kernels, n):
                     yield out
 
 
+def affine(n, dtype):
+    """Scales, int8 zero points, how many elements in a row have one scale, and where to start and stop."""
+    info = np.finfo(dtype)
+    scale = np.array([0.5, 0.1, info.smallest_subnormal * 3, info.max / 2, 7.3], info.dtype)
+    zero_point = np.array([0, -3, 5, -128, 127], np.int32)
+    patterns = [(np.tile(scale, repeats), np.tile(zero_point, repeats), 1) for repeats in (1, 11)]
+    runs = [(scale, zero_point, inner) for inner in (3, 1500)]
+    whole = [(scale[1:2].copy(), zero_point[1:2].copy(), max(n, 2))]
+    for parameters in (*patterns, *runs, *whole):
+        for start, stop in ((0, n), (n // 3, n - n // 5)):
+            yield *parameters, start, stop
+
+
+def quantize_integer(kernels, n):
+    for dtype in (np.float32, np.float64):
+        x = values(n, dtype)
+        for scale, zero_point, inner, start, stop in affine(n, dtype):
+            for least, greatest in ((-128, 127), (0, 255)):
+                codes = np.full(n, 77, np.uint8)
+                z = zero_point + (least + 128)
+                kernels.quantize_integer(x, codes, scale, z, inner, least, greatest, start, stop)
+                assert (np.delete(codes, slice(start, stop)) == 77).all()
+                yield codes
+
+
+def quantize_dequantize_integer(kernels, n):
+    for dtype in (np.float32, np.float64):
+        x = values(n, dtype)
+        for scale, zero_point, inner, start, stop in affine(n, dtype):
+            for least, greatest in ((-128, 127), (0, 255)):
+                out = np.full(n, 77, dtype)
+                z = zero_point + (least + 128)
+                kernels.quantize_dequantize_integer(x, out, scale, z, inner, least, greatest, start, stop)
+                assert (np.delete(out, slice(start, stop)) == 77).all()
+                yield out
+
+
+def dequantize_integer(kernels, n):
+    codes = words(n, 27).view(np.uint8)[:n]
+    for dtype in (np.float32, np.float64):
+        for scale, zero_point, inner, start, stop in affine(n, dtype):
+            for least in (-128, 0):
+                out = np.full(n, 77, dtype)
+                kernels.dequantize_integer(codes, out, scale, zero_point + (least + 128), inner, least, start, stop)
+                assert (np.delete(out, slice(start, stop)) == 77).all()
+                yield out
+
+
+def quantize_e4m3(kernels, n):
+    for dtype in (np.float32, np.float64):
+        x = values(n, dtype)
+        for scale, _, inner, start, stop in affine(n, dtype):
+            codes = np.full(n, 77, np.uint8)
+            kernels.quantize_e4m3(x, codes, scale, inner, start, stop)
+            assert (np.delete(codes, slice(start, stop)) == 77).all()
+            yield codes
+
+
+def quantize_dequantize_e4m3(kernels, n):
+    for dtype in (np.float32, np.float64):
+        x = values(n, dtype)
+        for scale, _, inner, start, stop in affine(n, dtype):
+            out = np.full(n, 77, dtype)
+            kernels.quantize_dequantize_e4m3(x, out, scale, inner, start, stop)
+            assert (np.delete(out, slice(start, stop)) == 77).all()
+            yield out
+
+
+def dequantize_e4m3(kernels, n):
+    codes = words(n, 28).view(np.uint8)[:n]
+    for dtype in (np.float32, np.float64):
+        for scale, _, inner, start, stop in affine(n, dtype):
+            out = np.full(n, 77, dtype)
+            kernels.dequantize_e4m3(codes, out, scale, inner, start, stop)
+            assert (np.delete(out, slice(start, stop)) == 77).all()
+            yield out
+
+
 CASES = [
     fake_quantize_integer,
     encode_integer,
@@ -267,6 +345,12 @@ CASES = [
     pack_int8,
     multiply,
     multiply_scaled,
+    quantize_integer,
+    quantize_dequantize_integer,
+    dequantize_integer,
+    quantize_e4m3,
+    quantize_dequantize_e4m3,
+    dequantize_e4m3,
 ]
 PRODUCTS = [multiply, multiply_scaled]
 
