@@ -81,7 +81,7 @@ def linear(row: Row, problem: Problem, settings: Settings, bar: Bar | None, peak
             call = quantized_linear(problem, step, zero_point, engine)
             # Computed in float32 too, so a value next to a tie may fall to the other side.
             near(f"{row.work}, {name}", call().int_repr().numpy(), np.rint(value / step) + zero_point, 1)
-            row.peer(f"{name}: quantized.linear, to uint8", call, bar)
+            row.peer(f"{name}: quantized.linear, to uint8", call, bar if engine == "onednn" else None)
     left, right = a.astype(np.float32), problem.b.astype(np.float32)
     row.peer("numpy float32: matmul", lambda: np.matmul(left, right, out=out))
     add_limit(row, problem, peak_bar)

@@ -156,6 +156,15 @@ cdef inline void prefetch_results(result* out, Py_ssize_t rows, Py_ssize_t width
         out += n
 
 
+cdef inline void prefetch_columns(const double* column, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
+    """Fetch what the results of a tile are finished with, which a product of few rows would wait for."""
+    cdef Py_ssize_t i, j
+    for i in range(4):
+        for j in range(0, width, 8):
+            prefetch(column + j)
+        column += n
+
+
 cdef int multiply_blocks(
     const source* a,
     Py_ssize_t m,
@@ -207,6 +216,8 @@ cdef int multiply_blocks(
             j0 = first
             while j0 < stop:
                 columns_here = min((stop - j0 + PANEL - 1) // PANEL * PANEL, <Py_ssize_t> TILE_COLUMNS)
+                if result is not int64_t:
+                    prefetch_columns(columns + j0, min(columns_here, stop - j0), n)
                 panel = packed + ((j0 // PANEL) * segments + chunk) * TILE_BYTES + (j0 % PANEL) * 4
                 k0 = 0
                 while k0 < chunk_segments:

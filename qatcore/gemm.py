@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +73,7 @@ class PackedInt8Matrix:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        panels = _aligned_empty(self._panels.shape)  # pickles do not keep the alignment
+        panels = _aligned_empty(self._panels.shape, np.uint8)  # pickles do not keep the alignment
         panels[...] = self._panels
         self._panels = panels
 
@@ -240,7 +241,7 @@ class Scaling:
         self._bound = k * (128 + abs(a_zero_point)) * (384 + greatest)
         self._columns: npt.NDArray[np.float64] | None = None
         if k <= _EXACT_DEPTH and self._bound < _EXACT_FLOAT:
-            columns = _aligned_empty((4, 8 * n)).view(np.float64)
+            columns = _aligned_empty((4, n), np.float64)
             columns[0] = b_zero_point
             np.multiply(b._column_sums, float(a_zero_point), out=columns[1])
             if self._row_terms:
@@ -297,7 +298,7 @@ def _products(left: npt.NDArray[np.int8], panels: npt.NDArray[np.uint8], n: int)
     m, k = left.shape
     if not k:
         return np.zeros((m, n), np.int64)
-    out = np.empty((m, n), np.int64)
+    out = _aligned_empty((m, n), np.int64)
     if out.size:
         rows = np.ascontiguousarray(left)
 
@@ -333,7 +334,7 @@ def _for_blocks(m: int, n: int, k: int, task: Callable[[slice, int, int], None])
 def _packed(b: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     """Return the panels of b (k, n): see `PackedInt8Matrix`."""
     k, n = b.shape
-    panels = _aligned_empty((-(-n // _PANEL), -(-k // _SEGMENT), _PANEL * _SEGMENT))
+    panels = _aligned_empty((-(-n // _PANEL), -(-k // _SEGMENT), _PANEL * _SEGMENT), np.uint8)
     if panels.size:
         if not (b.flags.c_contiguous or b.flags.f_contiguous):
             b = np.ascontiguousarray(b)
@@ -342,12 +343,13 @@ def _packed(b: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     return panels
 
 
-def _aligned_empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Return an array of bytes that starts a cache line: a vector or tile load then never crosses one."""
-    size = int(np.prod(shape))
+def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
+    """Return an array that starts a cache line: a vector or tile then never crosses one where rows do not."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size].reshape(shape)
+    return memory[start : start + size].view(kind).reshape(shape)
 
 
 def _as_int8_matrix(x: Any, name: str) -> npt.NDArray[np.int8]:
