@@ -28,8 +28,8 @@ cdef extern from *:
     #endif
     }
     #if defined(__AVX512BW__) && defined(__AVX512DQ__)
-    enum { QATCORE_LANES = 8, QATCORE_VECTORS = 4, QATCORE_ROWS = 6 };
-    typedef __m512i qatcore_sums, qatcore_columns, qatcore_quads;
+    enum { QATCORE_LANES = 8, QATCORE_VECTORS = 4 };
+    typedef __m512i qatcore_sums, qatcore_columns, qatcore_quad;
     static inline __m512i qatcore_zero(void) { return _mm512_setzero_si512(); }
     static inline __m512i qatcore_load_columns(const uint8_t *p)
     {
@@ -56,8 +56,8 @@ cdef extern from *:
         _mm256_storeu_si256((__m256i *)p, total);
     }
     #elif defined(__AVX2__)
-    enum { QATCORE_LANES = 4, QATCORE_VECTORS = 2, QATCORE_ROWS = 4 };
-    typedef __m256i qatcore_sums, qatcore_columns, qatcore_quads;
+    enum { QATCORE_LANES = 4, QATCORE_VECTORS = 2 };
+    typedef __m256i qatcore_sums, qatcore_columns, qatcore_quad;
     static inline __m256i qatcore_zero(void) { return _mm256_setzero_si256(); }
     static inline __m256i qatcore_load_columns(const uint8_t *p)
     {
@@ -85,8 +85,8 @@ cdef extern from *:
         _mm_storeu_si128((__m128i *)p, total);
     }
     #elif defined(__SSE4_1__)
-    enum { QATCORE_LANES = 2, QATCORE_VECTORS = 2, QATCORE_ROWS = 4 };
-    typedef __m128i qatcore_sums, qatcore_columns, qatcore_quads;
+    enum { QATCORE_LANES = 2, QATCORE_VECTORS = 2 };
+    typedef __m128i qatcore_sums, qatcore_columns, qatcore_quad;
     static inline __m128i qatcore_zero(void) { return _mm_setzero_si128(); }
     static inline __m128i qatcore_load_columns(const uint8_t *p)
     {
@@ -113,10 +113,10 @@ cdef extern from *:
         _mm_storel_epi64((__m128i *)p, total);
     }
     #else
-    enum { QATCORE_LANES = 4, QATCORE_VECTORS = 2, QATCORE_ROWS = 4 };
+    enum { QATCORE_LANES = 4, QATCORE_VECTORS = 2 };
     typedef struct { int32_t sum[4]; } qatcore_sums;
     typedef const uint8_t *qatcore_columns;
-    typedef const int16_t *qatcore_quads;
+    typedef const int16_t *qatcore_quad;
     static inline qatcore_sums qatcore_zero(void)
     {
         const qatcore_sums zero = {{0, 0, 0, 0}};
@@ -135,29 +135,8 @@ cdef extern from *:
         for (int j = 0; j < 4; j++) p[j] = sums.sum[j] + (add ? p[j] : 0);
     }
     #endif
-    enum {
-        QATCORE_COLUMNS = QATCORE_LANES * QATCORE_VECTORS,
-        QATCORE_PER_PANEL = 16 / QATCORE_LANES,
-    };
     """
-    ctypedef int16_t code_t "qatcore_code"
-    ctypedef struct sums_t "qatcore_sums":
-        pass
-    ctypedef struct columns_t "qatcore_columns":
-        pass
-    ctypedef struct quads_t "qatcore_quads":
-        pass
     void interleave "qatcore_interleave"(uint8_t*, const int8_t*, Py_ssize_t) noexcept nogil
-    int VECTOR_COLUMNS "QATCORE_LANES"
-    int VECTORS "QATCORE_VECTORS"
-    int TILE_ROWS "QATCORE_ROWS"
-    int TILE_COLUMNS "QATCORE_COLUMNS"
-    int PER_PANEL "QATCORE_PER_PANEL"
-    sums_t zero_sums "qatcore_zero"() noexcept nogil
-    columns_t load_columns "qatcore_load_columns"(const uint8_t*) noexcept nogil
-    quads_t load_quad "qatcore_load_quad"(const code_t*) noexcept nogil
-    sums_t multiply_add "qatcore_multiply_add"(sums_t, columns_t, quads_t) noexcept nogil
-    void store_sums "qatcore_store"(int32_t*, sums_t, bint) noexcept nogil
 
 cdef enum:
     SEGMENT_STRIDE = 64

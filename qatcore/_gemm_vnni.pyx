@@ -15,11 +15,20 @@ include "_compiler.pxi"
 cdef extern from *:
     """
     #include <immintrin.h>
+    enum { QATCORE_LANES = 16, QATCORE_VECTORS = 4 };
+    typedef int8_t qatcore_code;
+    typedef __m512i qatcore_sums, qatcore_columns, qatcore_quad;
+    static inline __m512i qatcore_zero(void) { return _mm512_setzero_si512(); }
+    static inline __m512i qatcore_load_columns(const uint8_t *p) { return _mm512_loadu_si512(p); }
     static inline __m512i qatcore_load_quad(const int8_t *p)
     {
         int32_t quad;
         memcpy(&quad, p, 4);
         return _mm512_set1_epi32(quad);
+    }
+    static inline __m512i qatcore_multiply_add(__m512i sums, __m512i columns, __m512i quad)
+    {
+        return _mm512_dpbusd_epi32(sums, columns, quad);
     }
     static inline void qatcore_store(int32_t *p, __m512i sums, int add)
     {
@@ -27,26 +36,8 @@ cdef extern from *:
         _mm512_storeu_si512(p, sums);
     }
     """
-    ctypedef struct sums_t "__m512i":
-        pass
-    ctypedef struct columns_t "__m512i":
-        pass
-    ctypedef struct quads_t "__m512i":
-        pass
-    sums_t zero_sums "_mm512_setzero_si512"() noexcept nogil
-    columns_t load_columns "_mm512_loadu_si512"(const void*) noexcept nogil
-    quads_t load_quad "qatcore_load_quad"(const int8_t*) noexcept nogil
-    sums_t multiply_add "_mm512_dpbusd_epi32"(sums_t, columns_t, quads_t) noexcept nogil
-    void store_sums "qatcore_store"(int32_t*, sums_t, bint) noexcept nogil
-
-ctypedef int8_t code_t
 
 cdef enum:
-    VECTOR_COLUMNS = 16
-    VECTORS = 4
-    PER_PANEL = 1
-    TILE_ROWS = 6
-    TILE_COLUMNS = 64
     SEGMENT_STRIDE = 64
     DEPTH_SEGMENTS = 64
 
