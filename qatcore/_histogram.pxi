@@ -16,6 +16,14 @@ cdef inline int64_t occurrences(const word* x, Py_ssize_t n, word bits) noexcept
     return count
 
 
+cdef inline Py_ssize_t bin_of(word bits) noexcept nogil:
+    """Sign, exponent and the top 7 mantissa bits."""
+    if word is int32_t:
+        return <Py_ssize_t> (<uint32_t> bits >> 16)
+    else:
+        return <Py_ssize_t> (<uint64_t> bits >> 45)
+
+
 cdef inline word order_key(word bits) noexcept nogil:
     """The key of bits, or the bits of a key."""
     if word is int32_t:
@@ -37,15 +45,13 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
     cdef Py_ssize_t start, stop, i
     cdef int32_t block_zeros
     cdef int64_t n_zero = 0, n_nan = 0, n_posinf = 0, n_neginf = 0, n_low = 0, n_high = 0
-    cdef int shift
+    cdef bint finite
     if word is int32_t:
-        infinity = 0x7F800000
+        infinity = INF32
         top = INT32_MAX
-        shift = 16
     else:
-        infinity = 0x7FF0000000000000
+        infinity = INF64
         top = INT64_MAX
-        shift = 45
     with nogil:
         low_key = top
         high_key = -top - 1
@@ -67,7 +73,8 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
                 block_least = least(block_least, (magnitude - 1) & top)  # a zero wraps to the top
                 block_most = most(block_most, magnitude)
                 block_zeros += magnitude == 0
-            if block_most >= infinity:  # some are not finite: scan again, one by one
+            finite = block_most < infinity
+            if not finite:  # scan again, one by one
                 block_low = top
                 block_high = -top - 1
                 block_most = 0
@@ -99,24 +106,18 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
                 n_high += occurrences(&x[start], stop - start, order_key(high_key))
             low_magnitude = least(low_magnitude, block_least)
             high_magnitude = most(high_magnitude, block_most)
+            if finite and block_low == block_high:  # padding, masks, dead channels
+                tables[0, bin_of(x[start])] += <int32_t> (stop - start)
+                continue
             i = start
             while i + TABLES <= stop:
-                if word is int32_t:
-                    tables[0, <uint32_t> x[i] >> shift] += 1
-                    tables[1, <uint32_t> x[i + 1] >> shift] += 1
-                    tables[2, <uint32_t> x[i + 2] >> shift] += 1
-                    tables[3, <uint32_t> x[i + 3] >> shift] += 1
-                else:
-                    tables[0, <uint64_t> x[i] >> shift] += 1
-                    tables[1, <uint64_t> x[i + 1] >> shift] += 1
-                    tables[2, <uint64_t> x[i + 2] >> shift] += 1
-                    tables[3, <uint64_t> x[i + 3] >> shift] += 1
+                tables[0, bin_of(x[i])] += 1
+                tables[1, bin_of(x[i + 1])] += 1
+                tables[2, bin_of(x[i + 2])] += 1
+                tables[3, bin_of(x[i + 3])] += 1
                 i += TABLES
             while i < stop:
-                if word is int32_t:
-                    tables[0, <uint32_t> x[i] >> shift] += 1
-                else:
-                    tables[0, <uint64_t> x[i] >> shift] += 1
+                tables[0, bin_of(x[i])] += 1
                 i += 1
         stats[0] = low_key
         stats[1] = high_key

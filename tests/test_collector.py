@@ -190,6 +190,22 @@ def test_counts_and_range():
     assert (collector.min_val, collector.max_val) == (-3.5, 2.25)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [1.5, -7.0, 0.0, -0.0, 1e-42, np.nan, np.inf])
+def test_one_value_again_and_again(value, dtype):
+    """Whole blocks of one value are counted at once; spread out, the same values must leave the same."""
+    run = np.full(3 * 4096 + 5, value, dtype)
+    rest = np.array([2.0, np.nan, 0.0, -0.0, -np.inf, value], dtype)
+    x = np.concatenate([run, np.repeat(rest, 2048)])
+    shuffled = np.random.default_rng(0).permutation(x)
+    assert observed(x) == observed(shuffled) == observed(x[::-1].copy())
+    finite = x[np.isfinite(x)]
+    h = histogram.leading_bit_histogram(x)
+    assert (h.n_elements, h.n_zero, h.n_nan) == (finite.size, np.sum(finite == 0), np.isnan(x).sum())
+    assert (h.n_low, h.n_high) == (np.sum(finite == finite.min()), np.sum(finite == finite.max()))
+    assert observed(run).n_elements == (run.size if np.isfinite(value) else 0)
+
+
 def test_zero_has_no_sign():
     assert observed([-0.0]) == observed([0.0])
     assert_same_bits(observed([-0.0]).min_val, np.float64(0.0))
