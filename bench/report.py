@@ -89,10 +89,18 @@ def _aligned(values: list[str]) -> str:
 
 def _markdown_heading(part: str) -> Iterator[str]:
     yield f"\n**{part}**\n"
-    yield f"| work | contender | {' | '.join(name.strip() for name in list(COLUMNS)[1:])} |"
-    yield "|---|---|" + "---:|" * (len(COLUMNS) - 1)
+    yield "| work | qatcore | peers, times as long | times the limit |"
+    yield "|---|---:|---|---|"
 
 
 def _markdown_row(row: dict[str, Any]) -> Iterator[str]:
-    for index, cells in enumerate(_cells(row)):
-        yield f"| {'' if index else row['work']} | {' | '.join(cells)} |"
+    """One line: a README has no room for more."""
+    ours, *others = row["contenders"]
+    cells: dict[str, list[str]] = {"peer": [], "limit": [], "other": []}
+    for line in others:
+        ratio = line["peer_over_ours"] or line["ours_over_limit"]
+        cells[line["role"]].append(f"{line['name']} {ratio:.2f}x")
+    rate = f"<br>{ours['rate']:,.0f} Gop/s" if ours["rate"] else ""
+    time = f"{digits(ours['median'])} {row['unit']}{rate}"
+    limits = cells["limit"] + cells["other"]
+    yield f"| {row['work']} | {time} | {'<br>'.join(cells['peer'])} | {'<br>'.join(limits)} |"
