@@ -349,7 +349,8 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
     size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(kind).reshape(shape)
+    array: npt.NDArray[Any] = memory[start : start + size].view(kind).reshape(shape)
+    return array
 
 
 def _as_int8_matrix(x: Any, name: str) -> npt.NDArray[np.int8]:
