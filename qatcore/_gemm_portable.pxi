@@ -151,7 +151,7 @@ def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first,
 
     `packed` has shape (panels of 16 columns, segments of 64 rows, 1024).
     """
-    cdef Py_ssize_t k = b.shape[0], n = b.shape[1], group, panel, end, quad, t, j, width
+    cdef Py_ssize_t k = b.shape[0], n = b.shape[1], group, panel, panels, end, quad, t, j, width
     cdef Py_ssize_t row_stride = b.strides[0], column_stride = b.strides[1]
     cdef Py_ssize_t whole = k // 4, panel_bytes = packed.shape[1] * TILE_BYTES
     cdef const int8_t* start
@@ -170,18 +170,16 @@ def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first,
                         for quad in range(whole):
                             copy_quad(out + quad * 64 + 4 * j, start + 4 * quad)
             else:
-                for quad in range(whole):
-                    start = &b[0, 0] + 4 * quad * row_stride
-                    for t in range(4):  # rows may lie too far apart to be foreseen
-                        prefetch(start + (16 + t) * row_stride + group * PANEL)
-                    for panel in range(group, end):
-                        out = &packed[panel, 0, 0] + quad * 64
-                        if (panel + 1) * PANEL <= n:
-                            interleave(out, start + panel * PANEL, row_stride)
-                        else:
-                            for j in range(n - panel * PANEL):
-                                for t in range(4):
-                                    out[4 * j + t] = offset_code(start[t * row_stride + panel * PANEL + j])
+                panels = min(n // PANEL, end) - group
+                start = &b[0, 0] + group * PANEL
+                interleave_panels(start, row_stride, whole, panels, &packed[group, 0, 0], panel_bytes)
+                start += panels * PANEL
+                for panel in range(group + panels, end):  # the last one, if it is not full
+                    out = &packed[panel, 0, 0]
+                    for quad in range(whole):
+                        for j in range(n - panel * PANEL):
+                            for t in range(4):
+                                out[64 * quad + 4 * j + t] = offset_code(start[(4 * quad + t) * row_stride + j])
             for panel in range(group, end):
                 out = &packed[panel, 0, 0] + whole * 64
                 width = min(n - panel * PANEL, <Py_ssize_t> PANEL)
@@ -189,6 +187,19 @@ def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first,
                     start = &b[0, 0] + (4 * whole + t) * row_stride + panel * PANEL * column_stride
                     for j in range(width):
                         out[4 * j + t] = offset_code(start[j * column_stride])
+
+
+cdef void interleave_panels(
+    const int8_t* b, Py_ssize_t row_stride, Py_ssize_t quads, Py_ssize_t panels, uint8_t* out, Py_ssize_t panel_bytes
+) noexcept nogil:
+    """Pack full panels side by side, whose rows are contiguous."""
+    cdef Py_ssize_t quad, panel, t
+    for quad in range(quads):
+        for t in range(4):
+            prefetch(b + (16 + t) * row_stride)  # rows may lie too far apart to be foreseen
+        for panel in range(panels):
+            interleave(out + panel * panel_bytes + 64 * quad, b + panel * PANEL, row_stride)
+        b += 4 * row_stride
 
 
 cdef inline uint8_t offset_code(int8_t code) noexcept nogil:
