@@ -100,6 +100,7 @@ def _draw_group(axes: Any, group: Group, y: float) -> None:
         for left, right in ((0.0, ratio),) if ratio <= LONGEST else CUT:
             axes.barh(top + 0.5, right - left, left=left, height=0.76, color=PEER if line else OURS)
         label = f"{ratio:.3g}x  {value}" if line else value
-        axes.text(min(ratio, LONGEST) + 0.25, top + 0.5, label, va="center", clip_on=False)
+        end = min(ratio, LONGEST) if line else max(ratio, min(group.limit or 0.0, LONGEST))
+        axes.text(end + 0.25, top + 0.5, label, va="center", clip_on=False)
     if group.limit is not None and group.limit <= LONGEST:
         axes.plot([group.limit] * 2, [y + 1, y + 2], color=LIMIT, linewidth=2, solid_capstyle="butt")

@@ -16,6 +16,7 @@
 #
 # sum a b = sum a (b + 128) - 128 sum a.  Sums in int32 are exact for 65,536 products of at most 128 * 255.
 
+from libc.math cimport fabs, fabsf, rintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -42,6 +43,41 @@ cdef struct Encoding:  # of floating-point rows
     double zero_point
     double low
     double high
+    float reciprocal  # of the scale
+    bint approximable
+
+
+# Codes are defined by a division in float64.  Of float32 rows most follow from a multiplication in float32 as well, in
+# a quarter of the time: with a zero point of at most 256 and a value that does not saturate, v = x * (1 / scale) + zero
+# point is at most 384 * 2**-23 + 2**-17 < 2**-14 off, so that one farther than 2**-12 from every tie rounds to the same
+# code.  A segment with anything nearer, or not finite, is done again by the definition.
+
+cdef inline void allow_approximation(Encoding* encoding) noexcept nogil:
+    encoding.reciprocal = 0.0
+    encoding.approximable = (
+        fabs(encoding.zero_point) <= 256.0
+        and 2.0**-100 < encoding.scale < 2.0**100  # the reciprocal is then a normal float32
+    )
+    if encoding.approximable:
+        encoding.reciprocal = <float> (1.0 / encoding.scale)
+
+
+cdef inline int32_t approximate_segment(const float* row, code_t* codes, Encoding encoding) noexcept nogil:
+    """Write a whole segment of codes; return how many of them are in doubt."""
+    cdef int32_t doubtful = 0
+    cdef float offset = <float> encoding.zero_point, low = <float> encoding.low, high = <float> encoding.high
+    cdef float v, nearest
+    cdef Py_ssize_t j
+    for j in range(SEGMENT):
+        v = row[j] * encoding.reciprocal + offset
+        nearest = rintf(v)
+        doubtful += not fabsf(v - nearest) < <float> (0.5 - 2.0**-12)
+        if not nearest > low:  # or NaN
+            nearest = low
+        if nearest > high:
+            nearest = high
+        codes[j] = <code_t> <int32_t> nearest
+    return doubtful
 
 
 cdef inline inlined encode_segment(
@@ -68,6 +104,10 @@ cdef inline int32_t encode_row(
     cdef code_t* segment = codes
     for start in range(0, depth, 64):  # SEGMENT: a step must be a literal to stay a C loop
         if depth - start >= SEGMENT:
+            if source is float:
+                if encoding.approximable and not approximate_segment(row + start, segment, encoding):
+                    segment += SEGMENT_STRIDE
+                    continue
             encode_segment(row + start, SEGMENT, segment, encoding)  # a constant
         else:
             encode_segment(row + start, depth - start, segment, encoding)
@@ -326,6 +366,7 @@ def multiply_scaled(
     encoding.zero_point = zero_point
     encoding.low = low
     encoding.high = high
+    allow_approximation(&encoding)
     with nogil:
         status = multiply_blocks(
             &a[0, 0], a.shape[0], a.shape[1], encoding, &packed[0, 0, 0], packed.shape[1], first, stop,

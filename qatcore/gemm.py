@@ -197,9 +197,12 @@ def int8_linear(
         as_zero_points(b_zero_point, n, "b_zero_point"),
     )
     kind = float_dtype(dtype, out)
-    with writable(out, (left.shape[0], n), kind, (left, right._panels)) as result:
+    shape = (left.shape[0], n)
+    if out is None:
+        out = empty_result(shape, kind)
+    with writable(out, shape, kind, (left, right._panels)) as result:
         scaling.apply(np.ascontiguousarray(left), result)
-    return result if out is None else out
+    return out
 
 
 @dataclass(frozen=True)
@@ -298,7 +301,7 @@ def _products(left: npt.NDArray[np.int8], panels: npt.NDArray[np.uint8], n: int)
     m, k = left.shape
     if not k:
         return np.zeros((m, n), np.int64)
-    out = _aligned_empty((m, n), np.int64)
+    out = empty_result((m, n), np.int64)
     if out.size:
         rows = np.ascontiguousarray(left)
 
@@ -351,6 +354,11 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
     start = -memory.ctypes.data % 64
     array: npt.NDArray[Any] = memory[start : start + size].view(kind).reshape(shape)
     return array
+
+
+def empty_result(shape: tuple[int, int], dtype: Any) -> npt.NDArray[Any]:
+    """Return an array for a product, aligned where it is large enough to be worth the two microseconds."""
+    return _aligned_empty(shape, dtype) if math.prod(shape) > 1 << 14 else np.empty(shape, dtype)
 
 
 def _as_int8_matrix(x: Any, name: str) -> npt.NDArray[np.int8]:

@@ -16,7 +16,7 @@ from .collector import CalibrationCollector
 from .config import CalibMethod, QatConfig, QuantBits, as_member
 from .errors import InvalidArgumentError
 from .formats import E4M3_VALUES
-from .gemm import Encoding, PackedInt8Matrix, Scaling
+from .gemm import Encoding, PackedInt8Matrix, Scaling, empty_result
 from .weights import as_config, default_scale, weight_parameters
 
 #: Products of E4M3 values are multiples of 2**-18 of at most 448**2, so float64 adds this many exactly, in
@@ -334,7 +334,7 @@ class QatLayer:
                 out = _fp8_products(codes, self._weight_codes()) * (scale * self._weight_scale) + self._bias
         else:
             # Types narrower than float32 are rounded once, from float64.
-            out = np.empty((rows.shape[0], self._out_features), np.float32 if dtype == np.float32 else np.float64)
+            out = empty_result((rows.shape[0], self._out_features), np.float32 if dtype == np.float32 else np.float64)
             encoding, scaling = self._inference()
             scaling.apply(rows, out, encoding)
         if out.dtype == dtype:

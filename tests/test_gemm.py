@@ -372,3 +372,49 @@ def test_the_module_in_use_does_not_matter():
             out = np.empty_like(expected)
             module.multiply(a, packed._panels, out, 0, 50)
             assert np.array_equal(out, expected)
+
+
+# --- rows become codes on their way ----------------------------------------------------------------------
+
+
+def defined_codes(x, scale, zero_point, low, high):
+    """round_half_away(x / scale + zero_point) in float64, saturated; NaN gives 0."""
+    with np.errstate(all="ignore"):
+        v = x.astype(np.float64) / scale + zero_point
+        return np.nan_to_num(np.clip(np.trunc(v + np.copysign(np.nextafter(0.5, 0.0), v)), low, high)) + 0.0
+
+
+SCALES = [1.0, 0.5, 1 / 3, 0.0371, 1.0 - 2.0**-24, 1.0 + 2.0**-52, np.pi * 1e-20, 7e25]
+SCALES += [2.0**-100, np.nextafter(2.0**-100, 1.0), 2.0**100, np.nextafter(2.0**100, 0.0), 2.0**-140, 1e-300, 2.0**126]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("zero_point", [0, 3, -128, 127, 256, -256, 257, 2**31 - 1])
+def test_codes_are_those_of_the_definition(product, scale, zero_point, kind):
+    """Multiplying by the identity gives the codes: at every tie and next to it, and where nothing is finite."""
+    side = 128
+    identity = qatcore.PackedInt8Matrix(np.eye(side, dtype=np.int8))
+    columns = np.zeros((4, side))
+    columns[2] = 1.0
+    rng = np.random.default_rng(0)
+    with np.errstate(over="ignore"):
+        ties = ((np.arange(-130, 131) + 0.5 - zero_point) * scale).astype(kind)
+        spread = ((rng.uniform(-140, 140, 900) - zero_point) * scale).astype(kind)
+        huge = (rng.normal(size=99) * 2.0 ** rng.integers(-140, 127, 99)).astype(kind)
+    near = [ties]
+    for step in (-np.inf, np.inf):
+        neighbour = ties
+        for _ in range(3):
+            with np.errstate(over="ignore"):
+                neighbour = np.nextafter(neighbour, kind(step))
+            near.append(neighbour)
+    info = np.finfo(kind)
+    odd = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, info.max, -info.max, info.smallest_subnormal, info.tiny], kind)
+    for values in (np.concatenate([*near, spread, huge, odd]), spread, np.concatenate([spread, ties[:3], odd[:1]])):
+        x = np.resize(rng.permutation(values), (-(-values.size // side), side))
+        out = np.empty(x.shape)
+        product.multiply_scaled(x, identity._panels, columns, False, out, scale, zero_point, -128.0, 127.0, 0, side)
+        assert out.tobytes() == defined_codes(x, scale, zero_point, -128, 127).tobytes()
+        product.multiply_scaled(x, identity._panels, columns, False, out, scale, zero_point, -8.0, 7.0, 0, side)
+        assert out.tobytes() == defined_codes(x, scale, zero_point, -8, 7).tobytes()
