@@ -37,13 +37,20 @@ FULL, SHORT = (3.0, 5, 101), (0.1, 2, 5)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return the exit code: 1 for a wrong result, 2 for what is missing or misspelt."""
-    arguments = make_parser().parse_args(argv)
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.source and (arguments.parts or arguments.peers or arguments.level or arguments.short):
+        parser.error("--from runs nothing: it goes with --markdown, --json and --plot only")
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         print("bench: matplotlib is not installed: pip install -r bench/requirements.txt", file=sys.stderr)
         return 2
     if arguments.source:
-        stored = json.loads(pathlib.Path(arguments.source).read_text())
-        show(stored, markdown=arguments.markdown)
+        try:
+            stored = json.loads(pathlib.Path(arguments.source).read_text())
+            show(stored, markdown=arguments.markdown)
+        except (ValueError, KeyError, TypeError):
+            print(f"bench: {arguments.source} holds no results of this benchmark", file=sys.stderr)
+            return 2
     else:
         set_environment(arguments.threads, arguments.level)
         command = shlex.join(["python", "-m", "bench", *(sys.argv[1:] if argv is None else argv)])
@@ -79,9 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--short", action="store_true", help="small sizes, few repetitions: only to see that everything runs")
     add("--wheel", type=_file, metavar="FILE", help="a wheel whose size is to be judged")
     add("--markdown", action="store_true", help="print Markdown")
-    add("--json", metavar="FILE", help="keep the results")
+    add("--json", type=_new_file, metavar="FILE", help="keep the results")
     add("--from", type=_file, dest="source", metavar="FILE.json", help="take kept results, run nothing")
-    add("--plot", metavar="FILE.svg", help="draw the results")
+    add("--plot", type=_new_file, metavar="FILE.svg", help="draw the results")
     return parser
 
 
@@ -100,6 +107,12 @@ def _positive(text: str) -> int:
 def _file(text: str) -> str:
     if not pathlib.Path(text).is_file():
         raise argparse.ArgumentTypeError(f"no file {text!r}")
+    return text
+
+
+def _new_file(text: str) -> str:
+    if not os.access(pathlib.Path(text).parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"no folder to write {text!r} to")
     return text
 
 

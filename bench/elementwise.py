@@ -42,7 +42,9 @@ def int8_codes(x: np.ndarray, scale: np.ndarray | float, zero_point: np.ndarray 
 
 def fake_quantize(x: np.ndarray, settings: Settings) -> Row:
     """Row: float32 to float32 through int8."""
-    row = Row(f"fake_quantize float32, {counted(x.size)}", chart="fake-quantise float32 to int8 steps")
+    row = Row(
+        f"fake_quantize float32, {counted(x.size)}", chart=f"fake-quantise float32 to int8 steps, {counted(x.size)}"
+    )
     out, copy = np.empty_like(x), x.copy()
     codes = int8_codes(x, SCALE, ZERO_POINT).astype(np.float32)
     expected = (codes - np.float32(ZERO_POINT)) * np.float32(SCALE)
@@ -65,7 +67,7 @@ def fake_quantize(x: np.ndarray, settings: Settings) -> Row:
 
 def to_int8(x: np.ndarray, settings: Settings) -> Row:
     """Row: float32 to int8 codes."""
-    row = Row(f"quantize float32 -> int8, {counted(x.size)}", chart="float32 to int8 codes")
+    row = Row(f"quantize float32 -> int8, {counted(x.size)}", chart=f"float32 to int8 codes, {counted(x.size)}")
     out, copy = np.empty(x.shape, np.int8), x.copy()
     expected = int8_codes(x, SCALE, ZERO_POINT)
     qatcore.quantize(x, SCALE, ZERO_POINT, out=out)
@@ -112,7 +114,9 @@ def from_int8(x: np.ndarray, settings: Settings) -> Row:
 
 def to_e4m3(x: np.ndarray, settings: Settings) -> Row:
     """Row: float32 to FP8 codes."""
-    row = Row(f"quantize float32 -> float8_e4m3fn, {counted(x.size)}", chart="float32 to FP8 (E4M3) codes")
+    row = Row(
+        f"quantize float32 -> float8_e4m3fn, {counted(x.size)}", chart=f"float32 to FP8 (E4M3) codes, {counted(x.size)}"
+    )
     x = np.clip(x * np.float32(40.0), -448.0, 448.0)  # where all agree: beyond it the peers' NaN is not our 448
     out, copy = np.empty(x.shape, E4M3), x.copy()
     expected = x.astype(E4M3)
@@ -132,7 +136,10 @@ def to_e4m3(x: np.ndarray, settings: Settings) -> Row:
 
 def from_e4m3(x: np.ndarray, settings: Settings) -> Row:
     """Row: FP8 codes to float32."""
-    row = Row(f"dequantize float8_e4m3fn -> float32, {counted(x.size)}", chart="FP8 (E4M3) codes to float32")
+    row = Row(
+        f"dequantize float8_e4m3fn -> float32, {counted(x.size)}",
+        chart=f"FP8 (E4M3) codes to float32, {counted(x.size)}",
+    )
     codes, out, copy = (x * np.float32(40.0)).clip(-448.0, 448.0).astype(E4M3), np.empty_like(x), x.copy()
     expected = codes.astype(np.float32)
     qatcore.dequantize(codes, 1.0, out=out)

@@ -20,7 +20,9 @@ def rows(settings: Settings) -> Iterator[Row]:
     """Yield the rows."""
     n = settings.size(2**24)
     x = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    yield one_array(f"observe normal float32, {counted(n)}", x, settings, chart="observe (histogram, min, max)")
+    yield one_array(
+        f"observe normal float32, {counted(n)}", x, settings, chart=f"observe (histogram, min, max), {counted(n)}"
+    )
     yield one_array(f"observe constant float32, {counted(n)}", np.full(n, 1.5, np.float32), settings)
     del x
     yield from many_batches(settings)

@@ -64,7 +64,9 @@ def draw(stored: dict[str, Any], path: str) -> None:
             axes.text(-label, 0.5, "Time in multiples of qatcore's: shorter bars are faster.", va="center")
         else:
             axes.plot([-label, -label], [0.15, 0.85], color=LIMIT, linewidth=2, clip_on=False)
-            axes.text(0.2 - label, 0.5, "limit: copying the same bytes, or the matrix unit", va="center")
+            axes.text(
+                0.2 - label, 0.5, "limit: copying or reading the same bytes, or the multiplier's peak", va="center"
+            )
     figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
 
@@ -86,6 +88,15 @@ def _group(row: dict[str, Any]) -> Group:
     return Group(row["chart"], bars, limits[0] if limits else None)
 
 
+def times(ratio: float) -> str:
+    """Return a multiple of ours with about three digits.
+
+    >>> times(0.951), times(4.1), times(226.3)
+    ('0.95x', '4.10x', '226x')
+    """
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x" if ratio < 100 else f"{ratio:.0f}x"
+
+
 def _columns(groups: list[Group]) -> tuple[list[Group], list[Group]]:
     """Cut the groups into two columns of about the same height."""
     cuts = [(groups[:index], groups[index:]) for index in range(len(groups) + 1)]
@@ -99,7 +110,7 @@ def _draw_group(axes: Any, group: Group, y: float) -> None:
         axes.text(-0.3, top + 0.5, name, va="center", ha="right")
         for left, right in ((0.0, ratio),) if ratio <= LONGEST else CUT:
             axes.barh(top + 0.5, right - left, left=left, height=0.76, color=PEER if line else OURS)
-        label = f"{ratio:.3g}x  {value}" if line else value
+        label = f"{times(ratio)}, {value}" if line else value
         end = min(ratio, LONGEST) if line else max(ratio, min(group.limit or 0.0, LONGEST))
         axes.text(end + 0.25, top + 0.5, label, va="center", clip_on=False)
     if group.limit is not None and group.limit <= LONGEST:

@@ -113,7 +113,7 @@ def writable(
         raise InvalidArgumentError("out: expected a writable array, got a read-only one")
     direct = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
     if direct and not any(_overlaps(out, array) for array in inputs):
-        yield out
+        yield out.view(np.ndarray)  # a matrix would stay two-dimensional
         return
     result = np.empty(shape, dtype)
     yield result
@@ -121,9 +121,9 @@ def writable(
 
 
 def _overlaps(out: npt.NDArray[Any], array: npt.NDArray[Any]) -> bool:
-    if out.ctypes.data == array.ctypes.data and out.strides == array.strides and out.dtype == array.dtype:
+    if not np.may_share_memory(out, array):
         return False
-    return np.may_share_memory(out, array)
+    return not (out.ctypes.data == array.ctypes.data and out.strides == array.strides and out.dtype == array.dtype)
 
 
 def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False) -> Any:

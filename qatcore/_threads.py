@@ -106,7 +106,8 @@ class _Pool:
                     except RuntimeError:  # too many threads, or the interpreter is shutting down
                         break  # the caller works through the ranges alone
                     self._started += 1
-        for _ in range(helpers):
+        # Not more than can be taken: what nobody takes would keep its arrays alive.
+        for _ in range(min(helpers, self._started)):
             self._jobs.put(job)
 
     def _serve(self) -> None:

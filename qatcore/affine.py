@@ -19,6 +19,8 @@ from .formats import CodeFormat, as_code_format
 
 #: Elements with one scale that a kernel's inner loop should have at least.
 _RUN = 256
+#: Scales in between are positive and finite in every type.
+_LEAST_USUAL, _GREATEST_USUAL = 1e-37, 1e38
 
 
 def quantize(
@@ -249,13 +251,18 @@ def _scaling(
     code_format: CodeFormat,
 ) -> _Scaling:
     channels, inner = None, math.prod(shape)
+    least, greatest = code_format.least, code_format.greatest
+    usual = axis is None and type(scale) is float and type(zero_point) is int
+    if usual and _LEAST_USUAL < scale < _GREATEST_USUAL and least <= zero_point <= greatest:
+        # Its checks by way of arrays would take longer than a small array itself.
+        offsets = np.array([zero_point], np.int32) if code_format.is_integer else None
+        return _Scaling(np.array([scale], computed), offsets, inner)
     if axis is not None:
         position = _as_axis(axis, len(shape))
         channels = shape[position]
         inner = math.prod(shape[position + 1 :])
     scales = _as_positive(scale, channels, computed)
     zero_points = as_zero_points(zero_point, channels, "zero_point")
-    least, greatest = code_format.least, code_format.greatest
     if not ((zero_points >= least) & (zero_points <= greatest)).all():
         expected = f"{least} to {greatest}" if code_format.is_integer else "0"
         raise InvalidArgumentError(f"zero_point: expected {expected} for {code_format.dtype}, got {zero_point}")

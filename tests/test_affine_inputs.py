@@ -174,6 +174,17 @@ def test_out_in_the_memory_of_scales():
     assert_same(qatcore.fake_quantize(x, scale, given, axis=0, out=out), expected)
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_out_is_a_matrix():
+    x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    out = np.matrix(np.zeros((2, 3), np.int8))
+    assert qatcore.quantize(x, 0.5, out=out) is out
+    assert out.tolist() == [[0, 2, 4], [6, 8, 10]]
+    values = np.matrix(np.zeros((2, 3)))
+    assert qatcore.dequantize(out, 0.5, out=values) is values
+    assert values.tolist() == x.tolist()
+
+
 def refused_outs(shape, dtype):
     read_only = np.full(shape, 7).astype(dtype)
     read_only.setflags(write=False)

@@ -18,7 +18,7 @@ import pytest
 from inputs import CONFIGS, assert_same, infer, make_layer, state
 
 import qatcore
-from qatcore import CalibMethod, CalibrationCollector, QatConfig, QatLayer, QuantBits, reference
+from qatcore import CalibMethod, CalibrationCollector, QatConfig, QatLayer, QuantBits, _threads, reference
 from qatcore import layer as layer_module
 
 LARGE = 2**21 + 3  # elements: worth several threads, and no multiple of any vector
@@ -249,6 +249,20 @@ def test_number_of_threads_may_change_meanwhile():
     *results, _ = together(*[LARGE_CALLS["quantize_int8[float32]"]] * 3, change)
     for result in results:
         assert_same(result, alone)
+
+
+def test_threads_that_cannot_be_started(monkeypatch):
+    """The caller does all of it, and nothing keeps its arrays."""
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_threads, "_pool", _threads._Pool())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(_threads, "_num_threads", 4)
+    x = np.linspace(-9.0, 9.0, 1 << 21)
+    assert_same(qatcore.quantize(x, 0.5), np.rint(x / 0.5).astype(np.int8))
+    assert _threads._pool._jobs.empty()
 
 
 def test_assignment_during_a_forward(monkeypatch):
