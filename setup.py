@@ -6,8 +6,9 @@ Everything else about the package is in pyproject.toml.  Three switches, read fr
     bounds checks in every kernel, little optimisation
 ``QATCORE_SANITIZE=1``
     AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run the result)
-``QATCORE_EMULATE_AMX=1``
-    the AMX module in plain C, and a CPU probe that finds AMX where there is AVX-512 VNNI: for tests
+``QATCORE_EMULATE=1``
+    the AMX module in plain C, the AVX-VNNI one with AVX-512's form of its instruction, and a CPU probe that finds both
+    where there is AVX-512 VNNI: for tests
 
 The same kernel source is compiled once for each CPU level, see docs/architecture.md.
 """
@@ -25,8 +26,8 @@ from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("QATCORE_DEBUG", "0") == "1"
 SANITIZE = os.environ.get("QATCORE_SANITIZE", "0") == "1"
-EMULATE_AMX = os.environ.get("QATCORE_EMULATE_AMX", "0") == "1"
-VARIANT = ("sanitize" if SANITIZE else "debug" if DEBUG else "release") + ("-amx" if EMULATE_AMX else "")
+EMULATE = os.environ.get("QATCORE_EMULATE", "0") == "1"
+VARIANT = ("sanitize" if SANITIZE else "debug" if DEBUG else "release") + ("-emulate" if EMULATE else "")
 
 # Contraction into FMA and value-changing maths are off because they change bits: every level must
 # give the same numbers.  errno and trapping maths only keep the compiler from vectorising.
@@ -43,21 +44,22 @@ if SANITIZE:
     ]
 elif DEBUG:
     COMMON = ["-O1", "-g", "-ffp-contract=off"]
-if EMULATE_AMX:
-    COMMON += ["-DQATCORE_EMULATE_AMX", "-Itests"]
+if EMULATE:
+    COMMON += ["-DQATCORE_EMULATE", "-Itests"]
 LINK = ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG else ["-Wl,-s"]
 
 # Source and compiler flags of each module; the first is the baseline that every machine imports.
 if platform.machine().lower() in ("x86_64", "amd64"):
     V3 = ["-march=x86-64-v3"]
     V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
+    VNNI = [*V4, "-mavx512vnni"]
     MODULES = {
         "_kernels": ("_kernels", ["-march=x86-64-v2"]),
         "_kernels_v3": ("_kernels", V3),
         "_kernels_v4": ("_kernels", V4),
-        "_gemm_avxvnni": ("_gemm_avxvnni", [*V3, "-mavxvnni"]),
-        "_gemm_vnni": ("_gemm_vnni", [*V4, "-mavx512vnni"]),
-        "_gemm_amx": ("_gemm_amx", [*V4, *([] if EMULATE_AMX else ["-mamx-tile", "-mamx-int8"])]),
+        "_gemm_avxvnni": ("_gemm_avxvnni", VNNI if EMULATE else [*V3, "-mavxvnni"]),
+        "_gemm_vnni": ("_gemm_vnni", VNNI),
+        "_gemm_amx": ("_gemm_amx", [*V4, *([] if EMULATE else ["-mamx-tile", "-mamx-int8"])]),
     }
 else:
     MODULES = {"_kernels": ("_kernels", [])}

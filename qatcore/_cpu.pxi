@@ -34,8 +34,8 @@ cdef extern from *:
         if (level >= 4 && c & 1u << 11) found |= QATCORE_VNNI;
         if (level >= 4 && (d & amx_7d) == amx_7d && (low & 0x60000) == 0x60000) found |= QATCORE_AMX;
         if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4) found |= QATCORE_AVXVNNI;
-    #ifdef QATCORE_EMULATE_AMX
-        if (found & QATCORE_VNNI) found |= QATCORE_AMX;
+    #ifdef QATCORE_EMULATE
+        if (found & QATCORE_VNNI) found |= QATCORE_AMX | QATCORE_AVXVNNI;
     #endif
         return found;
     }
@@ -43,7 +43,7 @@ cdef extern from *:
     static int qatcore_cpu_level(void) { return 0; }
     static int qatcore_cpu_features(void) { return 0; }
     #endif
-    #if defined(__x86_64__) && defined(__linux__) && !defined(QATCORE_EMULATE_AMX)
+    #if defined(__x86_64__) && defined(__linux__) && !defined(QATCORE_EMULATE)
     #include <unistd.h>
     #include <sys/syscall.h>
     /* Linux gives a process the tiles' eight kilobytes only if it asks (Documentation/arch/x86/xstate.rst). */
@@ -55,7 +55,7 @@ cdef extern from *:
         if (syscall(SYS_arch_prctl, request, tile_data)) return 0;
         return !syscall(SYS_arch_prctl, get, &granted) && granted >> tile_data & 1;
     }
-    #elif defined(QATCORE_EMULATE_AMX)
+    #elif defined(QATCORE_EMULATE)
     static int qatcore_request_amx(void) { return 1; }
     #else
     static int qatcore_request_amx(void) { return 0; }

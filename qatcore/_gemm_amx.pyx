@@ -17,7 +17,7 @@ include "_compiler.pxi"
 
 cdef extern from *:
     """
-    #ifdef QATCORE_EMULATE_AMX
+    #ifdef QATCORE_EMULATE
     #include "emulated_amx.h"
     #else
     #include <immintrin.h>
@@ -32,6 +32,8 @@ cdef extern from *:
             tiles.row_bytes[i] = 64;
             tiles.rows[i] = 16;
         }
+        /* gcc 12 takes it to read eight bytes, and may leave the others unwritten. */
+        __asm__ volatile("" : : "r"(&tiles) : "memory");
         _tile_loadconfig(&tiles);
     }
     static inline void qatcore_multiply_tiles(

@@ -27,7 +27,11 @@ cdef extern from *:
     }
     static inline __m256i qatcore_multiply_add(__m256i sums, __m256i columns, __m256i quad)
     {
+    #ifdef QATCORE_EMULATE
+        return _mm256_dpbusd_epi32(sums, columns, quad);
+    #else
         return _mm256_dpbusd_avx_epi32(sums, columns, quad);
+    #endif
     }
     static inline void qatcore_store(int32_t *p, __m256i sums, int add)
     {

@@ -117,7 +117,7 @@ class QatLayer:
         return np.full(shape, scale), np.full(shape, zero_point, np.int32)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_made")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -359,13 +359,16 @@ class QatLayer:
         zero_point = np.array(self._activation_zero_point, np.int32)
         return encode(rows, scale, zero_point, self._config.bits), scale, zero_point
 
+    # What is made of parameters is kept in dictionaries that are replaced, never emptied, after the parameters were set;
+    # and whoever makes something takes the dictionary first.  So what another thread is still making of old ones ends
+    # up where nobody looks for it.
+
     def _drop_codes(self) -> None:
-        # What is made of the parameters belongs to a dictionary that is replaced with them, so that codes
-        # which another thread is still making of old weights are not taken for the new ones'.
         self._made: dict[str, Any] = {}
+        self._drop_inference()
 
     def _drop_inference(self) -> None:
-        self._made = {name: made for name, made in self._made.items() if name != "inference"}
+        self._made_for_inference: dict[str, Any] = {}
 
     def _weight_codes(self) -> npt.NDArray[Any]:
         made = self._made
@@ -382,8 +385,9 @@ class QatLayer:
 
     def _inference(self) -> tuple[Encoding, Scaling]:
         """Return how rows become codes, and the packed weights with what turns their products into outputs."""
-        made = self._made
-        if "inference" not in made:
+        kept = self._made_for_inference
+        if "inference" not in kept:
+            made = self._made
             if "packed" not in made:
                 made["packed"] = PackedInt8Matrix(self._weight_codes().T)
             scale, zero_point = self._activation_scale, self._activation_zero_point
@@ -391,8 +395,8 @@ class QatLayer:
                 scaling = Scaling(
                     made["packed"], scale * self._weight_scale, self._bias, zero_point, self._weight_zero_point
                 )
-            made["inference"] = Encoding(scale, zero_point, self._config.bits), scaling
-        inference: tuple[Encoding, Scaling] = made["inference"]
+            kept["inference"] = Encoding(scale, zero_point, self._config.bits), scaling
+        inference: tuple[Encoding, Scaling] = kept["inference"]
         return inference
 
     def _column(self, parameter: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,5 +1,5 @@
 /* AMX's instructions in plain C, after the operations in Intel's Architecture Instruction Set Extensions
- * reference: for testing the loops around them on any CPU (QATCORE_EMULATE_AMX=1, see setup.py).
+ * reference: for testing the loops around them on any CPU (QATCORE_EMULATE=1, see setup.py).
  * Whatever the hardware would refuse ends the process. */
 #include <stdint.h>
 #include <stdio.h>

@@ -251,6 +251,48 @@ def test_number_of_threads_may_change_meanwhile():
         assert_same(result, alone)
 
 
+def test_assignments_while_others_infer():
+    """Nothing raises, and nothing made of old parameters is left behind."""
+    rng = np.random.default_rng(0)
+    weights, x = rng.normal(size=(2, 5, 7)), rng.normal(size=(3, 7))
+    layer = QatLayer.from_weights(weights[0])
+    layer.calibrate_from_data(x)
+    errors, done = [], threading.Event()
+
+    def use():
+        try:
+            while not done.is_set():
+                layer.forward_infer(x)
+        except Exception as error:
+            errors.append(error)
+
+    def assign(values, name):
+        try:
+            for value in values:
+                setattr(layer, name, value)
+        except Exception as error:
+            errors.append(error)
+
+    users = [threading.Thread(target=use) for _ in range(2)]
+    biases, scales = rng.normal(size=(2000, 5)), rng.uniform(0.01, 0.1, 2000)
+    work = [(biases, "bias"), (scales, "activation_scale"), ([weights[i % 2] for i in range(2000)], "weights")]
+    setters = [threading.Thread(target=assign, args=arguments) for arguments in work]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in users + setters:
+            thread.start()
+        for thread in setters:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        for thread in users:
+            thread.join()
+    assert errors == []
+    assert_same(layer.forward_infer(x), pickle.loads(pickle.dumps(layer)).forward_infer(x))
+
+
 def test_threads_that_cannot_be_started(monkeypatch):
     """The caller does all of it, and nothing keeps its arrays."""
 
