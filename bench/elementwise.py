@@ -25,8 +25,8 @@ def rows(settings: Settings) -> Iterator[Row]:
     """Yield the rows."""
     n = settings.size(2**24)
     x = np.random.default_rng(0).normal(size=n).astype(np.float32)
-    yield fake_quantize(x, settings)
-    yield to_int8(x, settings)
+    yield from fake_quantize(x, settings)
+    yield from to_int8(x, settings)
     yield from_int8(x, settings)
     yield to_e4m3(x, settings)
     yield from_e4m3(x, settings)
@@ -40,17 +40,22 @@ def int8_codes(x: np.ndarray, scale: np.ndarray | float, zero_point: np.ndarray 
     return np.clip(np.rint(x / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
 
 
-def fake_quantize(x: np.ndarray, settings: Settings) -> Row:
-    """Row: float32 to float32 through int8."""
-    row = Row(
-        f"fake_quantize float32, {counted(x.size)}", chart=f"fake-quantise float32 to int8 steps, {counted(x.size)}"
-    )
+def fake_quantize(x: np.ndarray, settings: Settings) -> Iterator[Row]:
+    """Rows: float32 to float32 through int8, into an array that is there, and into a new one, as torch does it."""
     out, copy = np.empty_like(x), x.copy()
     codes = int8_codes(x, SCALE, ZERO_POINT).astype(np.float32)
     expected = (codes - np.float32(ZERO_POINT)) * np.float32(SCALE)
+    row = Row(f"fake_quantize float32, {counted(x.size)}")
     qatcore.fake_quantize(x, SCALE, ZERO_POINT, out=out)
     same(row.work, out, expected)
     row.ours(lambda: qatcore.fake_quantize(x, SCALE, ZERO_POINT, out=out))
+    row.limit("numpy.copyto", lambda: np.copyto(copy, x), within(1.15))
+    yield row
+
+    chart = f"fake-quantise float32 to int8 steps, {counted(x.size)}"
+    row = Row(f"fake_quantize float32, {counted(x.size)}, into a new array", chart=chart)
+    same(row.work, qatcore.fake_quantize(x, SCALE, ZERO_POINT), expected)
+    row.ours(lambda: qatcore.fake_quantize(x, SCALE, ZERO_POINT))
     if settings.peers:
         import torch
 
@@ -61,27 +66,34 @@ def fake_quantize(x: np.ndarray, settings: Settings) -> Row:
 
         near(f"{row.work}, torch", theirs().numpy(), expected, 1e-6, unless=TIES)
         row.peer("torch: fake_quantize_per_tensor_affine", theirs, faster(7))
-    row.limit("numpy.copyto", lambda: np.copyto(copy, x), within(1.15))
-    return row
+    row.limit("x.copy()", x.copy)
+    yield row
 
 
-def to_int8(x: np.ndarray, settings: Settings) -> Row:
-    """Row: float32 to int8 codes."""
-    row = Row(f"quantize float32 -> int8, {counted(x.size)}", chart=f"float32 to int8 codes, {counted(x.size)}")
+def to_int8(x: np.ndarray, settings: Settings) -> Iterator[Row]:
+    """Rows: float32 to int8 codes, into an array that is there, and into a new one, as torch does it."""
     out, copy = np.empty(x.shape, np.int8), x.copy()
     expected = int8_codes(x, SCALE, ZERO_POINT)
+    row = Row(f"quantize float32 -> int8, {counted(x.size)}", chart=f"float32 to int8 codes, {counted(x.size)}")
     qatcore.quantize(x, SCALE, ZERO_POINT, out=out)
     same(row.work, out, expected)
     row.ours(lambda: qatcore.quantize(x, SCALE, ZERO_POINT, out=out))
     if settings.peers:
-        import torch
-
         theirs = np.empty_like(out)
         inputs = {"x": x, "scale": np.array(SCALE, np.float32), "zero_point": np.array(ZERO_POINT, np.int8)}
         session = OneNode("QuantizeLinear", inputs, theirs, settings.threads)
         session()
         same(f"{row.work}, ONNX Runtime", theirs, expected)
         row.peer("ONNX Runtime: QuantizeLinear", session, faster(0.95))
+    row.limit("numpy.copyto of x", lambda: np.copyto(copy, x))
+    yield row
+
+    row = Row(f"quantize float32 -> int8, {counted(x.size)}, into a new array")
+    same(row.work, qatcore.quantize(x, SCALE, ZERO_POINT), expected)
+    row.ours(lambda: qatcore.quantize(x, SCALE, ZERO_POINT))
+    if settings.peers:
+        import torch
+
         tensor = torch.from_numpy(x)
 
         def quantized() -> torch.Tensor:
@@ -90,7 +102,7 @@ def to_int8(x: np.ndarray, settings: Settings) -> Row:
         near(f"{row.work}, torch", quantized().int_repr().numpy(), expected, 0, unless=TIES)
         row.peer("torch: quantize_per_tensor", quantized, faster(0.95))
     row.limit("numpy.copyto of x", lambda: np.copyto(copy, x))
-    return row
+    yield row
 
 
 def from_int8(x: np.ndarray, settings: Settings) -> Row:
@@ -123,13 +135,15 @@ def to_e4m3(x: np.ndarray, settings: Settings) -> Row:
     qatcore.quantize(x, 1.0, dtype="float8_e4m3fn", out=out)
     same(row.work, out.view(np.uint8), expected.view(np.uint8))
     row.ours(lambda: qatcore.quantize(x, 1.0, dtype="float8_e4m3fn", out=out))
-    row.peer("ml_dtypes: astype", lambda: x.astype(E4M3), faster(12))
+    theirs = np.empty_like(out)
+    row.peer("ml_dtypes: as numpy.copyto", lambda: np.copyto(theirs, x, casting="unsafe"), faster(12))
     if settings.peers:
         import torch
 
         tensor = torch.from_numpy(x)
         same(f"{row.work}, torch", tensor.to(torch.float8_e4m3fn).view(torch.uint8).numpy(), expected.view(np.uint8))
-        row.peer("torch: to(float8_e4m3fn)", lambda: tensor.to(torch.float8_e4m3fn), faster(1.8))
+        result = torch.empty(tensor.shape, dtype=torch.float8_e4m3fn)
+        row.peer("torch: copy_ to float8_e4m3fn", lambda: result.copy_(tensor), faster(1.8))
     row.limit("numpy.copyto of x", lambda: np.copyto(copy, x))
     return row
 
@@ -145,13 +159,15 @@ def from_e4m3(x: np.ndarray, settings: Settings) -> Row:
     qatcore.dequantize(codes, 1.0, out=out)
     same(row.work, out, expected)
     row.ours(lambda: qatcore.dequantize(codes, 1.0, out=out))
-    row.peer("ml_dtypes: astype", lambda: codes.astype(np.float32), faster(8))
+    theirs = np.empty_like(out)
+    row.peer("ml_dtypes: as numpy.copyto", lambda: np.copyto(theirs, codes), faster(8))
     if settings.peers:
         import torch
 
         tensor = torch.from_numpy(codes.view(np.uint8)).view(torch.float8_e4m3fn)
         same(f"{row.work}, torch", tensor.to(torch.float32).numpy(), expected)
-        row.peer("torch: to(float32)", lambda: tensor.to(torch.float32))
+        result = torch.empty(tensor.shape, dtype=torch.float32)
+        row.peer("torch: copy_ to float32", lambda: result.copy_(tensor))
     row.limit("numpy.copyto of the result", lambda: np.copyto(copy, out))
     return row
 

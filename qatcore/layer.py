@@ -359,7 +359,7 @@ class QatLayer:
         zero_point = np.array(self._activation_zero_point, np.int32)
         return encode(rows, scale, zero_point, self._config.bits), scale, zero_point
 
-    # What is made of parameters is kept in dictionaries that are replaced, never emptied, after the parameters were set;
+    # What is made of parameters is kept in dictionaries that are replaced, never emptied, once new parameters are set,
     # and whoever makes something takes the dictionary first.  So what another thread is still making of old ones ends
     # up where nobody looks for it.
 
