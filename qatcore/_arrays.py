@@ -80,6 +80,8 @@ def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[An
 def float_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
     """Return the type of a result, float32 or float64: that of `out`, or of `dtype` if there is none."""
     given = isinstance(out, np.ndarray)
+    if dtype is None:  # which NumPy takes for float64
+        raise InvalidArgumentError("dtype: expected float32 or float64, got None")
     try:
         kind: np.dtype[Any] = np.dtype(out.dtype if given else dtype).newbyteorder("=")
     except TypeError:

@@ -25,7 +25,7 @@ cdef enum:
     PANEL = 16              # columns
     TILE_BYTES = 1024       # a segment of a panel
     EXACT_SEGMENTS = 1024   # int32 sums stay exact
-    BLOCK_BYTES = 1 << 19  # of the left operand's codes: half of a usual L2
+    BLOCK_BYTES = 1 << 19   # of the left operand's codes: half of a usual L2
     ROW_QUANTUM = 96        # a multiple of every TILE_ROWS
 
 ctypedef fused source:
@@ -125,8 +125,8 @@ cdef inline int32_t encode_row(
 
 
 cdef inline int32_t centred(int32_t total, int32_t row_sum) noexcept nogil:
-    """sum a b of a sum of a (b + 128): both may wrap, the difference, of at most 65,536 products, does not."""
-    return <int32_t> (<uint32_t> total - 128 * <uint32_t> row_sum)
+    """sum a b of sum a (b + 128) and sum a; with at most 65,536 products everything fits."""
+    return total - 128 * row_sum
 
 
 cdef inline inlined finish_row(

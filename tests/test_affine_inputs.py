@@ -434,3 +434,5 @@ def test_value_types_that_are_none(dtype):
         qatcore.dequantize(np.int8([1]), 1.0, dtype=dtype)
     with pytest.raises(TypeError, match=r"^dtype: expected float32 or float64, got 'text'$"):
         qatcore.dequantize(np.int8([1]), 1.0, dtype="text")
+    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected float32 or float64, got None$"):
+        qatcore.dequantize(np.int8([1]), 1.0, dtype=None)

@@ -428,10 +428,10 @@ def test_the_probe_agrees_with_the_operating_system():
     v4 = v3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
     assert _dispatch._kernels.probe_cpu() == (4 if v4 <= flags else 3 if v3 <= flags else 2)
     products = {"avxvnni": v3 | {"avx_vnni"}, "vnni": v4 | {"avx512_vnni"}, "amx": v4 | {"amx_tile", "amx_int8"}}
-    found = _dispatch._kernels.probe_gemm()
-    if "amx" not in found or _dispatch._kernels.request_amx():  # else the emulated one
-        assert set(found) >= {name for name, needed in products.items() if needed <= flags}
-    assert set(found) - {"amx"} == {name for name, needed in products.items() if needed <= flags} - {"amx"}
+    expected = {name for name, needed in products.items() if needed <= flags}
+    if os.environ.get("QATCORE_EMULATE") == "1" and "vnni" in expected:  # the build that this variable made
+        expected = set(products)
+    assert set(_dispatch._kernels.probe_gemm()) == expected
 
 
 # --- the int8 product ------------------------------------------------------------------------------------
