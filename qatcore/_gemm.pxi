@@ -138,7 +138,7 @@ cdef inline inlined finish_row(
     bint simple,
     result* out,
 ) noexcept nogil:
-    """Take a row of a tile to `out`, by way of an array that aliases nothing and so becomes vectors at once.
+    """Take a row of a tile to `out`; with a constant width it becomes vectors and nothing else.
 
     Floating point: ``(sum - row sum * columns[0] - columns[1]) * columns[2] + columns[3]``, where all
     but the last two operations are exact.  If `simple`, columns[0] is all zero; or, for integers, `out` has
