@@ -123,6 +123,36 @@ def drain_leading_bits(
     binades: NDArray[np.int32],
     counts: NDArray[np.int64],
 ) -> tuple[int, int]: ...
+def gather_values(
+    x: NDArray[np.float32] | NDArray[np.float64], values: NDArray[np.float64], stats: NDArray[np.int64]
+) -> None: ...
+def count_new_rows(
+    stats: NDArray[np.int64],
+    values: NDArray[np.float64],
+    owners: NDArray[np.int64],
+    owned: NDArray[np.int32],
+    other_stats: NDArray[np.int64],
+    other_values: NDArray[np.float64],
+    other_owners: NDArray[np.int64],
+    other_owned: NDArray[np.int32],
+    limit: int,
+    tables: NDArray[np.int32],
+) -> tuple[int, int]: ...
+def add_channels(
+    stats: NDArray[np.int64],
+    values: NDArray[np.float64],
+    owners: NDArray[np.int64],
+    owned: NDArray[np.int32],
+    counts: NDArray[np.int64],
+    used: NDArray[np.int64],
+    other_stats: NDArray[np.int64],
+    other_values: NDArray[np.float64],
+    other_owners: NDArray[np.int64],
+    other_owned: NDArray[np.int32],
+    other_counts: NDArray[np.int64],
+    limit: int,
+    tables: NDArray[np.int32],
+) -> None: ...
 def scan_range(x: NDArray[np.float64]) -> tuple[float, float, int]: ...
 def rebuild_histogram(
     samples: NDArray[np.float64], low: float, high: float, histogram: NDArray[np.float64]
@@ -134,20 +164,39 @@ def integer_squared_error(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
     density: NDArray[np.float64],
+    interval_start: NDArray[np.int64],
     points: NDArray[np.float64],
     counts: NDArray[np.float64],
+    point_start: NDArray[np.int64],
     scale: NDArray[np.float64],
     first: NDArray[np.float64],
     last: NDArray[np.float64],
     out: NDArray[np.float64],
+    begin: int,
+    stop: int,
 ) -> None: ...
 def e4m3_squared_error(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
     density: NDArray[np.float64],
+    interval_start: NDArray[np.int64],
     points: NDArray[np.float64],
     counts: NDArray[np.float64],
+    point_start: NDArray[np.int64],
     scale: NDArray[np.float64],
+    out: NDArray[np.float64],
+    begin: int,
+    stop: int,
+) -> None: ...
+def moments(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    mass: NDArray[np.float64],
+    interval_start: NDArray[np.int64],
+    points: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    point_start: NDArray[np.int64],
+    centre: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None: ...
 def spread_counts(

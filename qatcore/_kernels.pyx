@@ -5,6 +5,7 @@
 #   _elementwise.pxi  quantise, encode and round whole arrays, by the reference's rounding
 #   _affine.pxi       quantise and dequantise them, by ONNX's
 #   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
+#   _accumulate.pxi   histograms of leading bits of many channels, added to in place
 #   _thresholds.pxi   expected squared error and KL divergence of candidate clipping ranges
 #   _gemm_portable.pxi, _gemm_tile.pxi, _gemm.pxi
 #                     the int8 matrix product: micro-kernel for any CPU, its register tile, the loops around it
@@ -32,6 +33,7 @@ include "_compiler.pxi"
 include "_elementwise.pxi"
 include "_affine.pxi"
 include "_histogram.pxi"
+include "_accumulate.pxi"
 include "_thresholds.pxi"
 include "_gemm_portable.pxi"
 include "_cpu.pxi"

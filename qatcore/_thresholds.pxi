@@ -53,73 +53,122 @@ def integer_squared_error(
     const double[::1] low,
     const double[::1] high,
     const double[::1] density,
+    const int64_t[::1] interval_start,
     const double[::1] points,
     const double[::1] counts,
-    const double[::1] scale,
-    const double[::1] first,
-    const double[::1] last,
-    double[::1] out,
+    const int64_t[::1] point_start,
+    const double[:, ::1] scale,
+    const double[:, ::1] first,
+    const double[:, ::1] last,
+    double[:, ::1] out,
+    Py_ssize_t begin,
+    Py_ssize_t stop,
 ):
-    """Total squared error of quantising a distribution with codes first..last times scale, a candidate each.
+    """Total squared error of quantising distributions with codes first..last times scale, some candidates for each.
 
-    The distribution is mass of the given density on [low, high] and counted points; both lists have a
-    multiple of 8 entries.
+    The distribution of channel c is mass of the given density on the intervals [low, high] from
+    interval_start[c] up to interval_start[c + 1], and counted points likewise; the starts are multiples of 8.
+    Of all candidates, channel after channel, those from `begin` up to `stop` are computed.
     """
-    cdef Py_ssize_t candidate, i, j
+    cdef Py_ssize_t index, channel, candidate, i, j
     cdef double s, inverse, a, b, u
     cdef double[LANES] lanes
     with nogil:
-        for candidate in range(scale.shape[0]):
-            s = scale[candidate]
+        for index in range(begin, stop):
+            channel = index // scale.shape[1]
+            candidate = index % scale.shape[1]
+            s = scale[channel, candidate]
             inverse = 1.0 / s
-            a = first[candidate]
-            b = last[candidate]
+            a = first[channel, candidate]
+            b = last[channel, candidate]
             for j in range(LANES):
                 lanes[j] = 0.0
-            for i in range(0, low.shape[0], 8):
+            for i in range(interval_start[channel], interval_start[channel + 1], 8):
                 for j in range(LANES):
                     lanes[j] += density[i + j] * s * (
                         integer_integral(high[i + j] * inverse, a, b)
                         - integer_integral(low[i + j] * inverse, a, b)
                     )
-            for i in range(0, points.shape[0], 8):
+            for i in range(point_start[channel], point_start[channel + 1], 8):
                 for j in range(LANES):
                     u = points[i + j] / s
                     u -= clamp(round_half_away(u), a, b)
                     lanes[j] += counts[i + j] * (u * u)
-            out[candidate] = lane_sum(lanes) * s * s
+            out[channel, candidate] = lane_sum(lanes) * s * s
 
 
 def e4m3_squared_error(
     const double[::1] low,
     const double[::1] high,
     const double[::1] density,
+    const int64_t[::1] interval_start,
     const double[::1] points,
     const double[::1] counts,
-    const double[::1] scale,
-    double[::1] out,
+    const int64_t[::1] point_start,
+    const double[:, ::1] scale,
+    double[:, ::1] out,
+    Py_ssize_t begin,
+    Py_ssize_t stop,
 ):
     """The same for E4M3 codes times scale."""
-    cdef Py_ssize_t candidate, i, j
+    cdef Py_ssize_t index, channel, candidate, i, j
     cdef double s, inverse, u
     cdef double[LANES] lanes
     with nogil:
-        for candidate in range(scale.shape[0]):
-            s = scale[candidate]
+        for index in range(begin, stop):
+            channel = index // scale.shape[1]
+            candidate = index % scale.shape[1]
+            s = scale[channel, candidate]
             inverse = 1.0 / s
             for j in range(LANES):
                 lanes[j] = 0.0
-            for i in range(0, low.shape[0], 8):
+            for i in range(interval_start[channel], interval_start[channel + 1], 8):
                 for j in range(LANES):
                     lanes[j] += density[i + j] * s * (
                         e4m3_integral(high[i + j] * inverse) - e4m3_integral(low[i + j] * inverse)
                     )
-            for i in range(0, points.shape[0], 8):
+            for i in range(point_start[channel], point_start[channel + 1], 8):
                 for j in range(LANES):
                     u = points[i + j] / s
                     u -= nearest_e4m3(u)
                     lanes[j] += counts[i + j] * (u * u)
-            out[candidate] = lane_sum(lanes) * s * s
+            out[channel, candidate] = lane_sum(lanes) * s * s
+
+
+def moments(
+    const double[::1] low,
+    const double[::1] high,
+    const double[::1] mass,
+    const int64_t[::1] interval_start,
+    const double[::1] points,
+    const double[::1] counts,
+    const int64_t[::1] point_start,
+    const double[::1] centre,
+    double[:, ::1] out,
+):
+    """Sums of (x - c) and of (x - c)**2 over the distribution of each channel, into out (2, channels)."""
+    cdef Py_ssize_t channel, i, j
+    cdef double c, a, b
+    cdef double[LANES] first
+    cdef double[LANES] second
+    with nogil:
+        for channel in range(centre.shape[0]):
+            c = centre[channel]
+            for j in range(LANES):
+                first[j] = second[j] = 0.0
+            for i in range(interval_start[channel], interval_start[channel + 1], 8):
+                for j in range(LANES):
+                    a = low[i + j] - c
+                    b = high[i + j] - c
+                    first[j] += mass[i + j] * (0.5 * (a + b))
+                    second[j] += mass[i + j] * ((a * a + a * b + b * b) * (1.0 / 3))
+            for i in range(point_start[channel], point_start[channel + 1], 8):
+                for j in range(LANES):
+                    a = points[i + j] - c
+                    first[j] += counts[i + j] * a
+                    second[j] += counts[i + j] * (a * a)
+            out[0, channel] = lane_sum(first)
+            out[1, channel] = lane_sum(second)
 
 
 def spread_counts(

@@ -1,35 +1,57 @@
-"""`CalibrationCollector`: a histogram and its thresholds as scale and zero point."""
+"""`CalibrationCollector`: histograms and their thresholds as scales and zero points."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import operator
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import as_array, as_number, as_plain_array
+from ._arrays import as_array, as_count, as_number, as_plain_array
+from .accumulator import Accumulator, summed
 from .config import QuantBits, as_flag, as_member
+from .counting import count, count_channels
 from .errors import InvalidArgumentError
-from .histogram import EMPTY, LeadingBitHistogram, leading_bit_histogram
+from .histogram import LeadingBitHistogram
 from .scale import scale_and_zero_point
-from .thresholds import kl_range, min_max_range, mse_range, percentile_range
+from .thresholds import Range, kl_range, min_max_range, mse_range, percentile_range
 
-# Guards the replacement of a collector's histogram, which takes microseconds.  One lock for all, so that
-# a collector holds nothing that cannot be pickled; a new one in a forked child, where the thread that may
-# have held it does not exist.
-_commit = threading.Lock()
+# Guard the states of collectors, several collectors a lock, so that a collector holds nothing that cannot be
+# pickled.  A fork waits for all of them: a child must not find a state half changed, or a lock that nobody holds.
+_locks = tuple(threading.Lock() for _ in range(16))
 
 
-def _reset_after_fork() -> None:
-    global _commit  # noqa: PLW0603
-    _commit = threading.Lock()
+def _before_fork() -> None:
+    for lock in _locks:
+        lock.acquire()
+
+
+def _after_fork() -> None:
+    for lock in _locks:
+        lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
+_COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
+
+
+@contextlib.contextmanager
+def _locked(*collectors: CalibrationCollector) -> Iterator[None]:
+    chosen = sorted({hash(id(collector) >> 4) % len(_locks) for collector in collectors})
+    with contextlib.ExitStack() as stack:
+        for index in chosen:  # in one order, so that nobody waits for each other
+            stack.enter_context(_locks[index])
+        yield
 
 
 class CalibrationCollector:
@@ -40,10 +62,28 @@ class CalibrationCollector:
 
     Every scale method takes ``bits`` (`QuantBits`, INT8), ``symmetric`` (False) and ``include_zero`` (False:
     the range is widened to hold 0; what is exported to a runtime needs it) and returns
-    ``(scale, zero_point)``, a float and an int.  Asking changes nothing.  Without a range to speak of
-    (nothing observed, or one value only where affine) they answer ``(1.0, 0)``.
+    ``(scale, zero_point)``.  Asking changes nothing.  Without a range to speak of (nothing observed, or one value
+    only where affine) they answer ``(1.0, 0)``.
+
+    Without an axis all values share a histogram, and answers are Python floats and ints.  With one, each channel
+    has its own, and answers are arrays of shape `shape`: float64, and int32 for zero points.  A channel's answer is
+    to the bit what a collector that saw only its values would give.
 
     Collectors compare equal if they hold the same, can be pickled, and may be used from many threads.
+
+    Parameters
+    ----------
+    axis : int or tuple of int, optional
+        The axis of the channels, negative from the end; several for channels at each of their combinations.
+    groups : int, optional
+        That many neighbours along the (last) axis share a histogram; they must divide it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an axis is named twice, there are groups without an axis, or `groups` is less than 1.
+    TypeError
+        If an argument has a wrong type.
 
     Examples
     --------
@@ -54,10 +94,36 @@ class CalibrationCollector:
     CalibrationCollector(n_elements=1002, min_val=-1.0, max_val=2.0, n_nan=1)
     >>> collector.min_max_scale()
     (0.011764705882352941, -43)
+
+    One scale for each of 3 channels, images in the layout of PyTorch and ONNX:
+
+    >>> channels = CalibrationCollector(axis=1)
+    >>> channels.observe(np.arange(24.0).reshape(2, 3, 2, 2))
+    >>> channels.min_max_scale(symmetric=True)
+    (array([0.11811024, 0.1496063 , 0.18110236]), array([0, 0, 0], dtype=int32))
+
+    Weights in groups of 32 inputs, as int4 wants them:
+
+    >>> weights = CalibrationCollector(axis=(0, 1), groups=32)
+    >>> weights.observe(np.ones((8, 128)))
+    >>> weights.shape
+    (8, 4)
     """
 
-    def __init__(self) -> None:
-        self._histogram: LeadingBitHistogram = EMPTY
+    def __init__(self, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> None:
+        self._axis = None if axis is None else _as_axes(axis)
+        self._groups = 1 if groups is None else as_count(groups, "groups")
+        if self._axis is None and groups is not None:
+            raise InvalidArgumentError("groups: expected an axis to group along, got none")
+        # The shape of the channels, not known before the first batch, and their state: replaced together.
+        self._state: tuple[tuple[int, ...] | None, Accumulator] = (
+            ((), Accumulator(1)) if self._axis is None else (None, Accumulator(0))
+        )
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was made of a state that is about to change."""
+        self._made: LeadingBitHistogram | None = None
 
     def observe(self, x: Any, mask: Any = None) -> None:
         """Count the values of an array.
@@ -65,86 +131,239 @@ class CalibrationCollector:
         Parameters
         ----------
         x : array_like, any shape
-            float16, bfloat16, float32, float64 or integers.
+            float16, bfloat16, float32, float64 or integers.  Per channel the shape may differ between batches,
+            but not along the axis.
         mask : array_like of bool, optional
             True where a value is to be seen, False for padding and mask fills; broadcast to x's shape.
 
         Raises
         ------
         InvalidArgumentError
-            If `mask` does not broadcast to the shape of `x`.
+            If `mask` does not broadcast to the shape of `x`, or `x` has not the axis or another number of channels
+            than before.
         TypeError
             If `x` does not hold real numbers, or `mask` bools.
         """
         array = as_array(x, "x")
-        if mask is not None:
-            array = array[_as_mask(mask, array.shape)]
-        # Values that are no longer kept need not be sorted.
-        self._add(leading_bit_histogram(array, keep_values=self._histogram.values is not None))
+        seen = None if mask is None else _as_mask(mask, array.shape)
+        if self._axis is None:
+            self._add((), count(array if seen is None else array[seen]))
+            return
+        self._observe_block(array, self._channels_of(array.shape), None, seen)
+
+    def _observe_block(
+        self,
+        array: npt.NDArray[Any],
+        shape: tuple[int, ...],
+        start: tuple[int, ...] | None,
+        seen: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count a part of a batch whose channels have this shape together, and begin at `start` in it."""
+        axes = self._normalised_axes(array.ndim)
+        own = self._channels_of(array.shape)
+        if self._groups > 1:
+            array = _split_axis(array, axes[-1], self._groups)
+            seen = None if seen is None else _split_axis(seen, axes[-1], self._groups)
+            axes = tuple(axis + (axis > axes[-1]) for axis in axes)
+        added = summed(
+            count_channels(_by_channel(array[part], axes), None if seen is None else _by_channel(seen[part], axes))
+            for part in _parts(array, axes)
+        )
+        if shape != own:
+            places = np.arange(math.prod(shape)).reshape(shape)
+            block = tuple(slice(first, first + size) for first, size in zip(start or (), own, strict=True))
+            added = added.placed(places[block].reshape(-1), math.prod(shape))
+        self._add(shape, added)
 
     def merge(self, other: CalibrationCollector) -> None:
         """Add what another collector has observed, which is left as it is.
 
         Raises
         ------
+        InvalidArgumentError
+            If `other` has another axis, other groups or another number of channels.
         TypeError
             If `other` is not a `CalibrationCollector`.
         """
         if not isinstance(other, CalibrationCollector):
             raise TypeError(f"other: expected a CalibrationCollector, got {type(other).__name__}")
-        self._add(other._histogram)
+        if (self._axis, self._groups) != (other._axis, other._groups):
+            raise InvalidArgumentError(f"other: expected a collector with {self._kind()}, got one with {other._kind()}")
+        with _locked(self, other):
+            shape, added = other._state
+            if shape is not None:
+                self._commit(shape, added, "other", adopt=False)
 
-    def _add(self, histogram: LeadingBitHistogram) -> None:
-        with _commit:
-            self._histogram = self._histogram.merged(histogram)
+    def _add(self, shape: tuple[int, ...], added: Accumulator) -> None:
+        with _locked(self):
+            self._commit(shape, added, "x", adopt=True)
+
+    def _commit(self, shape: tuple[int, ...], added: Accumulator, name: str, *, adopt: bool) -> None:
+        own, state = self._state
+        if own is None:
+            self._forget()
+            self._state = shape, added if adopt else added.copy()
+            return
+        if own != shape:
+            raise InvalidArgumentError(
+                f"{name}: expected channels of shape {own} as before, got {shape} (with {self._kind()})"
+            )
+        self._forget()
+        state.add(added)
+
+    def _kind(self) -> str:
+        groups = "" if self._groups == 1 else f", groups={self._groups}"
+        return f"axis={self.axis}{groups}"
+
+    def _normalised_axes(self, ndim: int) -> tuple[int, ...]:
+        assert self._axis is not None
+        axes = tuple(axis + ndim if axis < 0 else axis for axis in self._axis)
+        if not all(0 <= axis < ndim for axis in axes):
+            raise InvalidArgumentError(f"x: expected an array with axis {self.axis}, got one of {ndim} dimensions")
+        if len(set(axes)) < len(axes):
+            raise InvalidArgumentError(
+                f"x: expected an array in which axes {self.axis} differ, got one of {ndim} dimensions"
+            )
+        return axes
+
+    def _channels_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the channels of an array."""
+        axes = self._normalised_axes(len(shape))
+        *others, last = (shape[axis] for axis in axes)
+        if last % self._groups:
+            raise InvalidArgumentError(
+                f"x: expected a multiple of {self._groups} along axis {axes[-1]} for groups={self._groups}, got {last}"
+            )
+        return (*others, last // self._groups)
+
+    @property
+    def _histogram(self) -> LeadingBitHistogram:
+        made = self._made
+        if made is None:
+            with _locked(self):
+                self._made = made = self._state[1].histogram()
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        with _locked(self):
+            shape, state = self._state
+            return {"axis": self._axis, "groups": self._groups, "shape": shape, "histogram": state.histogram()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._axis, self._groups = state["axis"], state["groups"]
+        self._state = state["shape"], Accumulator.of_histogram(state["histogram"])
+        self._forget()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CalibrationCollector):
             return NotImplemented
-        return self._histogram == other._histogram
+        return (self._axis, self._groups, self._state[0]) == (
+            other._axis,
+            other._groups,
+            other._state[0],
+        ) and self._histogram == other._histogram
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         h = self._histogram
+        kind = "" if self._axis is None else f"{self._kind()}, shape={self.shape}, "
         unusual = {"n_nan": h.n_nan, "n_posinf": h.n_posinf, "n_neginf": h.n_neginf}
-        counted = "".join(f", {name}={count}" for name, count in unusual.items() if count)
-        return f"CalibrationCollector(n_elements={h.n_elements}, min_val={h.low}, max_val={h.high}{counted})"
+        counted = "".join(f", {name}={count.sum()}" for name, count in unusual.items() if count.any())
+        low, high = h.low.min(initial=np.inf), h.high.max(initial=-np.inf)
+        return f"CalibrationCollector({kind}n_elements={h.n_elements.sum()}, min_val={low}, max_val={high}{counted})"
 
     @property
-    def min_val(self) -> float:
+    def axis(self) -> int | tuple[int, ...] | None:
+        """The axis of the channels, as it was given."""
+        return self._axis[0] if self._axis is not None and len(self._axis) == 1 else self._axis
+
+    @property
+    def groups(self) -> int:
+        """How many neighbours along the last axis share a histogram."""
+        return self._groups
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of answers: () without an axis, and with one nothing but zeros before the first batch."""
+        shape = self._state[0]
+        return (0,) * len(self._axis or ()) if shape is None else shape
+
+    @property
+    def min_val(self) -> Any:
         """Least finite value; +inf if there is none.  Zero has no sign."""
-        return self._histogram.low
+        return self._answers(self._histogram.low)
 
     @property
-    def max_val(self) -> float:
+    def max_val(self) -> Any:
         """Greatest finite value; -inf if there is none."""
-        return self._histogram.high
+        return self._answers(self._histogram.high)
 
     @property
-    def n_elements(self) -> int:
+    def n_elements(self) -> Any:
         """Number of finite values."""
-        return self._histogram.n_elements
+        return self._answers(self._histogram.n_elements)
 
     @property
-    def n_zero(self) -> int:
+    def n_zero(self) -> Any:
         """Number of zeros among them, of either sign."""
-        return self._histogram.n_zero
+        return self._answers(self._histogram.n_zero)
 
     @property
-    def n_nan(self) -> int:
+    def n_nan(self) -> Any:
         """Number of NaNs seen."""
-        return self._histogram.n_nan
+        return self._answers(self._histogram.n_nan)
 
     @property
-    def n_posinf(self) -> int:
+    def n_posinf(self) -> Any:
         """Number of positive infinities seen."""
-        return self._histogram.n_posinf
+        return self._answers(self._histogram.n_posinf)
 
     @property
-    def n_neginf(self) -> int:
+    def n_neginf(self) -> Any:
         """Number of negative infinities seen."""
-        return self._histogram.n_neginf
+        return self._answers(self._histogram.n_neginf)
+
+    def channel(self, index: int | tuple[int, ...]) -> CalibrationCollector:
+        """Return a collector without an axis that has seen what one channel has.
+
+        Parameters
+        ----------
+        index : int, or tuple of int if there are several axes
+            Negative from the end.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is no such channel.
+        TypeError
+            If `index` is not made of integers.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector(axis=-1)
+        >>> collector.observe([[1.0, 10.0], [2.0, 20.0]])
+        >>> collector.channel(1)
+        CalibrationCollector(n_elements=2, min_val=10.0, max_val=20.0)
+        """
+        place = _as_index(index)
+        shape = self.shape
+        if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
+            raise InvalidArgumentError(f"index: expected one into channels of shape {shape}, got {index}")
+        flat = np.arange(math.prod(shape)).reshape(shape)[place]
+        return _of_histogram(self._histogram.take(np.array([flat])))
+
+    def pooled(self) -> CalibrationCollector:
+        """Return a collector without an axis that has seen what all channels have, to the bit.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector(axis=-1)
+        >>> collector.observe([[1.0, 10.0], [2.0, 20.0]])
+        >>> collector.pooled()
+        CalibrationCollector(n_elements=4, min_val=1.0, max_val=20.0)
+        """
+        return _of_histogram(self._histogram.pooled())
 
     def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the counts of the bins and their edges.
@@ -154,9 +373,9 @@ class CalibrationCollector:
 
         Returns
         -------
-        counts : ndarray of int64, shape (n,)
+        counts : ndarray of int64, shape (*shape, n)
         edges : ndarray of float64, shape (n + 1,)
-            Ascending.  Both are empty if no finite value was observed.
+            Ascending, and common to all channels.  Both are empty if no finite value was observed.
 
         Examples
         --------
@@ -169,26 +388,19 @@ class CalibrationCollector:
         [-1.0078125, -1.0, 1.0, 1.0078125, 2.0, 2.015625]
         """
         h = self._histogram
-        if h.n_elements == 0:
-            return np.empty(0, np.int64), np.empty(0)
-        low, high, counts = h.bins()
-        if h.n_zero or low[0] < 0.0 < high[-1]:
-            # The bin of zero reaches to its neighbours, or is one of them: the least subnormals'.
-            index = int(np.searchsorted(low, 0.0))
-            left = high[index - 1] + 0.0 if index else 0.0
-            right = low[index] if index < low.size else np.finfo(np.float64).smallest_subnormal * (index == 0)
-            if left < right:
-                low, high = np.insert(low, index, left), np.insert(high, index, right)
-                counts = np.insert(counts, index, h.n_zero)
-            else:
-                counts[min(index, counts.size - 1)] += h.n_zero
-        gaps = np.flatnonzero(high[:-1] < low[1:]) + 1
-        edges = np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
-        return np.insert(counts, gaps, 0), edges
+        edges = _edges(h)
+        counts = np.zeros((h.channels, max(edges.size - 1, 0)), np.int64)
+        if edges.size:
+            bins = h.bins()
+            channel = np.repeat(np.arange(h.channels), np.diff(bins.start))
+            counts[channel, np.searchsorted(edges, bins.low, side="right") - 1] = bins.counts
+            if h.n_zero.any():
+                counts[:, np.searchsorted(edges, 0.0, side="right") - 1 - (edges[-1] == 0.0)] += h.n_zero
+        return counts.reshape(*self.shape, counts.shape[1]), edges
 
     def min_max_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[float, int]:
+    ) -> tuple[Any, Any]:
         """Return scale and zero point for the range from the least to the greatest finite value.
 
         Parameters
@@ -199,8 +411,8 @@ class CalibrationCollector:
 
         Returns
         -------
-        scale : float
-        zero_point : int
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
 
         Raises
         ------
@@ -211,7 +423,7 @@ class CalibrationCollector:
 
     def percentile_scale(
         self, p: float, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[float, int]:
+    ) -> tuple[Any, Any]:
         """Return scale and zero point for the range that leaves out (100 - p) / 2 percent at either end.
 
         Parameters
@@ -224,8 +436,8 @@ class CalibrationCollector:
 
         Returns
         -------
-        scale : float
-        zero_point : int
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
 
         Raises
         ------
@@ -235,7 +447,7 @@ class CalibrationCollector:
         Notes
         -----
         Linear inside a bin, which is at most 0.8 % wide, and never beyond the least and greatest value; exact
-        while at most 8,192 nonzero values were observed.
+        while at most 8,192 nonzero values were observed (of a channel).
         """
         percent = as_number(p, "p")
         if math.isnan(percent):
@@ -244,7 +456,7 @@ class CalibrationCollector:
 
     def kl_divergence_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[float, int]:
+    ) -> tuple[Any, Any]:
         """Return scale and zero point for the range that loses least by Kullback-Leibler divergence.
 
         For data with light tails.  On heavy tails it clips too much: prefer `mse_scale`.
@@ -257,8 +469,8 @@ class CalibrationCollector:
 
         Returns
         -------
-        scale : float
-        zero_point : int
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
 
         Raises
         ------
@@ -275,7 +487,7 @@ class CalibrationCollector:
 
     def mse_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[float, int]:
+    ) -> tuple[Any, Any]:
         """Return scale and zero point for the range with the least mean squared error.
 
         Parameters
@@ -286,8 +498,8 @@ class CalibrationCollector:
 
         Returns
         -------
-        scale : float
-        zero_point : int
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
 
         Raises
         ------
@@ -303,10 +515,93 @@ class CalibrationCollector:
         chosen = mse_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
         return self._answer(chosen, bits, symmetric, include_zero)
 
-    @staticmethod
-    def _answer(chosen: tuple[float, float], bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[float, int]:
+    def _answer(self, chosen: Range, bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[Any, Any]:
         scale, zero_point = scale_and_zero_point(*chosen, bits, symmetric=symmetric, include_zero=include_zero)
-        return float(scale), int(zero_point)
+        return self._answers(scale), self._answers(zero_point)
+
+    def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
+        """Return one number for each channel as users want it."""
+        if self._axis is None:
+            return by_channel[0].item()
+        return by_channel.reshape(self.shape).copy()
+
+
+def _of_histogram(h: LeadingBitHistogram) -> CalibrationCollector:
+    collector = CalibrationCollector()
+    collector._state = (), Accumulator.of_histogram(h)
+    return collector
+
+
+def _as_axes(axis: object) -> tuple[int, ...]:
+    axes = _as_index(axis, "axis")
+    if not axes or len(set(axes)) < len(axes):
+        raise InvalidArgumentError(f"axis: expected an axis, or several that differ, got {axis}")
+    return axes
+
+
+def _as_index(value: object, name: str = "index") -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(item) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
+
+
+def _split_axis(array: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
+    """Return a view in which an axis is two: the groups, and what each one has."""
+    shape = array.shape
+    return array.reshape(*shape[:axis], shape[axis] // groups, groups, *shape[axis + 1 :])
+
+
+def _are_neighbours(axes: tuple[int, ...]) -> bool:
+    return all(axis + 1 == following for axis, following in itertools.pairwise(axes))
+
+
+def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an array as (outer, channels, inner), which may need a copy."""
+    first = axes[0]
+    if not _are_neighbours(axes):
+        array, first = np.moveaxis(array, axes, range(len(axes))), 0
+    last = first + len(axes)
+    shape = array.shape
+    return array.reshape(math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:]))
+
+
+def _parts(array: npt.NDArray[Any], axes: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yield slices that cut an array into parts worth copying, along any axes but those of the channels.
+
+    The whole, if no copy is needed.
+    """
+    whole = (slice(None),) * array.ndim
+    if array.flags.c_contiguous and _are_neighbours(axes):
+        yield whole
+        return
+    parts = [whole]
+    size = array.size
+    for axis in range(array.ndim):
+        if size > _COPIED and axis not in axes:
+            n = array.shape[axis]
+            step = max(n * _COPIED // size, 1)
+            size = -(-size // n) * step
+            parts = [(*part[:axis], slice(i, i + step), *part[axis + 1 :]) for part in parts for i in range(0, n, step)]
+    yield from parts
+
+
+def _edges(h: LeadingBitHistogram) -> npt.NDArray[np.float64]:
+    """Return the edges of all channels' bins, and of one that holds zero."""
+    pooled = h.pooled()
+    bins = pooled.bins()
+    low, high = bins.low + 0.0, bins.high + 0.0
+    if pooled.n_elements[0] == 0:
+        return low
+    if pooled.n_zero[0] or low[0] < 0.0 < high[-1]:
+        # The bin of zero reaches to its neighbours, or is one of them: the least subnormals'.
+        index = int(np.searchsorted(low, 0.0))
+        left = high[index - 1] if index else 0.0
+        right = low[index] if index < low.size else np.finfo(np.float64).smallest_subnormal * (index == 0)
+        if left < right:
+            low, high = np.insert(low, index, left), np.insert(high, index, right)
+    gaps = np.flatnonzero(high[:-1] < low[1:]) + 1
+    return np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
 
 
 def _options(bits: object, symmetric: object, include_zero: object) -> tuple[QuantBits, bool, bool]:

@@ -1,4 +1,4 @@
-"""The streaming histogram of leading bits.
+"""The histogram of leading bits.
 
 A value's bin is its sign, its exponent and its top 7 mantissa bits.  So there is no range to know in
 advance, nothing is ever rescaled, and the state is a function of the multiset of values alone, however
@@ -7,323 +7,307 @@ they were split, ordered or merged.  docs/numerics.md derives what follows from 
 
 from __future__ import annotations
 
-import struct
-import threading
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _dispatch
-from ._arrays import kernel_dtype
-from ._threads import for_ranges
-
 FRACTION = 128  # bins in a binade
-_EXPONENTS = 2048  # of float64; a binade's number is sign * 2048 + biased exponent
+BINADES = 4096  # a binade's number is sign * 2048 + biased exponent of float64
+_NEGATIVE = 2048
 
 #: Up to so many nonzero values are kept as they are.  A scale is judged by where values fall between codes,
 #: and of a few values 0.8 % wide bins do not tell; of many they do.
 EXACT_LIMIT = 8192
 
-_BUFFER = 1 << 16  # elements converted at a time
-_LARGEST_CALL = 1 << 30  # elements, well below what an int32 count holds
-_GRAIN = 1 << 19  # elements worth a thread: it has its own tables to drain
+_PORTION = 1 << 21  # numbers held at a time where memory must not grow with the channels
 
 _FloatArray = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The non-empty bins of all channels: in order of the channels, and ascending in each.
+
+    Zeros are not among them.  Those of channel c are ``start[c]`` to ``start[c + 1]``.  Where a bin meets
+    infinity its edge is the largest float.
+    """
+
+    low: _FloatArray
+    high: _FloatArray
+    counts: _Integers
+    start: _Integers
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A distribution as mass uniform on intervals, and counted points, both in ascending order."""
+    """Distributions as mass uniform on intervals, and counted points, in order of the channels."""
 
     low: _FloatArray
     high: _FloatArray
     mass: _FloatArray
+    interval_start: _Integers
     points: _FloatArray
     counts: _FloatArray
+    point_start: _Integers
 
 
 @dataclass(frozen=True, eq=False)
 class LeadingBitHistogram:
-    """Counts of values by their leading bits; never changed once made.
+    """Counts of values by their leading bits, a channel each; never changed once made.
+
+    Channels of at most `EXACT_LIMIT` finite nonzero values have them in `values`, the others have rows of counts.
 
     Attributes
     ----------
-    binades : ndarray of int32, shape (n,)
-        Numbers of the touched binades, ascending: ``sign * 2048 + biased exponent`` of float64.
-    counts : ndarray of int64, shape (n, 128)
-        How many finite nonzero values each bin holds.
-    values : ndarray of float64 or None
-        The finite nonzero values themselves, ascending, while there are at most `EXACT_LIMIT`.
-    low, high : float
+    low, high : ndarray of float64, shape (channels,)
         Least and greatest finite value; +inf and -inf if there is none.  Zero has no sign.
-    n_low, n_high : int
+    n_low, n_high : ndarray of int64, shape (channels,)
         How many values are the least and the greatest one: fills and saturated values are many.
-    n_zero, n_nan, n_posinf, n_neginf : int
+    n_zero, n_nan, n_posinf, n_neginf, n_nonzero : ndarray of int64, shape (channels,)
+        The last one of finite values.
+    values : ndarray of float64, shape (m,)
+        Ascending, channel after channel.
+    owners : ndarray of int64, shape (n,)
+        ``channel * 4096 + sign * 2048 + biased exponent`` of each touched binade, ascending.
+    counts : ndarray of int64, shape (n, 128)
+        How many finite nonzero values each of its bins holds.
     """
 
-    binades: npt.NDArray[np.int32]
-    counts: npt.NDArray[np.int64]
-    values: _FloatArray | None
-    low: float
-    high: float
-    n_low: int
-    n_high: int
-    n_zero: int
-    n_nan: int
-    n_posinf: int
-    n_neginf: int
+    low: _FloatArray
+    high: _FloatArray
+    n_low: _Integers
+    n_high: _Integers
+    n_zero: _Integers
+    n_nan: _Integers
+    n_posinf: _Integers
+    n_neginf: _Integers
+    n_nonzero: _Integers
+    values: _FloatArray
+    owners: _Integers
+    counts: _Integers
 
     @property
-    def n_elements(self) -> int:
-        """Number of finite values."""
-        return int(self.counts.sum()) + self.n_zero
+    def channels(self) -> int:
+        """How many there are."""
+        return self.low.size
+
+    @property
+    def n_elements(self) -> _Integers:
+        """Numbers of finite values."""
+        return self.n_nonzero + self.n_zero
+
+    @property
+    def is_exact(self) -> npt.NDArray[np.bool_]:
+        """Whether a channel's values themselves are kept."""
+        return self.n_nonzero <= EXACT_LIMIT
+
+    def statistics(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the fields with one number for each channel."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[:-3]}
+
+    @cached_property
+    def value_start(self) -> _Integers:
+        """Where each channel's values begin, and where the last one's end."""
+        return _starts(np.where(self.is_exact, self.n_nonzero, 0))
+
+    @cached_property
+    def row_start(self) -> _Integers:
+        """Where each channel's rows of counts begin, and where the last one's end."""
+        return np.searchsorted(self.owners, np.arange(self.channels + 1) * BINADES)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LeadingBitHistogram):
             return NotImplemented
-        # The values follow from the multiset as the counts do, but two multisets may share their counts.
-        same_values = (
-            np.array_equal(self.values, other.values)
-            if self.values is not None and other.values is not None
-            else self.values is other.values
-        )
-        return (
-            same_values
-            and self._scalars() == other._scalars()
-            and np.array_equal(self.binades, other.binades)
-            and np.array_equal(self.counts, other.counts)
-        )
+        return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _scalars(self) -> tuple[float | int, ...]:
-        return (self.low, self.high, self.n_low, self.n_high, self.n_zero, self.n_nan, self.n_posinf, self.n_neginf)
-
-    def merged(self, other: LeadingBitHistogram) -> LeadingBitHistogram:
-        """Return the histogram of both multisets together."""
-        if np.array_equal(self.binades, other.binades):  # as batch after batch of a tensor
-            binades, counts = self.binades, self.counts + other.counts
-        else:
-            binades = np.union1d(self.binades, other.binades)
-            counts = np.zeros((binades.size, FRACTION), np.int64)
-            for part in (self, other):
-                counts[np.searchsorted(binades, part.binades)] += part.counts
-        values = None
-        if self.values is not None and other.values is not None:
-            values = _kept(np.concatenate([self.values, other.values]))
-        low, high = min(self.low, other.low), max(self.high, other.high)
+    def take(self, channels: _Integers) -> LeadingBitHistogram:
+        """Return the histogram of some channels, in the order given."""
+        if channels.size == self.channels and (channels == np.arange(self.channels)).all():
+            return self
+        value_index, _ = _ranges(self.value_start, channels)
+        row_index, owner = _ranges(self.row_start, channels)
         return LeadingBitHistogram(
-            binades,
-            counts,
-            values,
-            low,
-            high,
-            sum(part.n_low for part in (self, other) if part.low == low),
-            sum(part.n_high for part in (self, other) if part.high == high),
-            self.n_zero + other.n_zero,
-            self.n_nan + other.n_nan,
-            self.n_posinf + other.n_posinf,
-            self.n_neginf + other.n_neginf,
+            **{name: statistic[channels] for name, statistic in self.statistics().items()},
+            values=self.values[value_index],
+            owners=owner * BINADES + self.owners[row_index] % BINADES,
+            counts=self.counts[row_index],
         )
 
-    def bins(self) -> tuple[_FloatArray, _FloatArray, npt.NDArray[np.int64]]:
-        """Return lower edges, upper edges and counts of the non-empty bins, ascending in value.
+    def portions(self, cost: int) -> Iterator[tuple[_Integers, LeadingBitHistogram]]:
+        """Yield the channels and the histograms of portions, which limits the memory of what is done with them.
 
-        Zeros are not among them.  Where a bin meets infinity its edge is the largest float.
+        `cost` is how many numbers a channel needs beside those for its values or bins.
         """
-        row, column = np.nonzero(self.counts)
-        binade = self.binades[row].astype(np.int64)
-        least = ((binade & (_EXPONENTS - 1)) << 52) | (column.astype(np.int64) << 45)
-        most = least + (1 << 45)
-        inner = least.view(np.float64)
-        outer = np.minimum(most.view(np.float64), np.finfo(np.float64).max)
-        negative = binade >= _EXPONENTS
-        low = np.where(negative, -outer, inner)
-        high = np.where(negative, -inner, outer)
-        order = np.argsort(low, kind="stable")
-        return low[order], high[order], self.counts[row, column][order]
+        size = cost + np.diff(self.value_start) + FRACTION * np.diff(self.row_start)
+        portion = np.cumsum(size) // _PORTION
+        edges = [0, *(np.flatnonzero(np.diff(portion)) + 1).tolist(), self.channels]
+        for start, stop in itertools.pairwise(edges):
+            channels = np.arange(start, stop)
+            yield channels, self.take(channels)
+
+    def pooled(self) -> LeadingBitHistogram:
+        """Return the histogram of all channels' values together."""
+        n_nonzero = self.n_nonzero.sum(keepdims=True)
+        low, high = self.low.min(keepdims=True, initial=np.inf), self.high.max(keepdims=True, initial=-np.inf)
+        values = np.sort(self.values)
+        binade, counts = self.owners % BINADES, self.counts
+        if n_nonzero[0] > EXACT_LIMIT:
+            bits = values.view(np.int64)
+            found, occurrences = np.unique((bits >> 45) & (BINADES * FRACTION - 1), return_counts=True)
+            kept = np.zeros((BINADES, FRACTION), np.int64)
+            kept.reshape(-1)[found] = occurrences
+            touched = np.flatnonzero(kept.any(axis=1))
+            binade = np.concatenate([binade, touched])
+            counts = np.concatenate([counts, kept[touched]])
+            order = np.argsort(binade, kind="stable")
+            binade, first = np.unique(binade[order], return_index=True)
+            counts = np.add.reduceat(counts[order], first, axis=0)
+            values = values[:0]
+        return LeadingBitHistogram(
+            low,
+            high,
+            self.n_low.sum(keepdims=True, where=self.low == low),
+            self.n_high.sum(keepdims=True, where=self.high == high),
+            self.n_zero.sum(keepdims=True),
+            self.n_nan.sum(keepdims=True),
+            self.n_posinf.sum(keepdims=True),
+            self.n_neginf.sum(keepdims=True),
+            n_nonzero,
+            values,
+            binade,
+            counts,
+        )
+
+    def bins(self) -> Bins:
+        """Return the non-empty bins."""
+        # Rows in ascending order of their values: of negative ones the last binade's last bin comes first.
+        binade = self.owners % BINADES
+        order = np.argsort(self.owners + np.where(binade & _NEGATIVE, _NEGATIVE - 1 - 2 * binade, 0))
+        counts = self.counts[order]
+        backwards = self.owners[order] & _NEGATIVE != 0
+        counts[backwards] = counts[backwards, ::-1]
+        row, column = np.nonzero(counts)
+        owner, occurrences = self.owners[order[row]], counts[row, column]
+        column = np.where(backwards[row], FRACTION - 1 - column, column)
+        if self.values.size:
+            # Of kept values those that share sign, exponent and leading bits follow each other.
+            channel = np.repeat(np.arange(self.channels), np.diff(self.value_start))
+            bits = channel * (BINADES * FRACTION) + ((self.values.view(np.int64) >> 45) & (BINADES * FRACTION - 1))
+            first = np.flatnonzero(_changes(bits))
+            owner = np.concatenate([owner, bits[first] // FRACTION])
+            order = np.argsort(owner // BINADES, kind="stable")
+            owner = owner[order]
+            column = np.concatenate([column, bits[first] % FRACTION])[order]
+            occurrences = np.concatenate([occurrences, np.diff(np.append(first, bits.size))])[order]
+        magnitude = ((owner & (_NEGATIVE - 1)) << 52) | (column << 45)
+        inner = magnitude.view(np.float64)
+        outer = np.minimum((magnitude + (1 << 45)).view(np.float64), np.finfo(np.float64).max)
+        negative = owner & _NEGATIVE != 0
+        return Bins(
+            np.where(negative, -outer, inner),
+            np.where(negative, -inner, outer),
+            occurrences,
+            np.searchsorted(owner // BINADES, np.arange(self.channels + 1)),
+        )
 
     def pieces(self) -> Pieces:
-        """Return the distribution of the finite values as well as it is known.
+        """Return the distributions of the finite values as well as they are known.
 
-        The values themselves while they are kept; else each bin's mass, uniform on the part of the bin
+        The values themselves where they are kept; else each bin's mass, uniform on the part of the bin
         within the range, with the least and the greatest value, which are known, as points.
         """
-        if self.values is not None:
-            points, occurrences = np.unique(self.values, return_counts=True)
-            counts = occurrences.astype(np.float64)
-            intervals = np.empty((3, 0))
-        else:
-            low, high, held = self.bins()
-            mass = held.astype(np.float64)
-            low, high = np.maximum(low, self.low), np.minimum(high, self.high)
-            ends = [(self.low, self.n_low, 0), (self.high, self.n_high, -1)]
-            ends = [end for end in ends[: 1 if self.low == self.high else 2] if end[0] != 0.0]
-            points = np.array([value for value, _, _ in ends])
-            counts = np.array([float(n) for _, n, _ in ends])
-            for _, n, index in ends:
-                mass[index] -= n
-            # What is left of a bin may be too narrow to have an inside.
-            narrow = high - low <= np.maximum(np.abs(low), np.abs(high)) * 2.0**-20
-            middle = low[narrow] + (high[narrow] - low[narrow]) * 0.5
-            points = np.concatenate([points, middle])
-            counts = np.concatenate([counts, mass[narrow]])
-            inside = ~narrow & (mass > 0.0)
-            intervals = np.stack([low[inside], high[inside], mass[inside]])
-        points = np.append(points, 0.0)
-        counts = np.append(counts, float(self.n_zero))
-        order = np.argsort(points, kind="stable")
-        order = order[counts[order] > 0.0]
-        return Pieces(intervals[0], intervals[1], intervals[2], points[order], counts[order])
+        counted = self.take(np.flatnonzero(~self.is_exact))
+        bins = counted.bins()
+        channel = np.repeat(np.flatnonzero(~self.is_exact), np.diff(bins.start))
+        mass = bins.counts.astype(np.float64)
+        low, high = np.maximum(bins.low, self.low[channel]), np.minimum(bins.high, self.high[channel])
+        # The extremes are points; zeros are so in any case.
+        lowest = counted.low != 0.0
+        highest = (counted.high != 0.0) & (counted.low != counted.high)
+        mass[bins.start[:-1][lowest]] -= counted.n_low[lowest]
+        mass[bins.start[1:][highest] - 1] -= counted.n_high[highest]
+        # What is left of a bin may be too narrow to have an inside.
+        narrow = high - low <= np.maximum(np.abs(low), np.abs(high)) * 2.0**-20
+        inside = ~narrow & (mass > 0.0)
 
-    def value_at_rank(self, rank: int) -> float:
-        """Return the value of the given rank, 0 to n_elements - 1, among the sorted finite values.
+        kept_channel = np.repeat(np.arange(self.channels), np.diff(self.value_start))
+        first = np.flatnonzero(_changes(self.values) | _changes(kept_channel))
+        counted_channels = np.flatnonzero(~self.is_exact)
+        points = [
+            (kept_channel[first], self.values[first], np.diff(np.append(first, self.values.size))),
+            (channel[narrow], low[narrow] + (high[narrow] - low[narrow]) * 0.5, mass[narrow]),
+            (counted_channels[lowest], counted.low[lowest], counted.n_low[lowest]),
+            (counted_channels[highest], counted.high[highest], counted.n_high[highest]),
+            (np.arange(self.channels), np.zeros(self.channels), self.n_zero),
+        ]
+        owner, point, occurrences = (np.concatenate(parts) for parts in zip(*points, strict=True))
+        there = np.flatnonzero(occurrences > 0)
+        order = there[np.argsort(owner[there], kind="stable")]
+        every = np.arange(self.channels + 1)
+        return Pieces(
+            low[inside],
+            high[inside],
+            mass[inside],
+            np.searchsorted(channel[inside], every),
+            point[order],
+            occurrences[order].astype(np.float64),
+            np.searchsorted(owner[order], every),
+        )
 
-        Exact for the extremes, for zeros and while the values are kept; else linear inside the bin.
+    def values_at_ranks(self, ranks: _Integers) -> _FloatArray:
+        """Return each channel's value of a rank, 0 to n_elements - 1, among its sorted finite values.
+
+        Exact for the extremes, for zeros and while the values are kept; else linear inside the bin.  A channel
+        without values gives NaN.
         """
-        if rank <= 0:
-            return self.low
-        if rank >= self.n_elements - 1:
-            return self.high
-        low, high, counts = self.bins()
-        negative = int(counts[high <= 0.0].sum())
-        if negative <= rank < negative + self.n_zero:
-            return 0.0
-        if rank >= negative:
-            rank -= self.n_zero
-        if self.values is not None:
-            return float(self.values[rank])
-        ranks_below = np.cumsum(counts)
-        index = int(np.searchsorted(ranks_below, rank, side="right"))
-        below = int(ranks_below[index - 1]) if index else 0
-        start, stop = max(float(low[index]), self.low), min(float(high[index]), self.high)
-        value = start + (stop - start) * ((rank - below + 0.5) / int(counts[index]))
-        return min(max(value, start), stop)
+        result = np.full(self.channels, np.nan)
+        bins = self.bins()
+        negative = _sums(np.where(bins.high <= 0.0, bins.counts, 0), bins.start)
+        in_zeros = (negative <= ranks) & (ranks < negative + self.n_zero)
+        nonzero_rank = np.where(ranks < negative, ranks, ranks - self.n_zero)
+        there = self.n_elements > 0
+        exact = np.flatnonzero(there & ~in_zeros & self.is_exact)
+        result[exact] = self.values[self.value_start[exact] + nonzero_rank[exact]]
+        counted = np.flatnonzero(there & ~in_zeros & ~self.is_exact)
+        ranks_below = np.concatenate([[0], np.cumsum(bins.counts)])
+        rank = ranks_below[bins.start[counted]] + nonzero_rank[counted]
+        index = np.searchsorted(ranks_below, rank, side="right") - 1
+        start, stop = np.maximum(bins.low[index], self.low[counted]), np.minimum(bins.high[index], self.high[counted])
+        value = start + (stop - start) * ((rank - ranks_below[index] + 0.5) / bins.counts[index])
+        result[counted] = np.minimum(np.maximum(value, start), stop)
+        result[in_zeros] = 0.0
+        for is_extreme, extreme in ((ranks <= 0, self.low), (ranks >= self.n_elements - 1, self.high)):
+            chosen = there & is_extreme
+            result[chosen] = extreme[chosen]
+        return result
 
 
-EMPTY = LeadingBitHistogram(
-    np.empty(0, np.int32), np.empty((0, FRACTION), np.int64), np.empty(0), float("inf"), float("-inf"), 0, 0, 0, 0, 0, 0
-)
+def _starts(sizes: _Integers) -> _Integers:
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _kept(values: _FloatArray) -> _FloatArray | None:
-    return np.sort(values) if values.size <= EXACT_LIMIT else None
+def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which values differ from the one before; the first one does."""
+    changes = np.ones(values.size, np.bool_)
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes
 
 
-def leading_bit_histogram(x: npt.NDArray[Any], *, keep_values: bool = True) -> LeadingBitHistogram:
-    """Return the histogram of an array of any real type and layout, read in constant memory.
-
-    Its `values` are None if they are not to be kept, however few there are.
-    """
-    if x.size == 0:
-        return EMPTY
-    dtype = kernel_dtype(x.dtype, "x")
-    if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and x.size <= _LARGEST_CALL:
-        return _count_chunk(x.reshape(-1), keep_values)
-    return _count_buffered(x, dtype, keep_values)
+def _sums(values: _Integers, start: _Integers) -> _Integers:
+    total = _starts(values)
+    return total[start[1:]] - total[start[:-1]]
 
 
-@np.errstate(all="ignore")
-def _count_buffered(x: npt.NDArray[Any], dtype: np.dtype[Any], keep_values: bool) -> LeadingBitHistogram:
-    x = np.atleast_1d(x)  # NumPy before 2.3 leaves the buffer of a 0-d operand unfilled
-    total = EMPTY
-    # Any order does, so walk in memory order; converted, misaligned or strided data passes a buffer.
-    iterator: Any = np.nditer(  # NumPy's stubs know neither "contig" nor what one operand yields
-        x,
-        flags=["external_loop", "buffered", "growinner"],
-        op_flags=[["readonly", "contig", "nbo", "aligned"]],  # type: ignore[call-overload]
-        op_dtypes=[dtype],
-        casting="same_kind",
-        order="K",
-        buffersize=_BUFFER,
-    )
-    with iterator:
-        for chunk in iterator:
-            for start in range(0, chunk.size, _LARGEST_CALL):
-                total = total.merged(_count_chunk(chunk[start : start + _LARGEST_CALL], keep_values))
-    return total
-
-
-def _count_chunk(chunk: npt.NDArray[Any], keep_values: bool) -> LeadingBitHistogram:
-    parts: list[LeadingBitHistogram] = []
-    for_ranges(chunk.size, _GRAIN, lambda a, b: parts.append(_count_range(chunk[a:b], keep_values)))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.merged(part)
-    return total
-
-
-_scratch = threading.local()
-
-
-def _count_range(x: npt.NDArray[Any], keep_values: bool) -> LeadingBitHistogram:
-    """Count one contiguous float32 or float64 range on this thread."""
-    single = x.dtype == np.float32
-    bits = x.view(np.int32 if single else np.int64)
-    exponents = 256 if single else _EXPONENTS
-    mantissa = 23 if single else 52
-    stats = np.empty(10, np.int64)
-    # A thread's tables are all zero between calls.  They are taken away while they are not, so that an
-    # interrupt in between loses them rather than spoils the next counts.
-    name = bits.dtype.name
-    tables = _scratch.__dict__.pop(name, None)
-    if tables is None:
-        tables = np.zeros((4, 2 * exponents * FRACTION), np.int32)
-    _dispatch.kernels.count_leading_bits(bits, tables, stats)
-    low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most, n_low, n_high = stats.tolist()
-    first, last = max(least >> mantissa, 1), most >> mantissa
-    binades = np.empty(2 * max(last - first + 1, 0), np.int32)
-    counts = np.empty((binades.size + 1, FRACTION), np.int64)  # a row to spare: no empty last one
-    n, lowest = _dispatch.kernels.drain_leading_bits(tables, exponents, first, last, binades, counts)
-    _scratch.__dict__[name] = tables
-    binades, counts = binades[:n].copy(), counts[:n].copy()
-    if single:  # the same exponents and signs as float64 counts them
-        binades = (binades >> 8) * np.int32(_EXPONENTS) + (binades & 255) + np.int32(1023 - 127)
-    n_finite = x.size - n_nan - n_posinf - n_neginf
-    low = _float_of_key(low_key, single) if n_finite else float("inf")
-    high = _float_of_key(high_key, single) if n_finite else float("-inf")
-    histogram = LeadingBitHistogram(
-        binades,
-        counts,
-        None,
-        low,
-        high,
-        0 if not n_finite else n_low if low else n_zero,  # keys tell zeros of either sign apart
-        0 if not n_finite else n_high if high else n_zero,
-        n_zero,
-        n_nan,
-        n_posinf,
-        n_neginf,
-    )
-    if lowest > n_zero:
-        histogram = _with_subnormals(histogram, bits, single)
-    if keep_values and n_finite - n_zero <= EXACT_LIMIT:
-        values = _kept(x[np.isfinite(x) & (x != 0)].astype(np.float64))
-        histogram = replace(histogram, values=values)
-    return histogram
-
-
-def _float_of_key(key: int, single: bool) -> float:
-    """Return the value of an order key, -0 as +0."""
-    integer, floating, largest = ("<i", "<f", 2**31 - 1) if single else ("<q", "<d", 2**63 - 1)
-    bits = key if key >= 0 else key ^ largest
-    value: float = struct.unpack(floating, struct.pack(integer, bits))[0]
-    return value + 0.0
-
-
-def _with_subnormals(h: LeadingBitHistogram, bits: npt.NDArray[Any], single: bool) -> LeadingBitHistogram:
-    """Add the subnormals of an array, which the tables do not hold by float64's bins, from its bits."""
-    infinity_bit = 23 if single else 52
-    magnitude = bits & np.iinfo(bits.dtype).max
-    chosen = (magnitude > 0) & (magnitude >> infinity_bit == 0)
-    magnitude = magnitude[chosen].astype(np.int64)
-    if single:  # normal in float64; the product of an integer and a power of two is exact
-        magnitude = (magnitude.astype(np.float64) * 2.0**-149).view(np.int64)
-    bins = (magnitude >> 45) + (bits[chosen] < 0) * (_EXPONENTS * FRACTION)
-    found, counts = np.unique(bins, return_counts=True)
-    binades = np.unique(found // FRACTION).astype(np.int32)
-    table = np.zeros((binades.size, FRACTION), np.int64)
-    table[np.searchsorted(binades, found // FRACTION), found % FRACTION] = counts
-    return h.merged(replace(EMPTY, binades=binades, counts=table))
+def _ranges(start: _Integers, channels: _Integers) -> tuple[_Integers, _Integers]:
+    """Return the indices of what belongs to some channels, and at which place of these it is."""
+    sizes = start[channels + 1] - start[channels]
+    owner = np.repeat(np.arange(channels.size), sizes)
+    return np.arange(owner.size) + (start[channels] - _starts(sizes)[:-1])[owner], owner

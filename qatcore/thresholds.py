@@ -7,11 +7,13 @@ for a logarithm, a power or a sum whose order it does not fix: the ranges are th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch
+from ._threads import for_ranges
 from .config import QuantBits
 from .formats import E4M3_MAX, E4M3_VALUES, INTEGERS
 from .histogram import LeadingBitHistogram
@@ -20,90 +22,114 @@ from .scale import scale_and_zero_point
 _FloatArray = npt.NDArray[np.float64]
 _Indices = npt.NDArray[np.int64]
 
+#: The lower and the upper end of each channel's clipping range.
+Range = tuple[_FloatArray, _FloatArray]
+
 #: Linear bins of the KL search.
 KL_BINS = 2048
 #: Ranges compared by squared error at most, of those that the divergence cannot tell apart.
 _MOST_ALIKE = 128
 
 
-def min_max_range(h: LeadingBitHistogram) -> tuple[float, float]:
-    """Return the least and the greatest finite value."""
+def min_max_range(h: LeadingBitHistogram) -> Range:
+    """Return the least and the greatest finite value of each channel."""
     return h.low, h.high
 
 
 @np.errstate(all="ignore")
-def percentile_range(h: LeadingBitHistogram, p: float) -> tuple[float, float]:
-    """Return the range that leaves out (100 - p) / 2 percent at either end.
+def percentile_range(h: LeadingBitHistogram, p: float) -> Range:
+    """Return the range of each channel that leaves out (100 - p) / 2 percent at either end.
 
     The ranks are the reference's: rounded down at the lower end and up at the upper one.
     """
     n = h.n_elements
-    if n == 0:
-        return h.low, h.high
-    lower = (100.0 - min(max(p, 0.0), 100.0)) / 200.0
-    lower_rank = min(int(np.floor(n * lower)), n - 1)
-    upper_rank = min(int(np.ceil(n * (1.0 - lower))), n - 1)
-    return h.value_at_rank(lower_rank), h.value_at_rank(upper_rank)
+    outside = (100.0 - min(max(p, 0.0), 100.0)) / 200.0
+    lower = np.minimum(np.floor(n * outside).astype(np.int64), n - 1)
+    upper = np.minimum(np.ceil(n * (1.0 - outside)).astype(np.int64), n - 1)
+    low, high = h.values_at_ranks(lower), h.values_at_ranks(upper)
+    return np.where(n == 0, h.low, low), np.where(n == 0, h.high, high)
 
 
 @np.errstate(all="ignore")
-def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> tuple[float, float]:
-    """Return the range whose codes have the least expected squared error.
+def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> Range:
+    """Return the range of each channel whose codes have the least expected squared error.
 
     Clipping and rounding errors of the codebook that `scale_and_zero_point` makes of the range, integrated
     over each bin.  Searched coarse to fine; min-max itself is a candidate, and it is kept unless another
     gains more than the histogram can tell.
     """
-    if not _searchable(h):
-        return h.low, h.high
-    error = _squared_error(h, bits, symmetric=symmetric, include_zero=include_zero)
     symmetric = symmetric or bits is QuantBits.FP8
-    clip = max(abs(h.low), abs(h.high))
-    middle = 0.0 if symmetric else h.value_at_rank(h.n_elements // 2)
-    low, high = (-clip, clip) if symmetric else (h.low, h.high)
+    low, high = h.low.copy(), h.high.copy()
+    searched = np.flatnonzero(_is_searchable(h))
+    # An end that the median has reached is not searched.
+    middle = np.zeros(h.channels) if symmetric else h.values_at_ranks(h.n_elements // 2)
+    shapes = (low[searched] != middle[searched]) * 2 + (high[searched] != middle[searched])
+    for shape in np.unique(shapes[:1] if symmetric else shapes).tolist():
+        alike = searched if symmetric else searched[shapes == shape]
+        axes = [_COARSE] if symmetric else [_COARSE_PAIRS if shape & end else np.ones(1) for end in (2, 1)]
+        candidates = int(np.prod([axis.size for axis in axes]))
+        for within, part in h.take(alike).portions(4 * candidates):
+            channels = alike[within]
+            error = SquaredError(part, bits, symmetric=symmetric, include_zero=include_zero)
+            low[channels], high[channels] = _least_error(part, error, middle[channels], axes)
+    return low, high
 
-    def ends(fractions: _FloatArray) -> tuple[_FloatArray, _FloatArray]:
+
+def _least_error(h: LeadingBitHistogram, error: SquaredError, middle: _FloatArray, axes: list[_FloatArray]) -> Range:
+    """Return the ranges with the least error: about 0 if there is one axis of fractions, else for each end."""
+    symmetric = len(axes) == 1
+    low, high = whole_range(h, symmetric=symmetric)
+
+    def ends(fractions: list[_FloatArray]) -> Range:
         """Ranges that keep these fractions of what lies below and above the middle."""
-        below, above = fractions[0], fractions[-1]
         # The whole is the whole, to the bit.
-        return (
-            np.where(below == 1.0, low, middle + below * (low - middle)),
-            np.where(above == 1.0, high, middle + above * (high - middle)),
+        return tuple(  # type: ignore[return-value]
+            np.where(kept == 1.0, end[:, np.newaxis], (middle + kept.T * (end - middle)).T)
+            for end, kept in ((low, fractions[0]), (high, fractions[-1]))
         )
 
-    def cost(fractions: _FloatArray) -> _FloatArray:
-        return error(*ends(fractions))
-
-    if symmetric:
-        axes = [_COARSE]
-        refinements = [33, 33]
-    else:
-        axes = [_COARSE_PAIRS if end != middle else np.ones(1) for end in (low, high)]
-        refinements = [13, 13, 9]
-    whole = np.ones((len(axes), 1))
-    best, least = _coarse_to_fine(cost, axes, refinements)
+    best, least = _coarse_to_fine(
+        lambda fractions: error(*ends(fractions)),
+        [np.broadcast_to(axis, (h.channels, axis.size)) for axis in axes],
+        [33, 33] if symmetric else [13, 13, 9],
+    )
     # Within bins values are only known to be somewhere; the estimate is off by a fraction of 1 / sqrt(n).
-    margin = 0.0 if h.values is not None else 1.5 / np.sqrt(float(h.n_elements))
-    if not least < cost(whole)[0] * (1.0 - margin):
-        best = whole
-    chosen = ends(best)
-    return float(chosen[0][0]), float(chosen[1][0])
+    margin = np.where(h.is_exact, 0.0, 1.5 / np.sqrt(h.n_elements.astype(np.float64)))
+    gains = least < error(low[:, np.newaxis], high[:, np.newaxis])[:, 0] * (1.0 - margin)
+    chosen_low, chosen_high = ends(best)
+    return np.where(gains, chosen_low[:, 0], low), np.where(gains, chosen_high[:, 0], high)
 
 
-@np.errstate(all="ignore")
-def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> tuple[float, float]:
-    """Return the range whose codes lose the least information, by a generalised KL divergence.
+def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> Range:
+    """Return the range of each channel whose codes lose the least information, by a generalised KL divergence.
 
     After Migacz (2017); docs/numerics.md says what was changed and why.  Of the ranges whose divergences
     sampling cannot tell apart, and the whole range, the one with the least expected squared error is taken.
     """
-    if not _searchable(h):
-        return h.low, h.high
+    low, high = h.low.copy(), h.high.copy()
+    searched = np.flatnonzero(_is_searchable(h))
     symmetric = symmetric or bits is QuantBits.FP8
-    clip = max(abs(h.low), abs(h.high))
-    origin, width = (0.0, clip / KL_BINS) if symmetric else (h.low, (h.high - h.low) / KL_BINS)
+
+    def search(start: int, stop: int) -> None:
+        for channel in searched[start:stop]:
+            low[channel], high[channel] = _least_divergence(
+                h.take(np.array([channel])), bits, symmetric=symmetric, include_zero=include_zero
+            )
+
+    for_ranges(searched.size, 1, search)
+    return low, high
+
+
+@np.errstate(all="ignore")
+def _least_divergence(
+    h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool
+) -> tuple[float, float]:
+    """Return the range of one channel."""
+    whole = whole_range(h, symmetric=symmetric)
+    lowest, highest = float(whole[0][0]), float(whole[1][0])
+    origin, width = (0.0, highest / KL_BINS) if symmetric else (lowest, (highest - lowest) / KL_BINS)
     if width == 0.0:
-        return h.low, h.high
+        return lowest, highest
     linear, sums = _linear_bins(h, origin, width, magnitudes=symmetric)
     edges = _level_edges(bits, symmetric)
     levels = edges.size - 1
@@ -122,27 +148,35 @@ def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, includ
         nearer = np.clip(stop[np.argmin(cost)] + np.arange(-7, 8), levels, KL_BINS)
         stop = np.append(stop, nearer)
         cost = np.append(cost, divergence(np.zeros_like(nearer), nearer))
-        high = np.where(stop == KL_BINS, clip, stop * width)
+        high = np.where(stop == KL_BINS, highest, stop * width)
         low = -high
     else:
         first, stop, cost = _search_pairs(divergence, levels, tolerance)
-        low = np.where(first == 0, h.low, origin + first * width)
-        high = np.where(stop == KL_BINS, h.high, origin + stop * width)
-        if h.n_zero:  # zeros were left out of the divergence, not of the range
+        low = np.where(first == 0, lowest, origin + first * width)
+        high = np.where(stop == KL_BINS, highest, origin + stop * width)
+        if h.n_zero[0]:  # zeros were left out of the divergence, not of the range
             low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     alike = np.flatnonzero(cost <= cost.min() + tolerance)
     alike = alike[:: -(-alike.size // _MOST_ALIKE)]
     # The whole range is always among them: a divergence does not see how far a value is clipped.
-    whole = (-clip, clip) if symmetric else (h.low, h.high)
-    low, high = np.append(low[alike], whole[0]), np.append(high[alike], whole[1])
-    best = int(np.argmin(_squared_error(h, bits, symmetric=symmetric, include_zero=include_zero)(low, high)))
+    low, high = np.append(low[alike], lowest), np.append(high[alike], highest)
+    error = SquaredError(h, bits, symmetric=symmetric, include_zero=include_zero)
+    best = int(np.argmin(error(low[np.newaxis], high[np.newaxis])))
     return float(low[best]), float(high[best])
 
 
-def _searchable(h: LeadingBitHistogram) -> bool:
-    """Whether there is a range to search, and one that float64 can hold."""
-    with np.errstate(over="ignore"):
-        return h.low < h.high and bool(np.isfinite(np.float64(h.high) - np.float64(h.low)))
+def whole_range(h: LeadingBitHistogram, *, symmetric: bool) -> Range:
+    """Return the range of each channel that clips nothing."""
+    if not symmetric:
+        return h.low, h.high
+    clip = np.maximum(np.abs(h.low), np.abs(h.high))
+    return -clip, clip
+
+
+def _is_searchable(h: LeadingBitHistogram) -> npt.NDArray[np.bool_]:
+    """Return whether there is a range to search, and one that float64 can hold."""
+    with np.errstate(all="ignore"):
+        return (h.low < h.high) & np.isfinite(h.high - h.low)
 
 
 # --- mean squared error -------------------------------------------------------------------------------
@@ -152,66 +186,109 @@ _COARSE = np.append(np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0
 #: Fewer, for the search over both ends.
 _COARSE_PAIRS = np.concatenate([np.ldexp(1.0, -np.arange(14, 3, -1)), np.arange(4.0, 33.0) / 32.0])
 
-
-def _padded(*arrays: _FloatArray) -> list[_FloatArray]:
-    """Lengthen arrays with zeros to a multiple of 8, as the kernels sum."""
-    return [np.concatenate([a, np.zeros(-a.size % 8)]) for a in arrays]
+_GRAIN = 1 << 17  # intervals and points that take a thread about 0.2 ms
 
 
-def _squared_error(
-    h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool
-) -> Callable[[_FloatArray, _FloatArray], _FloatArray]:
-    """Return a function from clipping ranges to the total squared error of their codes, in some unit."""
-    # A power of two, so exact: squares of huge values must not overflow.
-    unit = 2.0**-600 if max(abs(h.low), abs(h.high)) > 2.0**400 else 1.0
-    pieces = h.pieces()
-    density = pieces.mass / ((pieces.high - pieces.low) * unit)
-    distribution = [
-        *_padded(pieces.low * unit, pieces.high * unit, density),
-        *_padded(pieces.points * unit, pieces.counts),
-    ]
+class SquaredError:
+    """The expected squared error of codes: from clipping ranges, some for each channel, to totals.
 
-    def error(low: _FloatArray, high: _FloatArray) -> _FloatArray:
-        scale, zero_point = scale_and_zero_point(low, high, bits, symmetric=symmetric, include_zero=include_zero)
-        out = np.empty(scale.size)
-        if bits is QuantBits.FP8:
-            _dispatch.kernels.e4m3_squared_error(*distribution, scale * unit, out)
+    Attributes
+    ----------
+    unit : ndarray of float64, shape (channels,)
+        Totals are in squares of 1 / unit.  A power of two: squares of huge values must not overflow, nor those of
+        tiny ones vanish.
+    """
+
+    @np.errstate(all="ignore")
+    def __init__(self, h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> None:
+        self._bits = bits
+        self._options = {"symmetric": symmetric, "include_zero": include_zero}
+        self._distribution, self.unit = scaled_distribution(h, density=True)
+        self._size = 1 + (self._distribution[0].size + self._distribution[4].size) // max(h.channels, 1)
+
+    @np.errstate(all="ignore")
+    def __call__(self, low: _FloatArray, high: _FloatArray) -> _FloatArray:
+        """Return the errors of ranges, shape (channels, candidates)."""
+        scale, zero_point = scale_and_zero_point(low, high, self._bits, **self._options)
+        out = np.empty(scale.shape)
+        scaled = scale * self.unit[:, np.newaxis]
+        kernel: Callable[..., None]
+        if self._bits is QuantBits.FP8:
+            kernel, arguments = _dispatch.kernels.e4m3_squared_error, (*self._distribution, scaled)
         else:
-            least, greatest = INTEGERS[bits].code_range(symmetric)
+            least, greatest = INTEGERS[self._bits].code_range(self._options["symmetric"])
             first = (least - zero_point.astype(np.int64)).astype(np.float64)
-            last = first + (greatest - least)
-            _dispatch.kernels.integer_squared_error(*distribution, scale * unit, first, last, out)
+            kernel = _dispatch.kernels.integer_squared_error
+            arguments = (*self._distribution, scaled, first, first + (greatest - least))
+        if out.size:
+            grain = _GRAIN // self._size + 1
+            for_ranges(out.size, grain, lambda begin, stop: kernel(*arguments, out, begin, stop))
         out[np.isnan(out)] = np.inf
         return out
 
-    return error
+
+def scaled_distribution(h: LeadingBitHistogram, *, density: bool) -> tuple[tuple[npt.NDArray[Any], ...], _FloatArray]:
+    """Return the distributions as the kernels take them, of values times a unit, and the units.
+
+    The mass of intervals is a density, if that is asked for.
+    """
+    largest = np.maximum(np.abs(h.low), np.abs(h.high))
+    unit = np.where(largest < 2.0**-400, 2.0**400, np.where((largest > 2.0**400) & (largest < np.inf), 2.0**-600, 1.0))
+    pieces = h.pieces()
+    by_interval = np.repeat(unit, np.diff(pieces.interval_start))
+    low, high, mass = pieces.low * by_interval, pieces.high * by_interval, pieces.mass
+    points = pieces.points * np.repeat(unit, np.diff(pieces.point_start))
+    if density:
+        mass = mass / (high - low)
+    intervals = _padded(pieces.interval_start, low, high, mass)
+    return (*intervals, *_padded(pieces.point_start, points, pieces.counts)), unit
+
+
+def _padded(start: _Indices, *arrays: _FloatArray) -> list[npt.NDArray[Any]]:
+    """Lengthen each channel's part of arrays with zeros to a multiple of 8, as the kernels sum; and their starts."""
+    sizes = np.diff(start)
+    padded_start = np.concatenate([[0], np.cumsum(-(-sizes // 8) * 8)])
+    where = np.arange(arrays[0].size) + np.repeat(padded_start[:-1] - start[:-1], sizes)
+    padded: list[npt.NDArray[Any]] = [np.zeros(padded_start[-1]) for _ in arrays]
+    for target, array in zip(padded, arrays, strict=True):
+        target[where] = array
+    return [*padded, padded_start]
 
 
 def _coarse_to_fine(
-    cost: Callable[[_FloatArray], _FloatArray], axes: list[_FloatArray], refinements: list[int]
-) -> tuple[_FloatArray, float]:
-    """Return the cheapest point of a grid, refined between its neighbours, and its cost.
+    cost: Callable[[list[_FloatArray]], _FloatArray], axes: list[_FloatArray], refinements: list[int]
+) -> tuple[list[_FloatArray], _FloatArray]:
+    """Return the cheapest point of each channel's grid, refined between its neighbours, and its cost.
 
-    Of equally cheap points the last is taken, the one that keeps most.
+    Axes have shape (channels, n), the points (channels, 1).  Of equally cheap points the last is taken, the one
+    that keeps most.
     """
     for refinement in [*refinements, 0]:
-        grid = np.stack([g.reshape(-1) for g in np.meshgrid(*axes, indexing="ij")])
+        if len(axes) == 1:
+            grid = axes
+        else:
+            shape = (axes[0].shape[0], axes[0].shape[1], axes[1].shape[1])
+            grid = [
+                np.broadcast_to(a, shape).reshape(shape[0], -1)
+                for a in (axes[0][:, :, np.newaxis], axes[1][:, np.newaxis, :])
+            ]
         costs = cost(grid)
-        index = costs.size - 1 - int(np.argmin(costs[::-1]))
-        best, least = grid[:, index : index + 1], float(costs[index])
+        index = costs.shape[1] - 1 - np.argmin(costs[:, ::-1], axis=1, keepdims=True)
+        best = [np.take_along_axis(g, index, axis=1) for g in grid]
         if refinement:
-            axes = [_between_neighbours(axis, float(b[0]), refinement) for axis, b in zip(axes, best, strict=True)]
-    return best, least
+            axes = [_between_neighbours(axis, b, refinement) for axis, b in zip(axes, best, strict=True)]
+    return best, np.take_along_axis(costs, index, axis=1)[:, 0]
 
 
-def _between_neighbours(axis: _FloatArray, value: float, n: int) -> _FloatArray:
-    index = int(np.searchsorted(axis, value))
-    start, stop = axis[max(index - 1, 0)], axis[min(index + 1, axis.size - 1)]
-    if start == stop:
+def _between_neighbours(axis: _FloatArray, value: _FloatArray, n: int) -> _FloatArray:
+    """Return n steps from the next smaller to the next greater point of each axis, and the value itself."""
+    if axis.shape[1] == 1:
         return axis
+    start = np.maximum(np.where(axis < value, axis, -np.inf).max(axis=1, keepdims=True), axis[:, :1])
+    stop = np.minimum(np.where(axis > value, axis, np.inf).min(axis=1, keepdims=True), axis[:, -1:])
     steps = start + np.arange(n) * ((stop - start) / (n - 1))
-    steps[-1] = stop
-    return np.unique(np.append(steps, value))  # what was found is not lost
+    steps[:, -1:] = stop
+    return np.sort(np.concatenate([steps, value], axis=1), axis=1)  # what was found is not lost
 
 
 # --- Kullback-Leibler divergence ----------------------------------------------------------------------
@@ -220,13 +297,13 @@ def _between_neighbours(axis: _FloatArray, value: float, n: int) -> _FloatArray:
 def _linear_bins(
     h: LeadingBitHistogram, origin: float, width: float, *, magnitudes: bool
 ) -> tuple[_FloatArray, _FloatArray]:
-    """Return the mass of `KL_BINS` linear bins, and its running sums as the divergence needs them.
+    """Return the mass of one channel in `KL_BINS` linear bins, and its running sums as the divergence needs them.
 
     The mass of a bin of leading bits is uniform inside it.  Zeros are left out: they have no error, and a
     rectifier's would drown the rest.
     """
-    low, high, counts = h.bins()
-    low, high = np.maximum(low, h.low), np.minimum(high, h.high)
+    bins = h.bins()
+    low, high, counts = np.maximum(bins.low, h.low), np.minimum(bins.high, h.high), bins.counts
     if magnitudes:
         low, high = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
     linear, cells = np.zeros((2, KL_BINS))

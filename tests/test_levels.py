@@ -1,6 +1,7 @@
 """The same bits from every CPU level, number of threads, C library and NumPy variant."""
 
 import importlib
+import itertools
 import os
 import subprocess
 import sys
@@ -65,11 +66,12 @@ def values(n, dtype):
     return x
 
 
-def distribution(n):
-    """A multiple of 8 intervals and points, as the kernels sum."""
+def distributions(n):
+    """Two of them, each a multiple of 8 intervals and points, as the kernels sum; the first has a third of all."""
     n = n // 8 * 8
     low = np.sort(bell(n, 2))
-    return low, low + uniform(n, 3), uniform(n, 4), np.sort(bell(n, 5)), np.floor(uniform(n, 6) * 9)
+    start = np.array([0, n // 24 * 8, n])
+    return low, low + uniform(n, 3), uniform(n, 4), start, np.sort(bell(n, 5)), np.floor(uniform(n, 6) * 9), start
 
 
 def fake_quantize_integer(kernels, n):
@@ -153,18 +155,57 @@ def rebuild_histogram(kernels, n):
 
 
 def integer_squared_error(kernels, n):
-    scale = uniform(3, 9) + 2.0**-6
-    out = np.empty(3)
-    kernels.integer_squared_error(
-        *distribution(n), scale, np.array([-128.0, -8.0, 2.0]), np.array([127.0, 7.0, 3.0]), out
-    )
-    yield out
+    scale = uniform(6, 9).reshape(2, 3) + 2.0**-6
+    first, last = np.tile([-128.0, -8.0, 2.0], (2, 1)), np.tile([127.0, 7.0, 3.0], (2, 1))
+    for begin, stop in ((0, 6), (2, 4)):
+        out = np.zeros((2, 3))
+        kernels.integer_squared_error(*distributions(n), scale, first, last, out, begin, stop)
+        assert (np.delete(out, slice(begin, stop)) == 0.0).all()
+        yield out
 
 
 def e4m3_squared_error(kernels, n):
-    out = np.empty(3)
-    kernels.e4m3_squared_error(*distribution(n), np.array([1.0, 1e-3, 0.3]), out)
+    for begin, stop in ((0, 6), (2, 4)):
+        out = np.zeros((2, 3))
+        kernels.e4m3_squared_error(*distributions(n), np.tile([1.0, 1e-3, 0.3], (2, 1)), out, begin, stop)
+        assert (np.delete(out, slice(begin, stop)) == 0.0).all()
+        yield out
+
+
+def moments(kernels, n):
+    out = np.zeros((2, 2))
+    kernels.moments(*distributions(n), np.array([0.0, 0.7]), out)
     yield out
+
+
+def accumulators(kernels, n):
+    """Channels gathered, and added to others that keep the values, or count them once there are more than n."""
+    for dtype, (outer, inner) in itertools.product((np.float32, np.float64), ((n, 1), (1, n), (2, n // 2))):
+        batch = np.stack([values(outer * inner, dtype)] * 20).reshape(20, outer, inner).swapaxes(0, 1)
+        kept, stats = np.zeros((20, outer * inner + 3)), np.zeros((20, 10), np.int64)
+        kernels.gather_values(batch, kept, stats)
+        yield from (kept, stats)
+        batch_rows = np.empty(0, np.int64), np.empty((20, 0), np.int32), np.empty((0, 128), np.int64)
+        for limit in (n, 10 * n):
+            own = np.zeros((20, 10), np.int64)
+            own[:, :2] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+            room = np.zeros((20, 6 * n + 1))
+            capacity = 20 * min(n, 600)
+            owners, owned = np.zeros(capacity, np.int64), np.full((20, min(n, 600)), -1, np.int32)
+            counts, used = np.zeros((capacity, 128), np.int64), np.zeros(1, np.int64)
+            tables = np.full((2, 4096), -1, np.int32)
+            for turn in range(4):
+                # At last what it holds itself: rows to rows, or values to values.
+                itself = (own.copy(), room.copy(), owners.copy(), owned.copy(), counts.copy())
+                other = (stats, kept, *batch_rows) if turn < 3 else itself
+                before = used[0]
+                new, widest = kernels.count_new_rows(own, room, owners, owned, *other[:4], limit, tables)
+                kernels.add_channels(own, room, owners, owned, counts, used, *other, limit, tables)
+                assert (tables[0] == -1).all()
+                assert used[0] == before + new
+                assert new == 0 or own[:, 9].max() == widest
+                assert counts.sum() in (0, own[:, 8].sum())
+                yield from (own.copy(), room.copy(), owners.copy(), owned.copy(), counts[: used[0]].copy())
 
 
 def spread_counts(kernels, n):
@@ -336,8 +377,10 @@ CASES = [
     leading_bits,
     scan_range,
     rebuild_histogram,
+    accumulators,
     integer_squared_error,
     e4m3_squared_error,
+    moments,
     spread_counts,
     kl_divergences,
     kl_divergence_symmetric,

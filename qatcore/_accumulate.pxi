@@ -1,0 +1,299 @@
+# Histograms of many channels, added to in place.  A channel with few values has them in its row of a matrix; one
+# with more has rows of counts, one for each touched binade.  Rows are in the order in which binades were first
+# touched, `owners` has the channel and binade of each (as channel * 4096 + binade), `owned` (channels, n) the numbers
+# of each channel's rows; while a channel is worked on, a table has them by binade.
+
+cdef enum:
+    LOW_KEY = 0       # order keys of the least and the greatest finite value
+    HIGH_KEY = 1
+    N_LOW = 2         # and how often they occur
+    N_HIGH = 3
+    N_ZERO = 4
+    N_NAN = 5
+    N_POSINF = 6
+    N_NEGINF = 7
+    N_NONZERO = 8     # finite values beside the zeros
+    N_ROWS = 9        # rows of counts
+
+    BINADES = 4096    # by sign and exponent of float64
+    AHEAD = 16        # rows that gathering asks for ahead: the next one may be pages away
+    TILE = 16         # channels gathered side by side: float32 values of one cache line
+
+
+cdef inline void gather(
+    const floating[:, :, :] x, Py_ssize_t channel, Py_ssize_t width, double[:, ::1] values
+) noexcept nogil:
+    """Copy `width` channels of x (outer, channels, inner) to the front of as many rows of values."""
+    cdef Py_ssize_t o, i, t, k, inner = x.shape[2]
+    if inner < TILE:  # neighbours in memory are different channels
+        k = 0
+        for o in range(x.shape[0]):
+            if o + AHEAD < x.shape[0]:
+                prefetch(&x[o + AHEAD, channel, 0])
+            for i in range(inner):
+                for t in range(width):
+                    values[channel + t, k] = x[o, channel + t, i]
+                k += 1
+    else:
+        for t in range(width):
+            k = 0
+            for o in range(x.shape[0]):
+                for i in range(inner):
+                    values[channel + t, k + i] = x[o, channel + t, i]
+                k += inner
+
+
+cdef inline int64_t occurrences_of(const double* x, Py_ssize_t n, int64_t bits) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int64_t count = 0
+    for i in range(n):
+        count += bits_of(x[i]) == bits
+    return count
+
+
+cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept nogil:
+    """Fill the statistics of n values, and move the finite nonzero ones to their front, in order."""
+    cdef int64_t bits, magnitude, key
+    cdef int64_t low = INT64_MAX, high = -INT64_MAX - 1, greatest = 0, zeros = 0
+    cdef Py_ssize_t i, kept = n
+    for i in range(n):
+        bits = bits_of(x[i])
+        magnitude = bits & INT64_MAX
+        key = order_key(bits)
+        low = least(low, key)
+        high = most(high, key)
+        greatest = most(greatest, magnitude)
+        zeros += magnitude == 0
+    stats[N_NAN] = stats[N_POSINF] = stats[N_NEGINF] = 0
+    if greatest >= INF64:  # again, one by one
+        low = INT64_MAX
+        high = -INT64_MAX - 1
+        for i in range(n):
+            bits = bits_of(x[i])
+            magnitude = bits & INT64_MAX
+            if magnitude < INF64:
+                low = least(low, order_key(bits))
+                high = most(high, order_key(bits))
+            elif magnitude > INF64:
+                stats[N_NAN] += 1
+            elif bits > 0:
+                stats[N_POSINF] += 1
+            else:
+                stats[N_NEGINF] += 1
+    if zeros or greatest >= INF64:
+        kept = 0
+        for i in range(n):
+            magnitude = bits_of(x[i]) & INT64_MAX
+            x[kept] = x[i]
+            kept += (magnitude != 0) & (magnitude < INF64)
+    # -0 is 0, as a least and as a greatest value.
+    low += low == -1
+    high += high == -1
+    stats[LOW_KEY] = low
+    stats[HIGH_KEY] = high
+    stats[N_ZERO] = zeros
+    stats[N_NONZERO] = kept
+    stats[N_LOW] = zeros if low == 0 else occurrences_of(x, kept, order_key(low))
+    stats[N_HIGH] = zeros if high == 0 else occurrences_of(x, kept, order_key(high))
+    stats[N_ROWS] = 0
+
+
+def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, ::1] stats):
+    """Write the finite nonzero values of each channel of x (outer, channels, inner) to the front of its row.
+
+    `stats` (channels, 10) is filled; rows of `values` have at least outer * inner elements.
+    """
+    cdef Py_ssize_t channel, t, width, n = x.shape[0] * x.shape[2]
+    with nogil:
+        for channel in range(0, x.shape[1], 16):  # TILE: a step must be a literal to stay a C loop
+            width = min(<Py_ssize_t> TILE, x.shape[1] - channel)
+            gather(x, channel, width, values)
+            for t in range(channel, channel + width):
+                scan_values(&values[t, 0], n, &stats[t, 0])
+
+
+cdef inline int64_t binade_of(double value) noexcept nogil:
+    return <int64_t> (<uint64_t> bits_of(value) >> 52)
+
+
+cdef inline void fill_table(
+    const int32_t[:, ::1] owned, const int64_t[::1] owners, Py_ssize_t channel, Py_ssize_t n, int32_t* table
+) noexcept nogil:
+    """Enter a channel's n rows into the table, whose other entries are -1."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        table[owners[owned[channel, i]] & (BINADES - 1)] = owned[channel, i]
+
+
+cdef inline void clear_table(
+    const int32_t[:, ::1] owned, const int64_t[::1] owners, Py_ssize_t channel, Py_ssize_t n, int32_t* table
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        table[owners[owned[channel, i]] & (BINADES - 1)] = -1
+
+
+cdef inline int32_t row_of(
+    int64_t binade,
+    Py_ssize_t channel,
+    int64_t* stats,
+    int64_t[::1] owners,
+    int32_t[:, ::1] owned,
+    int64_t* used,
+    int32_t* table,
+) noexcept nogil:
+    """The row of a channel's binade, a new one if it has none."""
+    cdef int32_t row = table[binade]
+    if row < 0:
+        row = <int32_t> used[0]
+        used[0] += 1
+        owners[row] = channel * BINADES + binade
+        owned[channel, stats[N_ROWS]] = row
+        stats[N_ROWS] += 1
+        table[binade] = row
+    return row
+
+
+cdef inline void count_values(
+    const double* x,
+    Py_ssize_t n,
+    Py_ssize_t channel,
+    int64_t* stats,
+    int64_t[::1] owners,
+    int32_t[:, ::1] owned,
+    int64_t[:, ::1] counts,
+    int64_t* used,
+    int32_t* table,
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int64_t bin
+    for i in range(n):
+        bin = <int64_t> (<uint64_t> bits_of(x[i]) >> 45)
+        counts[row_of(bin >> 7, channel, stats, owners, owned, used, table), bin & (FRACTION - 1)] += 1
+
+
+cdef inline Py_ssize_t mark(int64_t binade, int32_t* table, int32_t* marked, Py_ssize_t n) noexcept nogil:
+    """Enter a binade that has no row into the table and a list; how long the list is then."""
+    if table[binade] == -1:
+        table[binade] = -2
+        marked[n] = <int32_t> binade
+        n += 1
+    return n
+
+
+def count_new_rows(
+    int64_t[:, ::1] stats,
+    const double[:, ::1] values,
+    const int64_t[::1] owners,
+    const int32_t[:, ::1] owned,
+    const int64_t[:, ::1] other_stats,
+    const double[:, ::1] other_values,
+    const int64_t[::1] other_owners,
+    const int32_t[:, ::1] other_owned,
+    int64_t limit,
+    int32_t[:, ::1] tables,
+):
+    """How many rows `add_channels` will add, and how many a channel will have at most.
+
+    `tables` (2, 4096) is all -1, and its first row is left so.
+    """
+    cdef Py_ssize_t channel, i, n, needed = 0, widest = 0
+    cdef int64_t own, others
+    cdef int32_t* table = &tables[0, 0]
+    cdef int32_t* marked = &tables[1, 0]
+    with nogil:
+        for channel in range(stats.shape[0]):
+            own = stats[channel, N_NONZERO]
+            others = other_stats[channel, N_NONZERO]
+            if others == 0 or own + others <= limit:
+                continue
+            n = 0
+            fill_table(owned, owners, channel, stats[channel, N_ROWS], table)
+            if own <= limit:
+                for i in range(own):
+                    n = mark(binade_of(values[channel, i]), table, marked, n)
+            if others <= limit:
+                for i in range(others):
+                    n = mark(binade_of(other_values[channel, i]), table, marked, n)
+            else:
+                for i in range(other_stats[channel, N_ROWS]):
+                    n = mark(other_owners[other_owned[channel, i]] & (BINADES - 1), table, marked, n)
+            for i in range(n):
+                table[marked[i]] = -1
+            clear_table(owned, owners, channel, stats[channel, N_ROWS], table)
+            needed += n
+            widest = max(widest, <Py_ssize_t> stats[channel, N_ROWS] + n)
+    return needed, widest
+
+
+cdef inline void add_extreme(
+    int64_t* own, int64_t other, int64_t* own_n, int64_t other_n, bint is_better
+) noexcept nogil:
+    if other == own[0]:
+        own_n[0] += other_n
+    elif is_better:
+        own[0] = other
+        own_n[0] = other_n
+
+
+def add_channels(
+    int64_t[:, ::1] stats,
+    double[:, ::1] values,
+    int64_t[::1] owners,
+    int32_t[:, ::1] owned,
+    int64_t[:, ::1] counts,
+    int64_t[::1] used,
+    const int64_t[:, ::1] other_stats,
+    const double[:, ::1] other_values,
+    const int64_t[::1] other_owners,
+    const int32_t[:, ::1] other_owned,
+    const int64_t[:, ::1] other_counts,
+    int64_t limit,
+    int32_t[:, ::1] tables,
+):
+    """Add the values and counts of other channels, one by one.
+
+    Channels of at most `limit` values keep them.  There has to be room for the values of those that still do,
+    and for new rows, which are all zero.  The first row of `tables` (2, 4096) is all -1, and is left so.
+    """
+    cdef Py_ssize_t channel, i, j
+    cdef int64_t own, others
+    cdef int32_t row, target
+    cdef int64_t* own_stats
+    cdef const int64_t* others_stats
+    cdef int32_t* table = &tables[0, 0]
+    with nogil:
+        for channel in range(stats.shape[0]):
+            own_stats = &stats[channel, 0]
+            others_stats = &other_stats[channel, 0]
+            own = own_stats[N_NONZERO]
+            others = others_stats[N_NONZERO]
+            if others and own + others <= limit:
+                memcpy(&values[channel, own], &other_values[channel, 0], others * sizeof(double))
+            elif others:
+                fill_table(owned, owners, channel, own_stats[N_ROWS], table)
+                if 0 < own <= limit:
+                    count_values(&values[channel, 0], own, channel, own_stats, owners, owned, counts, &used[0], table)
+                if others <= limit:
+                    count_values(
+                        &other_values[channel, 0], others, channel, own_stats, owners, owned, counts, &used[0], table
+                    )
+                else:
+                    for i in range(others_stats[N_ROWS]):
+                        row = other_owned[channel, i]
+                        target = row_of(
+                            other_owners[row] & (BINADES - 1), channel, own_stats, owners, owned, &used[0], table
+                        )
+                        for j in range(FRACTION):
+                            counts[target, j] += other_counts[row, j]
+                clear_table(owned, owners, channel, own_stats[N_ROWS], table)
+            add_extreme(
+                &own_stats[LOW_KEY], others_stats[LOW_KEY], &own_stats[N_LOW], others_stats[N_LOW],
+                others_stats[LOW_KEY] < own_stats[LOW_KEY],
+            )
+            add_extreme(
+                &own_stats[HIGH_KEY], others_stats[HIGH_KEY], &own_stats[N_HIGH], others_stats[N_HIGH],
+                others_stats[HIGH_KEY] > own_stats[HIGH_KEY],
+            )
+            for i in range(N_ZERO, N_NONZERO + 1):
+                own_stats[i] += others_stats[i]

@@ -1,0 +1,193 @@
+"""From arrays to histograms of leading bits."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _dispatch
+from ._arrays import kernel_dtype
+from ._threads import for_ranges
+from .accumulator import N_NAN, N_ROWS, Accumulator, joined, key_of_value, summed
+from .histogram import BINADES, EXACT_LIMIT, FRACTION
+
+_BUFFER = 1 << 16  # elements converted at a time
+_LARGEST_CALL = 1 << 30  # elements, well below what an int32 count holds
+_GRAIN = 1 << 19  # elements worth a thread: it has its own tables to drain
+_GATHERED = 1 << 17  # elements of many channels gathered at a time
+_PADDING = 8  # rows a power of two apart would compete for the same few places of a cache
+
+
+@np.errstate(all="ignore")
+def count(x: npt.NDArray[Any]) -> Accumulator:
+    """Return one channel with all values of an array of any real type and layout, read in constant memory."""
+    dtype = kernel_dtype(x.dtype, "x")
+    if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and x.size <= _LARGEST_CALL:
+        return _count_chunk(x.reshape(-1))
+    total = Accumulator(1)
+    if x.size == 0:
+        return total
+    x = np.atleast_1d(x)  # NumPy before 2.3 leaves the buffer of a 0-d operand unfilled
+    # Any order does, so walk in memory order; converted, misaligned or strided data passes a buffer.
+    iterator: Any = np.nditer(  # NumPy's stubs know neither "contig" nor what one operand yields
+        x,
+        flags=["external_loop", "buffered", "growinner"],
+        op_flags=[["readonly", "contig", "nbo", "aligned"]],  # type: ignore[call-overload]
+        op_dtypes=[dtype],
+        casting="same_kind",
+        order="K",
+        buffersize=_BUFFER,
+    )
+    with iterator:
+        for chunk in iterator:
+            for start in range(0, chunk.size, _LARGEST_CALL):
+                total.add(_count_chunk(chunk[start : start + _LARGEST_CALL]))
+    return total
+
+
+@np.errstate(all="ignore")
+def count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> Accumulator:
+    """Return the channels of an array (outer, channels, inner) of any real type and layout.
+
+    Elements whose `mask` (of the same shape) is False are left out.
+    """
+    outer, channels, inner = x.shape
+    n = outer * inner
+    if x.size == 0:
+        return Accumulator(channels)
+    dtype = kernel_dtype(x.dtype, "x")
+    if n <= EXACT_LIMIT and x.size <= _GATHERED:
+        return _gathered(x, dtype, mask, np.empty((channels, n + _PADDING)))
+    # Some channels at a time, so that their counts stay in a cache.
+    width = max(_GATHERED // min(n, EXACT_LIMIT), 1)
+    starts = range(0, channels, width)
+    parts: list[Accumulator] = [Accumulator(0)] * len(starts)
+
+    def count_some(first: int, stop: int) -> None:
+        buffers = np.empty((2, min(width, channels), min(n, EXACT_LIMIT) + _PADDING))
+        for index in range(first, stop):
+            some = slice(starts[index], starts[index] + width)
+            own = x[:, some]
+            own_mask = None if mask is None else mask[:, some]
+            own_buffers = buffers[:, : own.shape[1]]
+            # The first run's buffer is built on, the other one is filled again and again.
+            parts[index] = summed(
+                _gathered(own[run], dtype, None if own_mask is None else own_mask[run], own_buffers[min(turn, 1)])
+                for turn, run in enumerate(_runs(outer, inner))
+            ).trimmed()
+
+    for_ranges(len(starts), max(_GRAIN // (width * n), 1), count_some)
+    return joined(parts)
+
+
+def _runs(outer: int, inner: int) -> list[tuple[slice, slice, slice]]:
+    """Return slices that cut an array (outer, channels, inner) into parts of at most `EXACT_LIMIT` for a channel."""
+    step, inner_step = max(EXACT_LIMIT // inner, 1), min(EXACT_LIMIT, inner)
+    return [
+        (slice(o, o + step), slice(None), slice(i, i + inner_step))
+        for o in range(0, outer, step)
+        for i in range(0, inner, inner_step)
+    ]
+
+
+def _gathered(
+    x: npt.NDArray[Any],
+    dtype: np.dtype[Any],
+    mask: npt.NDArray[np.bool_] | None,
+    values: npt.NDArray[np.float64],
+) -> Accumulator:
+    """Return the channels of an array that has at most `EXACT_LIMIT` elements of each; their values go to `values`."""
+    if mask is not None:  # NaN has no influence but on its own count
+        x = np.where(mask, x, dtype.type(np.nan)).astype(dtype, copy=False)
+    elif x.dtype != dtype or not x.flags.aligned:
+        x = np.require(x, dtype, ["C", "A"])
+    stats = np.empty((x.shape[1], N_ROWS + 1), np.int64)
+    _dispatch.kernels.gather_values(x, values, stats)
+    if mask is not None:
+        stats[:, N_NAN] -= np.count_nonzero(~mask, axis=(0, 2))
+    return Accumulator.of_values(values, stats)
+
+
+def _count_chunk(chunk: npt.NDArray[Any]) -> Accumulator:
+    parts: list[Accumulator] = []
+    for_ranges(chunk.size, _GRAIN, lambda start, stop: parts.append(_count_range(chunk[start:stop])))
+    return summed(parts)
+
+
+_scratch = threading.local()
+
+
+def _count_range(x: npt.NDArray[Any]) -> Accumulator:
+    """Count one contiguous float32 or float64 range on this thread."""
+    if x.size <= EXACT_LIMIT:
+        return count_channels(x.reshape(1, 1, -1))
+    single = x.dtype == np.float32
+    bits = x.view(np.int32 if single else np.int64)
+    exponents = 256 if single else BINADES // 2
+    mantissa = 23 if single else 52
+    scanned = np.empty(10, np.int64)
+    # A thread's tables are all zero between calls.  They are taken away while they are not, so that an
+    # interrupt in between loses them rather than spoils the next counts.
+    name = bits.dtype.name
+    tables = _scratch.__dict__.pop(name, None)
+    if tables is None:
+        tables = np.zeros((4, 2 * exponents * FRACTION), np.int32)
+    _dispatch.kernels.count_leading_bits(bits, tables, scanned)
+    low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most, n_low, n_high = scanned.tolist()
+    first, last = max(least >> mantissa, 1), most >> mantissa
+    binades = np.empty(2 * max(last - first + 1, 0), np.int32)
+    counts = np.empty((binades.size + 1, FRACTION), np.int64)  # a row to spare: no empty last one
+    touched, lowest = _dispatch.kernels.drain_leading_bits(tables, exponents, first, last, binades, counts)
+    _scratch.__dict__[name] = tables
+    n_nonzero = x.size - n_zero - n_nan - n_posinf - n_neginf
+    if n_nonzero <= EXACT_LIMIT:  # these are kept as they are
+        return count_channels(x.reshape(1, 1, -1))
+    binades, counts = binades[:touched].copy(), counts[:touched].copy()
+    if single:  # to float64's numbers
+        binades = (binades >> 8) * np.int32(BINADES // 2) + (binades & 255) + np.int32(1023 - 127)
+    if lowest > n_zero:
+        binades, counts = _with_subnormals(binades, counts, bits, single)
+    low, high = _float_of_key(low_key, single), _float_of_key(high_key, single)
+    stats = np.array([
+        key_of_value(low),
+        key_of_value(high),
+        n_low if low else n_zero,  # these keys tell zeros of either sign apart
+        n_high if high else n_zero,
+        n_zero,
+        n_nan,
+        n_posinf,
+        n_neginf,
+        n_nonzero,
+    ])  # fmt: skip
+    return Accumulator.of_binades(stats, binades, counts)
+
+
+def _float_of_key(key: int, single: bool) -> float:
+    """Return the value of an order key, -0 as +0."""
+    integer, floating, largest = ("<i", "<f", 2**31 - 1) if single else ("<q", "<d", 2**63 - 1)
+    bits = key if key >= 0 else key ^ largest
+    value: float = struct.unpack(floating, struct.pack(integer, bits))[0]
+    return value + 0.0
+
+
+def _with_subnormals(
+    binades: npt.NDArray[np.int32], counts: npt.NDArray[np.int64], bits: npt.NDArray[Any], single: bool
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Add the subnormals of an array, which the tables do not hold by float64's bins, from its bits."""
+    infinity_bit = 23 if single else 52
+    magnitude = bits & np.iinfo(bits.dtype).max
+    chosen = (magnitude > 0) & (magnitude >> infinity_bit == 0)
+    magnitude = magnitude[chosen].astype(np.int64)
+    if single:  # normal in float64; the product of an integer and a power of two is exact
+        magnitude = (magnitude.astype(np.float64) * 2.0**-149).view(np.int64)
+    bins = (magnitude >> 45) + (bits[chosen] < 0) * (BINADES // 2 * FRACTION)
+    found, occurrences = np.unique(bins, return_counts=True)
+    together = np.union1d(binades, found // FRACTION).astype(np.int32)
+    table = np.zeros((together.size, FRACTION), np.int64)
+    table[np.searchsorted(together, binades)] = counts
+    table[np.searchsorted(together, found // FRACTION), found % FRACTION] += occurrences
+    return together, table

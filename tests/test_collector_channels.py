@@ -1,0 +1,304 @@
+"""Each channel of a collector is, to the bit, a collector of its own."""
+
+import itertools
+import pickle
+import threading
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qatcore
+from qatcore import CalibrationCollector, InvalidArgumentError, QuantBits
+from qatcore.histogram import EXACT_LIMIT
+
+OPTIONS = [
+    dict(zip(("bits", "symmetric", "include_zero"), values, strict=True))
+    for values in itertools.product(QuantBits, (False, True), (False, True))
+]
+
+
+def observed(*batches, **keywords):
+    collector = CalibrationCollector(**keywords)
+    for batch in batches:
+        collector.observe(batch)
+    return collector
+
+
+def scales(collector, options=OPTIONS):
+    for option in options:
+        yield collector.min_max_scale(**option)
+        yield collector.percentile_scale(99.0, **option)
+        yield collector.kl_divergence_scale(**option)
+        yield collector.mse_scale(**option)
+
+
+def assert_is_made_of(collector, expected, options=OPTIONS):
+    """Every answer of a collector is that of the expected collectors, one for each channel in order."""
+    indices = list(np.ndindex(collector.shape))
+    assert len(indices) == len(expected)
+    for index, one in zip(indices, expected, strict=True):
+        assert collector.channel(index if len(index) > 1 else index[0]) == one
+    for name in ("min_val", "max_val", "n_elements", "n_zero", "n_nan", "n_posinf", "n_neginf"):
+        answer = getattr(collector, name)
+        assert answer.shape == collector.shape
+        assert answer.reshape(-1).tolist() == [getattr(one, name) for one in expected]
+    answers = zip(scales(collector, options), *(scales(one, options) for one in expected), strict=True)
+    for (scale, zero_point), *singles in answers:
+        assert (scale.shape, scale.dtype) == (collector.shape, np.float64)
+        assert (zero_point.shape, zero_point.dtype) == (collector.shape, np.int32)
+        assert list(zip(scale.reshape(-1).tolist(), zero_point.reshape(-1).tolist(), strict=True)) == singles
+    counts, edges = collector.histogram()
+    assert counts.shape == (*collector.shape, max(edges.size - 1, 0))
+    for row, one in zip(counts.reshape(len(expected), -1), expected, strict=True):
+        own_counts, own_edges = one.histogram()
+        assert row.sum() == own_counts.sum()
+        # The bins at zero reach as far as the nearest values of any channel; what is in them is what is left.
+        filled = (own_counts > 0) & ((own_edges[:-1] > 0.0) | (own_edges[1:] < 0.0))
+        low, high = own_edges[:-1][filled], own_edges[1:][filled]
+        found = np.searchsorted(edges, low + (high - low) / 2, side="right") - 1  # the bins that hold theirs
+        assert row[found].tolist() == own_counts[filled].tolist()
+
+
+def uneven(rng, n, channels):
+    """Channels of unlike magnitude, some of them with what calibration meets at its edges."""
+    x = rng.standard_normal((n, channels)) * 2.0 ** rng.integers(-30, 30, channels)
+    x[:, 0] = 0.0
+    if channels > 1:
+        x[:, 1] = 3.25
+    if channels > 2:
+        x[::2, 2] = 0.0
+    if channels > 3:
+        x[rng.random(n) < 0.01, 3] = np.nan
+        x[rng.random(n) < 0.01, 3] = np.inf
+        x[rng.random(n) < 0.01, 3] = -np.inf
+    if channels > 4:
+        x[:, 4] = np.nan
+    if channels > 5:
+        x[:, 5] = rng.integers(0, 5, n) * -1e-310
+    if channels > 6:
+        x[:, 6] = rng.standard_normal(n) * 1e300
+    return x
+
+
+@pytest.mark.parametrize("n", [1, 40, EXACT_LIMIT, EXACT_LIMIT + 1, 20_000])
+def test_channels_are_collectors(n):
+    x = uneven(np.random.default_rng(n), n, 9)
+    expected = [observed(column) for column in x.T]
+    some = OPTIONS if n == 40 else OPTIONS[::5]
+    assert_is_made_of(observed(x, axis=1), expected, some)
+    assert_is_made_of(observed(x.T, axis=0), expected, some[:1])
+    assert_is_made_of(observed(*np.array_split(x, 7), axis=-1), expected, some[:1])
+    assert observed(*np.array_split(x[::-1], 3), axis=1) == observed(x, axis=1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int8, np.int64, ">f4"])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1, (0, 2), (2, 0), (1, 3), (0, 1, 2, 3)])
+def test_every_axis_layout_and_dtype(axis, dtype):
+    x = (np.random.default_rng(0).standard_normal((2, 7, 3, 20)) * 50).astype(dtype)
+    axes = [a % 4 for a in (axis if isinstance(axis, tuple) else (axis,))]
+    by_channel = np.moveaxis(x, axes, range(len(axes))).reshape(int(np.prod([x.shape[a] for a in axes])), -1)
+    collector = observed(x, axis=axis)
+    assert collector.shape == tuple(x.shape[a] for a in axes)
+    assert_is_made_of(collector, [observed(row) for row in by_channel], OPTIONS[:1])
+    reversed_twice = x[::-1, :, ::-1].copy()[::-1, :, ::-1]
+    for other in (np.asfortranarray(x), reversed_twice, np.repeat(x, 2, axis=1)[:, ::2]):
+        assert observed(other, axis=axis) == collector
+    read_only = x.copy()
+    read_only.setflags(write=False)
+    assert observed(read_only, axis=axis) == collector
+
+
+def test_a_large_batch_in_pieces_and_threads():
+    """Larger than what is gathered at a time, in an order that has to be copied, by one thread and by several."""
+    x = np.random.default_rng(1).standard_normal((3, 40, 60_000)).astype(np.float32)
+    before = qatcore.get_num_threads()
+    try:
+        qatcore.set_num_threads(1)
+        expected = observed(*x.transpose(2, 0, 1).reshape(30, -1, 3, 40), axis=2)
+        for threads in (1, 3):
+            qatcore.set_num_threads(threads)
+            assert observed(x, axis=1).pooled() == expected.pooled()
+            assert observed(x.transpose(0, 2, 1), axis=2) == expected
+            assert observed(x.astype(np.float64).transpose(2, 0, 1), axis=2) == expected
+    finally:
+        qatcore.set_num_threads(before)
+    assert expected.channel(7) == observed(x[:, 7])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 32, 64])
+def test_groups_of_channels_and_of_elements(groups):
+    weights = uneven(np.random.default_rng(2), 64, 12).T
+    of_channels = observed(weights, axis=1, groups=groups)
+    assert of_channels.shape == (64 // groups,)
+    columns = np.split(weights, 64 // groups, axis=1)
+    assert_is_made_of(of_channels, [observed(part) for part in columns], OPTIONS[:2])
+    of_elements = observed(weights, axis=(0, 1), groups=groups)
+    assert of_elements.shape == (12, 64 // groups)
+    assert_is_made_of(
+        of_elements, [observed(part) for row in weights for part in np.split(row, 64 // groups)], OPTIONS[2:4]
+    )
+    assert observed(weights.T, axis=(1, 0), groups=groups).groups == groups
+    assert np.array_equal(observed(weights.T, axis=(1, 0), groups=groups).mse_scale()[0], of_elements.mse_scale()[0])
+
+
+def test_mask_per_channel():
+    rng = np.random.default_rng(3)
+    for n in (7, 5000):
+        x = uneven(rng, 3 * n, 8).reshape(3, n, 8)
+        for dtype in (np.float64, np.float32, np.int16):
+            values = np.nan_to_num(x, posinf=7.0, neginf=-7.0).clip(-99, 99).astype(dtype) if dtype == np.int16 else x
+            seen = rng.random(x.shape) < 0.7
+            with np.errstate(over="ignore"):
+                values = values.astype(dtype)
+            collector = CalibrationCollector(axis=2)
+            collector.observe(values, mask=seen)
+            assert_is_made_of(collector, [observed(values[..., c][seen[..., c]]) for c in range(8)], OPTIONS[:1])
+            collector = CalibrationCollector(axis=-1)
+            collector.observe(values, mask=seen[..., :1])
+            assert collector == observed(values[seen[..., 0]], axis=-1)
+
+
+batches = st.lists(st.integers(0, 40), min_size=1, max_size=6)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), batches, st.integers(1, 9), st.randoms(use_true_random=False), st.booleans())
+def test_splits_orders_and_merge_trees(seed, sizes, channels, random, many):
+    rng = np.random.default_rng(seed)
+    n = sum(sizes) * (500 if many else 1)
+    x = uneven(rng, n, channels)
+    expected = observed(x, axis=1)
+    edges = np.cumsum(sizes)[:-1] * (500 if many else 1)
+    parts = np.split(rng.permuted(x, axis=0), edges)
+    collectors = [observed(part.T[np.newaxis], axis=1) for part in parts]
+    while len(collectors) > 1:
+        one = collectors.pop(random.randrange(len(collectors)))
+        other = collectors[random.randrange(len(collectors))]
+        if random.random() < 0.3:
+            other = collectors[collectors.index(other)] = pickle.loads(pickle.dumps(other))
+        before = pickle.dumps(one)
+        other.merge(one)
+        assert pickle.dumps(one) == before
+    assert collectors[0] == expected
+    assert collectors[0].pooled() == observed(x)
+    assert_same_answers(collectors[0], expected)
+
+
+def assert_same_answers(one, other):
+    for ours, theirs in zip(scales(one, OPTIONS[::7]), scales(other, OPTIONS[::7]), strict=True):
+        assert np.array_equal(ours[0], theirs[0])
+        assert np.array_equal(ours[1], theirs[1])
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(0, 3 * EXACT_LIMIT))
+def test_pooled_is_a_collector_of_everything(seed, channels, n):
+    x = uneven(np.random.default_rng(seed), n // channels, channels)
+    assert observed(x, axis=1).pooled() == observed(x)
+
+
+def test_threads():
+    x = uneven(np.random.default_rng(5), 40_000, 8)
+    collector = CalibrationCollector(axis=1)
+    parts = np.array_split(x, 64)
+
+    def work(own):
+        for part in own:
+            collector.observe(part)
+            collector.merge(observed(part, axis=1))
+            collector.min_max_scale()
+
+    threads = [threading.Thread(target=work, args=(parts[i::8],)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert collector == observed(x, x, axis=1)
+
+
+# --- before the first batch, and what does not fit -------------------------------------------------------
+
+
+def test_before_the_first_batch():
+    collector = CalibrationCollector(axis=(0, 1))
+    assert collector.shape == (0, 0)
+    assert [part.shape for part in collector.mse_scale()] == [(0, 0), (0, 0)]
+    assert collector.histogram()[0].shape == (0, 0, 0)
+    assert repr(collector) == "CalibrationCollector(axis=(0, 1), shape=(0, 0), n_elements=0, min_val=inf, max_val=-inf)"
+    other = observed(np.ones((2, 3)), axis=(0, 1))
+    collector.merge(CalibrationCollector(axis=(0, 1)))
+    assert collector.shape == (0, 0)
+    collector.merge(other)
+    assert collector == other
+    collector.observe(np.zeros((2, 3)))
+    assert collector != other  # which was not shared
+    empty = observed(np.ones((0, 4)), axis=1)
+    assert empty.shape == (4,)
+    assert empty.mse_scale()[0].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"axis": 1.5}, TypeError, "axis: expected an integer or a tuple of them, got 1.5"),
+        ({"axis": "0"}, TypeError, "axis: expected an integer or a tuple of them, got '0'"),
+        ({"axis": ()}, InvalidArgumentError, r"axis: expected an axis, or several that differ, got \(\)"),
+        ({"axis": (1, 1)}, InvalidArgumentError, r"axis: expected an axis, or several that differ, got \(1, 1\)"),
+        ({"groups": 4}, InvalidArgumentError, "groups: expected an axis to group along, got none"),
+        ({"axis": 0, "groups": 0}, InvalidArgumentError, "groups: expected at least 1, got 0"),
+        ({"axis": 0, "groups": "a"}, TypeError, "groups: expected an integer, got str"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        CalibrationCollector(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "batch", "message"),
+    [
+        ({"axis": 1}, np.ones(3), "x: expected an array with axis 1, got one of 1 dimensions"),
+        ({"axis": -3}, np.ones((3, 3)), "x: expected an array with axis -3, got one of 2 dimensions"),
+        ({"axis": 0}, 1.0, "x: expected an array with axis 0, got one of 0 dimensions"),
+        ({"axis": (0, -1)}, np.ones(3), r"x: expected an array in which axes \(0, -1\) differ, got one of 1 dimension"),
+        ({"axis": 1, "groups": 4}, np.ones((2, 6)), "x: expected a multiple of 4 along axis 1 for groups=4, got 6"),
+    ],
+)
+def test_wrong_batches(keywords, batch, message):
+    collector = CalibrationCollector(**keywords)
+    with pytest.raises(InvalidArgumentError, match=message):
+        collector.observe(batch)
+    assert collector == CalibrationCollector(**keywords)
+
+
+def test_what_does_not_fit_changes_nothing():
+    collector = observed(np.ones((2, 3)), axis=1)
+    before = pickle.dumps(collector)
+    with pytest.raises(InvalidArgumentError, match=r"x: expected channels of shape \(3,\) as before, got \(4,\)"):
+        collector.observe(np.ones((2, 4)))
+    for other, kind in (
+        (CalibrationCollector(), "axis=None"),
+        (CalibrationCollector(axis=0), "axis=0"),
+        (CalibrationCollector(axis=1, groups=2), "axis=1, groups=2"),
+        (observed(np.ones((2, 5)), axis=1), r"channels of shape \(3,\)"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=f"other: .*{kind}"):
+            collector.merge(other)
+    for index in (3, -4, (0, 0), ()):
+        with pytest.raises(InvalidArgumentError, match=r"index: expected one into channels of shape \(3,\)"):
+            collector.channel(index)
+    with pytest.raises(TypeError, match="index: expected an integer"):
+        collector.channel("a")
+    assert pickle.dumps(collector) == before
+
+
+def test_answers_are_the_callers_own():
+    collector = observed(np.arange(6.0).reshape(2, 3), axis=1)
+    collector.min_val[:] = 99.0
+    collector.n_elements[:] = 99
+    collector.min_max_scale()[0][:] = 99.0
+    assert collector == observed(np.arange(6.0).reshape(2, 3), axis=1)
+    assert collector.min_val.tolist() == [0.0, 1.0, 2.0]
