@@ -4,7 +4,17 @@ from . import reference
 from ._dispatch import cpu_level, show_config
 from ._threads import get_num_threads, set_num_threads
 from .affine import dequantize, fake_quantize, quantize
-from .calibration import CalibrationDataset, CalibrationWarning, calibrate_layer, calibrate_model
+from .calibration import (
+    CalibrationDataset,
+    CalibrationWarning,
+    calibrate_layer,
+    calibrate_model,
+    choose_specs,
+    load_calibration,
+    load_specs,
+    save_calibration,
+    save_specs,
+)
 from .codes import quantize_fp8, quantize_int4, quantize_int8
 from .collector import CalibrationCollector
 from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
@@ -12,6 +22,7 @@ from .errors import InvalidArgumentError
 from .gemm import PackedInt8Matrix, int8_linear, int8_matmul
 from .layer import QatLayer
 from .reference import kl_divergence_symmetric
+from .summary import CalibrationSummary
 from .weights import dequantize_weights, quantize_model_weights
 
 __version__ = "0.1.0"
@@ -20,6 +31,7 @@ __all__ = [
     "CalibMethod",
     "CalibrationCollector",
     "CalibrationDataset",
+    "CalibrationSummary",
     "CalibrationWarning",
     "InvalidArgumentError",
     "PackedInt8Matrix",
@@ -30,6 +42,7 @@ __all__ = [
     "__version__",
     "calibrate_layer",
     "calibrate_model",
+    "choose_specs",
     "cpu_level",
     "dequantize",
     "dequantize_weights",
@@ -38,12 +51,16 @@ __all__ = [
     "int8_linear",
     "int8_matmul",
     "kl_divergence_symmetric",
+    "load_calibration",
+    "load_specs",
     "quantize",
     "quantize_fp8",
     "quantize_int4",
     "quantize_int8",
     "quantize_model_weights",
     "reference",
+    "save_calibration",
+    "save_specs",
     "set_num_threads",
     "show_config",
 ]

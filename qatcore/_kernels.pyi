@@ -199,6 +199,7 @@ def moments(
     centre: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None: ...
+def natural_logs(x: NDArray[np.float64], out: NDArray[np.float64]) -> None: ...
 def spread_counts(
     low: NDArray[np.float64],
     high: NDArray[np.float64],

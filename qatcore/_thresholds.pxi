@@ -171,6 +171,13 @@ def moments(
             out[1, channel] = lane_sum(second)
 
 
+def natural_logs(const double[::1] x, double[::1] out):
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(x.shape[0]):
+            out[i] = natural_log(x[i])
+
+
 def spread_counts(
     const double[::1] low, const double[::1] high, const double[::1] mass, double origin, double width, double[::1] bins
 ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sized
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,8 @@ from ._arrays import as_array
 from .collector import CalibrationCollector
 from .config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
 from .errors import InvalidArgumentError
-
-#: The percentile that `calibrate_layer` uses, the reference's.
-PERCENTILE = 99.0
+from .storage import PathLike, read_specs, read_states, write_specs, write_states
+from .thresholds import PERCENTILE
 
 #: A range from fewer values says little of the data to come.
 _FEW_VALUES = 256
@@ -74,7 +75,10 @@ def calibrate_layer(
     *,
     bits: QuantBits = QuantBits.INT8,
     symmetric: bool = False,
-) -> tuple[float, int]:
+    axis: int | tuple[int, ...] | None = None,
+    groups: int | None = None,
+    progress: bool = False,
+) -> tuple[Any, Any]:
     """Return scale and zero point for the batches of one layer.
 
     Parameters
@@ -82,26 +86,32 @@ def calibrate_layer(
     layer_outputs : iterable of array_like
         Batches of any shape, taken one at a time and not kept; a one-dimensional array is one batch.
     method : CalibMethod
-        ``PERCENTILE`` keeps 99 %.
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least expected squared error.
     bits : QuantBits
     symmetric : bool
+    axis, groups : optional
+        For a scale for each channel, as `CalibrationCollector` takes them.
+    progress : bool
+        Show a progress bar on standard error; needs tqdm, the extra ``progress``.
 
     Returns
     -------
-    scale : float
-    zero_point : int
+    scale : float, or ndarray of float64
+    zero_point : int, or ndarray of int32
 
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown.
+        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as the one before.
+    ModuleNotFoundError
+        If `progress` is asked for without tqdm.
     TypeError
-        If a batch does not hold real numbers.
+        If a batch does not hold real numbers, or an argument has a wrong type.
 
     Warns
     -----
     CalibrationWarning
-        If there are fewer than 256 finite values.
+        If there are fewer than 256 finite values, of any channel.
 
     Examples
     --------
@@ -109,7 +119,16 @@ def calibrate_layer(
     >>> calibrate_layer(batches, CalibMethod.MIN_MAX)
     (0.00392156862745098, -128)
     """
-    return _calibrate("layer_outputs", layer_outputs, *_checked(method, bits, symmetric))
+    [spec] = _calibrate(
+        [("layer_outputs", layer_outputs)],
+        (method, bits, symmetric),
+        axis=axis,
+        groups=groups,
+        collectors=None,
+        resume=False,
+        progress=progress,
+    )
+    return spec.scale, spec.zero_point
 
 
 def calibrate_model(
@@ -118,6 +137,11 @@ def calibrate_model(
     *,
     bits: QuantBits = QuantBits.INT8,
     symmetric: bool = False,
+    axis: int | tuple[int, ...] | None = None,
+    groups: int | None = None,
+    collectors: MutableMapping[str, CalibrationCollector] | None = None,
+    resume: bool = False,
+    progress: bool = False,
 ) -> list[QuantizationSpec]:
     """Return a specification for each layer of a model.
 
@@ -126,8 +150,18 @@ def calibrate_model(
     layer_activations : mapping or sequence of pairs
         From a layer's name to its batches, each as in `calibrate_layer`.
     method : CalibMethod
+        ``AUTO`` chooses for each layer, and the specification says what.
     bits : QuantBits
     symmetric : bool
+    axis, groups : optional
+        For a scale for each channel, as `CalibrationCollector` takes them.
+    collectors : mutable mapping, optional
+        The layers' collectors: those in it are added to, missing ones are put into it before their first batch.  So
+        it holds every whole batch that was observed when an exception ends the calibration, `KeyboardInterrupt` too.
+    resume : bool
+        Skip the batches, in order, that `collectors` have seen: as many as their number of values tells.
+    progress : bool
+        Show a progress bar on standard error; needs tqdm, the extra ``progress``.
 
     Returns
     -------
@@ -137,14 +171,17 @@ def calibrate_model(
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown.
+        If `method` or `bits` is unknown, a collector has another axis, a batch does not have the axis or as many
+        channels as the one before, or what a collector has seen does not end where a batch does.
+    ModuleNotFoundError
+        If `progress` is asked for without tqdm.
     TypeError
         If an entry is not a name with batches, or a batch does not hold real numbers.
 
     Warns
     -----
     CalibrationWarning
-        For each layer with fewer than 256 finite values.
+        For each layer with fewer than 256 finite values, of any channel.
 
     Examples
     --------
@@ -152,27 +189,190 @@ def calibrate_model(
     >>> [(spec.layer_name, spec.zero_point) for spec in calibrate_model(activations, CalibMethod.MIN_MAX)]
     [('fc1', -128), ('fc2', 0)]
     """
-    checked = _checked(method, bits, symmetric)
+    return _calibrate(
+        layer_activations,
+        (method, bits, symmetric),
+        axis=axis,
+        groups=groups,
+        collectors=collectors,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def choose_specs(
+    collectors: Mapping[str, CalibrationCollector],
+    method: CalibMethod = CalibMethod.KL,
+    *,
+    bits: QuantBits = QuantBits.INT8,
+    symmetric: bool = False,
+) -> list[QuantizationSpec]:
+    """Return a specification for each of some collectors, which are only asked.
+
+    Parameters
+    ----------
+    collectors : mapping of str to CalibrationCollector
+        As `load_calibration` returns them.
+    method : CalibMethod
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses for each layer, and the specification says what.
+    bits : QuantBits
+    symmetric : bool
+
+    Returns
+    -------
+    list of QuantizationSpec
+        In the order of the collectors.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown.
+    TypeError
+        If `collectors` is not a mapping of names to collectors.
+
+    Warns
+    -----
+    CalibrationWarning
+        For each layer with fewer than 256 finite values, of any channel.
+
+    Examples
+    --------
+    >>> collector = CalibrationCollector()
+    >>> collector.observe(np.linspace(0.0, 1.0, 300))
+    >>> choose_specs({"fc1": collector}, CalibMethod.AUTO)[0].method
+    <CalibMethod.MIN_MAX: 'min_max'>
+    """
+    method, bits, symmetric = _checked(method, bits, symmetric)
     specs = []
-    for name, batches in named_layers(layer_activations):
-        scale, zero_point = _calibrate(name, batches, *checked)
-        method, bits, symmetric = checked
-        specs.append(QuantizationSpec(name, scale, zero_point, method, bits, symmetric))
+    for name, collector in named_collectors(collectors).items():
+        fewest = int(np.min(collector.n_elements, initial=_FEW_VALUES))
+        if fewest < _FEW_VALUES or not np.size(collector.n_elements):
+            of = "" if collector.axis is None else " of a channel"
+            warnings.warn(
+                f"{name}: calibrated from {fewest if np.size(collector.n_elements) else 0} finite values{of}; a range "
+                f"from fewer than {_FEW_VALUES} says little of the data to come",
+                CalibrationWarning,
+                stacklevel=_stack_level(),
+            )
+        scale, zero_point, chosen = choose_scale(collector, method, bits=bits, symmetric=symmetric)
+        specs.append(
+            QuantizationSpec(name, scale, zero_point, chosen, bits, symmetric, collector.axis, collector.groups)
+        )
     return specs
 
 
 def choose_scale(
     collector: CalibrationCollector, method: CalibMethod, *, bits: QuantBits, symmetric: bool
-) -> tuple[float, int]:
-    """Return a collector's scale and zero point by the given method."""
+) -> tuple[Any, Any, CalibMethod]:
+    """Return a collector's scale and zero point by the given method, and the method, which AUTO chooses."""
+    if method is CalibMethod.AUTO:
+        return collector.best_scale(bits=bits, symmetric=symmetric)
     if method is CalibMethod.PERCENTILE:
-        return collector.percentile_scale(PERCENTILE, bits=bits, symmetric=symmetric)
+        return *collector.percentile_scale(PERCENTILE, bits=bits, symmetric=symmetric), method
     answer = {
         CalibMethod.MIN_MAX: collector.min_max_scale,
         CalibMethod.KL: collector.kl_divergence_scale,
         CalibMethod.MSE: collector.mse_scale,
     }[method]
-    return answer(bits=bits, symmetric=symmetric)
+    return *answer(bits=bits, symmetric=symmetric), method
+
+
+def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollector]) -> None:
+    """Write collectors to a file.
+
+    A crash at any moment leaves the file that was there before, or the new one.  Equal collectors give equal files.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Written as it is, whatever its suffix; ``.npz`` is usual.
+    collectors : mapping of str to CalibrationCollector
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    TypeError
+        If `collectors` is not a mapping of names to collectors.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> collector = CalibrationCollector()
+    >>> collector.observe(np.linspace(0.0, 1.0, 300))
+    >>> path = os.path.join(tempfile.mkdtemp(), "calibration.npz")
+    >>> save_calibration(path, {"fc1": collector})
+    >>> load_calibration(path) == {"fc1": collector}
+    True
+    """
+    write_states(path, {name: collector.state() for name, collector in named_collectors(collectors).items()})
+
+
+def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
+    """Read the collectors of a file.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    dict of str to CalibrationCollector
+        In the order in which they were written.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is truncated, altered or something else; the message names it and what is wrong.
+    OSError
+        If it cannot be read.
+    """
+    return {name: CalibrationCollector.of_state(state) for name, state in read_states(path).items()}
+
+
+def save_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
+    """Write specifications to a file, as JSON; `load_specs` gives them back to the last bit.
+
+    A crash at any moment leaves the file that was there before, or the new one.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    specs : iterable of QuantizationSpec
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    TypeError
+        If `specs` holds anything else.
+    """
+    chosen = list(specs)
+    for spec in chosen:
+        if not isinstance(spec, QuantizationSpec):
+            raise TypeError(f"specs: expected QuantizationSpecs, got {type(spec).__name__}")
+    write_specs(path, chosen)
+
+
+def load_specs(path: PathLike) -> list[QuantizationSpec]:
+    """Read the specifications of a file.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    list of QuantizationSpec
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is truncated, altered or something else; the message names it and what is wrong.
+    OSError
+        If it cannot be read.
+    """
+    return read_specs(path)
 
 
 def _checked(method: object, bits: object, symmetric: object) -> tuple[CalibMethod, QuantBits, bool]:
@@ -184,19 +384,94 @@ def _checked(method: object, bits: object, symmetric: object) -> tuple[CalibMeth
 
 
 def _calibrate(
-    name: str, batches: Iterable[Any], method: CalibMethod, bits: QuantBits, symmetric: bool
-) -> tuple[float, int]:
-    collector = CalibrationCollector()
+    layers: object,
+    how: tuple[CalibMethod, QuantBits, bool],
+    *,
+    axis: int | tuple[int, ...] | None,
+    groups: int | None,
+    collectors: MutableMapping[str, CalibrationCollector] | None,
+    resume: bool,
+    progress: bool,
+) -> list[QuantizationSpec]:
+    method, bits, symmetric = _checked(*how)
+    resume = as_flag(resume, "resume")
+    kind = CalibrationCollector(axis, groups=groups)
+    given = {} if collectors is None else named_collectors(collectors)
+    for name, collector in given.items():
+        if (collector.axis, collector.groups) != (kind.axis, kind.groups):
+            raise InvalidArgumentError(
+                f"collectors: expected axis={kind.axis} and groups={kind.groups}, got {collector!r} for {name!r}"
+            )
+    by_name = {} if collectors is None else collectors
+    names = []
+    with contextlib.ExitStack() as stack:
+        report = None
+        if as_flag(progress, "progress"):
+            from .progress import BatchProgress
+
+            layers = list(named_layers(layers))
+            report = stack.enter_context(BatchProgress(_known_total(layers)))
+        for name, batches in named_layers(layers):
+            names.append(name)
+            if name not in by_name:
+                by_name[name] = CalibrationCollector(axis, groups=groups)
+            _observe_all(name, batches, by_name[name], report, resume=resume)
+    return choose_specs({name: by_name[name] for name in names}, method, bits=bits, symmetric=symmetric)
+
+
+def _observe_all(name: str, batches: object, collector: CalibrationCollector, report: Any, *, resume: bool) -> None:
+    seen = collector.n_observed if resume else 0
+    left = seen
+    if report is not None:
+        report.layer(name)
     for batch in iterate_batches(name, batches):
-        collector.observe(batch)
-    if collector.n_elements < _FEW_VALUES:
-        warnings.warn(
-            f"{name}: calibrated from {collector.n_elements} finite values; a range from fewer than "
-            f"{_FEW_VALUES} says little of the data to come",
-            CalibrationWarning,
-            stacklevel=3,
-        )
-    return choose_scale(collector, method, bits=bits, symmetric=symmetric)
+        array = as_array(batch, "x")
+        if left >= array.size > 0:
+            left -= array.size
+        elif left:
+            raise InvalidArgumentError(
+                f"{name}: its collector has seen {seen} values, which do not end where a batch does: there are {left} "
+                f"before a batch of {array.size}"
+            )
+        else:
+            collector.observe(array)
+        if report is not None:
+            report.batch(array.nbytes)
+    if left:
+        raise InvalidArgumentError(f"{name}: its collector has seen {seen} values, {left} more than there are")
+
+
+def _known_total(layers: list[tuple[str, Iterable[Any]]]) -> int | None:
+    """Return the number of batches, if all layers tell theirs."""
+    total = 0
+    for _, batches in layers:
+        if isinstance(batches, np.ndarray) and batches.ndim == 1:
+            total += 1
+        elif isinstance(batches, Sized):
+            total += len(batches)
+        else:
+            return None
+    return total
+
+
+def _stack_level() -> int:
+    """Return the `stacklevel` of whoever called this module."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "qatcore":
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def named_collectors(collectors: object) -> Mapping[str, CalibrationCollector]:
+    """Return a mapping of names to collectors, if it is one."""
+    if not isinstance(collectors, Mapping):
+        raise TypeError(f"collectors: expected a mapping of names to collectors, got {type(collectors).__name__}")
+    for name, collector in collectors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"collectors: expected a str as a name, got {type(name).__name__}")
+        if not isinstance(collector, CalibrationCollector):
+            raise TypeError(f"collectors: expected a CalibrationCollector for {name!r}, got {type(collector).__name__}")
+    return collectors
 
 
 def iterate_batches(name: str, batches: object) -> Iterator[Any]:

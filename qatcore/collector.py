@@ -16,12 +16,14 @@ import numpy.typing as npt
 
 from ._arrays import as_array, as_count, as_number, as_plain_array
 from .accumulator import Accumulator, summed
-from .config import QuantBits, as_flag, as_member
+from .config import CalibMethod, QuantBits, as_flag, as_member
 from .counting import count, count_channels
 from .errors import InvalidArgumentError
 from .histogram import LeadingBitHistogram
 from .scale import scale_and_zero_point
-from .thresholds import Range, kl_range, min_max_range, mse_range, percentile_range
+from .storage import PathLike, State, read_states, write_states
+from .summary import CalibrationSummary, summarize
+from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
 
 # Guard the states of collectors, several collectors a lock, so that a collector holds nothing that cannot be
 # pickled.  A fork waits for all of them: a child must not find a state half changed, or a lock that nobody holds.
@@ -244,15 +246,8 @@ class CalibrationCollector:
                 self._made = made = self._state[1].histogram()
         return made
 
-    def __getstate__(self) -> dict[str, Any]:
-        with _locked(self):
-            shape, state = self._state
-            return {"axis": self._axis, "groups": self._groups, "shape": shape, "histogram": state.histogram()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._axis, self._groups = state["axis"], state["groups"]
-        self._state = state["shape"], Accumulator.of_histogram(state["histogram"])
-        self._forget()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CalibrationCollector.of_state, (self.state(),)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CalibrationCollector):
@@ -305,6 +300,12 @@ class CalibrationCollector:
         return self._answers(self._histogram.n_elements)
 
     @property
+    def n_observed(self) -> int:
+        """Number of all values seen, of all channels: NaN and infinities too."""
+        h = self._histogram
+        return int((h.n_elements + h.n_nan + h.n_posinf + h.n_neginf).sum())
+
+    @property
     def n_zero(self) -> Any:
         """Number of zeros among them, of either sign."""
         return self._answers(self._histogram.n_zero)
@@ -351,7 +352,7 @@ class CalibrationCollector:
         if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
             raise InvalidArgumentError(f"index: expected one into channels of shape {shape}, got {index}")
         flat = np.arange(math.prod(shape)).reshape(shape)[place]
-        return _of_histogram(self._histogram.take(np.array([flat])))
+        return CalibrationCollector.of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
 
     def pooled(self) -> CalibrationCollector:
         """Return a collector without an axis that has seen what all channels have, to the bit.
@@ -363,7 +364,7 @@ class CalibrationCollector:
         >>> collector.pooled()
         CalibrationCollector(n_elements=4, min_val=1.0, max_val=20.0)
         """
-        return _of_histogram(self._histogram.pooled())
+        return CalibrationCollector.of_state(State(None, 1, (), self._histogram.pooled()))
 
     def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the counts of the bins and their edges.
@@ -515,6 +516,134 @@ class CalibrationCollector:
         chosen = mse_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
         return self._answer(chosen, bits, symmetric, include_zero)
 
+    def best_scale(
+        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[Any, Any, CalibMethod]:
+        """Return scale and zero point by the method with the least expected squared error, and which that is.
+
+        Of MIN_MAX, PERCENTILE (99 %), KL and MSE; of equally good ones the first.  With an axis it is one method for
+        all channels.
+
+        Parameters
+        ----------
+        bits : QuantBits
+        symmetric, include_zero : bool
+            See the class.
+
+        Returns
+        -------
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
+        method : CalibMethod
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `bits` names no format.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector()
+        >>> collector.observe(np.random.default_rng(0).standard_normal(5000))
+        >>> collector.best_scale(bits=QuantBits.INT4)[2]
+        <CalibMethod.MSE: 'mse'>
+        """
+        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
+        method, chosen = best_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
+        return *self._answer(chosen, bits, symmetric, include_zero), method
+
+    def summary(self, *, symmetric: bool = False) -> CalibrationSummary:
+        """Return statistics of what was observed, and the quality that each method promises for each format.
+
+        Parameters
+        ----------
+        symmetric : bool
+            Whether the qualities are of symmetric codes.
+
+        Returns
+        -------
+        CalibrationSummary
+            Print it for a table.
+
+        Raises
+        ------
+        TypeError
+            If `symmetric` is not a bool.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector()
+        >>> collector.observe(np.append(np.linspace(-1.0, 2.0, 30001), np.nan))
+        >>> print(collector.summary())
+        """
+        fields = summarize(self._histogram, symmetric=as_flag(symmetric, "symmetric"))
+        return CalibrationSummary(**{name: self._each(value) for name, value in fields.items()})
+
+    def _each(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._each(item) for key, item in value.items()}
+        return self._answers(value) if isinstance(value, np.ndarray) else value
+
+    def save(self, path: PathLike) -> None:
+        """Write this collector to a file, as `save_calibration` writes several.
+
+        Parameters
+        ----------
+        path : str or PathLike
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        write_states(path, {"": self.state()})
+
+    @classmethod
+    def load(cls, path: PathLike) -> CalibrationCollector:
+        """Read the one collector of a file.
+
+        Parameters
+        ----------
+        path : str or PathLike
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the file is truncated, altered or something else, or holds several collectors; the message names it
+            and what is wrong.
+        OSError
+            If it cannot be read.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> collector = CalibrationCollector()
+        >>> collector.observe([1.0, 2.0])
+        >>> path = os.path.join(tempfile.mkdtemp(), "collector.npz")
+        >>> collector.save(path)
+        >>> CalibrationCollector.load(path) == collector
+        True
+        """
+        states = read_states(path)
+        if len(states) != 1:
+            raise InvalidArgumentError(
+                f"{os.fspath(path)}: expected one collector, got {len(states)}; load_calibration reads them"
+            )
+        return cls.of_state(*states.values())
+
+    def state(self) -> State:
+        """Return what it is made of, to be stored."""
+        with _locked(self):
+            shape, held = self._state
+            return State(self._axis, self._groups, shape, held.histogram())
+
+    @classmethod
+    def of_state(cls, state: State) -> CalibrationCollector:
+        """Return the collector that is made of a state."""
+        collector = cls(state.axis, groups=None if state.axis is None else state.groups)
+        collector._state = state.shape, Accumulator.of_histogram(state.histogram)
+        return collector
+
     def _answer(self, chosen: Range, bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[Any, Any]:
         scale, zero_point = scale_and_zero_point(*chosen, bits, symmetric=symmetric, include_zero=include_zero)
         return self._answers(scale), self._answers(zero_point)
@@ -524,12 +653,6 @@ class CalibrationCollector:
         if self._axis is None:
             return by_channel[0].item()
         return by_channel.reshape(self.shape).copy()
-
-
-def _of_histogram(h: LeadingBitHistogram) -> CalibrationCollector:
-    collector = CalibrationCollector()
-    collector._state = (), Accumulator.of_histogram(h)
-    return collector
 
 
 def _as_axes(axis: object) -> tuple[int, ...]:

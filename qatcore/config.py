@@ -28,6 +28,7 @@ class CalibMethod(enum.Enum):
     PERCENTILE = "percentile"
     KL = "kl"
     MSE = "mse"
+    AUTO = "auto"  # the one of the others whose codes have the least expected squared error
 
 
 def as_member(kind: type[_Member], value: object, name: str) -> _Member:
@@ -97,12 +98,23 @@ class QuantizationSpec:
     ----------
     layer_name : str
     scale : float or ndarray of float64, shape (channels,)
+        Not negative.
     zero_point : int or ndarray of int32, shape (channels,)
     method : CalibMethod
     bits : QuantBits
     symmetric : bool
-    axis : int or None
-        The axis of the channels, None for one scale for the whole tensor.
+    axis : int, tuple of int or None
+        The axis of the channels, None for one scale for the whole tensor.  With several the arrays have as many
+        dimensions.
+    groups : int
+        How many neighbours along the last axis share a scale.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown, a number is outside its range, or shapes do not fit together.
+    TypeError
+        If an argument has a wrong type.
     """
 
     layer_name: str
@@ -111,11 +123,30 @@ class QuantizationSpec:
     method: CalibMethod
     bits: QuantBits = QuantBits.INT8
     symmetric: bool = False
-    axis: int | None = None
+    axis: int | tuple[int, ...] | None = None
+    groups: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer_name, str):
             raise TypeError(f"layer_name: expected a str, got {type(self.layer_name).__name__}")
+        axis = self.axis
+        if axis is not None and not all(type(a) is int for a in (axis if isinstance(axis, tuple) else (axis,))):
+            raise TypeError(f"axis: expected an int, a tuple of them or None, got {axis!r}")
+        if type(self.groups) is not int:
+            raise TypeError(f"groups: expected an int, got {type(self.groups).__name__}")
+        if self.groups < 1 or (axis is None and self.groups > 1):
+            raise InvalidArgumentError(f"groups: expected at least 1, and 1 without an axis, got {self.groups}")
+        dimensions = 0 if axis is None else len(axis) if isinstance(axis, tuple) else 1
+        scale = _as_numbers(self.scale, "scale", "iuf", np.dtype(np.float64), dimensions)
+        zero_point = _as_numbers(self.zero_point, "zero_point", "iu", np.dtype(np.int32), dimensions)
+        if not np.all(scale >= 0.0):
+            raise InvalidArgumentError(f"scale: expected numbers that are not negative, got {self.scale}")
+        if scale.shape != zero_point.shape:
+            raise InvalidArgumentError(
+                f"zero_point: expected the shape of scale, {scale.shape}, got {zero_point.shape}"
+            )
+        object.__setattr__(self, "scale", scale if dimensions else float(scale))
+        object.__setattr__(self, "zero_point", zero_point if dimensions else int(zero_point))
         object.__setattr__(self, "method", as_member(CalibMethod, self.method, "method"))
         object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
         object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
@@ -133,4 +164,24 @@ class QuantizationSpec:
         return hash(self._plain_fields())
 
     def _plain_fields(self) -> tuple[object, ...]:
-        return (self.layer_name, self.method, self.bits, self.symmetric, self.axis)
+        return (self.layer_name, self.method, self.bits, self.symmetric, self.axis, self.groups)
+
+
+def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
+    """Return a scale or zero point of a specification as a read-only array of its own."""
+    try:
+        array = np.array(value)
+    except ValueError:
+        raise InvalidArgumentError(f"{name}: expected numbers in equal rows, got {value!r}") from None
+    if array.ndim != dimensions:
+        expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, as the axis has"
+        raise InvalidArgumentError(f"{name}: expected {expected}, got {value!r}")
+    if array.size and array.dtype.kind not in kinds:
+        if array.dtype.kind == "O":  # a Python integer too large for any type
+            raise InvalidArgumentError(f"{name}: expected {dtype} values, got {value!r}")
+        raise TypeError(f"{name}: expected {'integers' if kinds == 'iu' else 'real numbers'}, got {value!r}")
+    if dtype.kind == "i" and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
+        raise InvalidArgumentError(f"{name}: expected int32 values, got {value!r}")
+    result = array.astype(dtype)
+    result.setflags(write=False)
+    return result

@@ -242,7 +242,8 @@ class QatLayer:
         activations : array_like, any shape
             Values that the layer's input takes.  If empty, only the weights are calibrated.
         method : CalibMethod
-            For the activations, whose codes are affine.  ``PERCENTILE`` keeps 99 %.
+            For the activations, whose codes are affine.  ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least
+            expected squared error.
 
         Raises
         ------
@@ -254,10 +255,10 @@ class QatLayer:
         method = as_member(CalibMethod, method, "method")
         collector = CalibrationCollector()
         collector.observe(activations)
-        chosen = choose_scale(collector, method, bits=self._config.bits, symmetric=False)
+        scale, zero_point, _ = choose_scale(collector, method, bits=self._config.bits, symmetric=False)
         self._calibrate_weights()
         if as_array(activations, "activations").size:
-            self._activation_scale, self._activation_zero_point = chosen
+            self._activation_scale, self._activation_zero_point = scale, zero_point
             self._drop_inference()
 
     def _calibrate_weights(self) -> None:

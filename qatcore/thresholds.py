@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from . import _dispatch
 from ._threads import for_ranges
-from .config import QuantBits
+from .config import CalibMethod, QuantBits
 from .formats import E4M3_MAX, E4M3_VALUES, INTEGERS
 from .histogram import LeadingBitHistogram
 from .scale import scale_and_zero_point
@@ -24,6 +24,9 @@ _Indices = npt.NDArray[np.int64]
 
 #: The lower and the upper end of each channel's clipping range.
 Range = tuple[_FloatArray, _FloatArray]
+
+#: The percentile that is taken where none is asked for, the reference's.
+PERCENTILE = 99.0
 
 #: Linear bins of the KL search.
 KL_BINS = 2048
@@ -163,6 +166,51 @@ def _least_divergence(
     error = SquaredError(h, bits, symmetric=symmetric, include_zero=include_zero)
     best = int(np.argmin(error(low[np.newaxis], high[np.newaxis])))
     return float(low[best]), float(high[best])
+
+
+def ranges_by_method(
+    h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool
+) -> dict[CalibMethod, Range]:
+    """Return what each method chooses, the simplest one's first."""
+    options = {"symmetric": symmetric, "include_zero": include_zero}
+    return {
+        CalibMethod.MIN_MAX: min_max_range(h),
+        CalibMethod.PERCENTILE: percentile_range(h, PERCENTILE),
+        CalibMethod.KL: kl_range(h, bits, **options),
+        CalibMethod.MSE: mse_range(h, bits, **options),
+    }
+
+
+@np.errstate(all="ignore")
+def expected_errors(
+    h: LeadingBitHistogram, ranges: list[Range], bits: QuantBits, *, symmetric: bool, include_zero: bool
+) -> tuple[_FloatArray, _FloatArray]:
+    """Return the total squared errors of ranges, shape (channels, ranges), and the units they are in.
+
+    Infinite where no scale is: the errors of a range that float64 cannot hold.
+    """
+    errors, unit = np.empty((h.channels, len(ranges))), np.empty(h.channels)
+    for channels, part in h.portions(4 * len(ranges)):
+        error = SquaredError(part, bits, symmetric=symmetric, include_zero=include_zero)
+        low, high = (np.stack([chosen[end][channels] for chosen in ranges], axis=1) for end in (0, 1))
+        errors[channels], unit[channels] = error(low, high), error.unit
+    return errors, unit
+
+
+def best_range(
+    h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool
+) -> tuple[CalibMethod, Range]:
+    """Return the method with the least expected squared error, all channels together, and what it chooses.
+
+    Of equally good ones the simplest.
+    """
+    ranges = ranges_by_method(h, bits, symmetric=symmetric, include_zero=include_zero)
+    errors, unit = expected_errors(h, list(ranges.values()), bits, symmetric=symmetric, include_zero=include_zero)
+    total = np.zeros(len(ranges))
+    for row in errors * (unit.min(initial=1.0) / unit[:, np.newaxis]) ** 2:  # in the order of the channels
+        total += row
+    method = list(ranges)[int(np.argmin(total))]
+    return method, ranges[method]
 
 
 def whole_range(h: LeadingBitHistogram, *, symmetric: bool) -> Range:

@@ -1,17 +1,30 @@
 """Calibrating layers and models."""
 
+import contextlib
+import io
+import itertools
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import qatcore
-from qatcore import CalibMethod, CalibrationCollector, CalibrationDataset, CalibrationWarning, QuantBits
+from qatcore import (
+    CalibMethod,
+    CalibrationCollector,
+    CalibrationDataset,
+    CalibrationWarning,
+    InvalidArgumentError,
+    QuantBits,
+)
 
 BATCHES = [np.random.default_rng(i).normal(size=(8, 50)) + i for i in range(4)]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", list(QuantBits))
-@pytest.mark.parametrize("method", list(CalibMethod))
+@pytest.mark.parametrize("method", [method for method in CalibMethod if method is not CalibMethod.AUTO])
 def test_model_is_its_collectors(method, bits, symmetric):
     collector = CalibrationCollector()
     for batch in BATCHES:
@@ -68,3 +81,201 @@ def test_few_values_are_worth_a_warning():
 def test_an_array_is_one_batch():
     x = np.linspace(0.0, 2.0, 300)
     assert qatcore.calibrate_layer(x, CalibMethod.MIN_MAX) == qatcore.calibrate_layer([x], CalibMethod.MIN_MAX)
+
+
+# --- the method that is best -----------------------------------------------------------------------------
+
+
+def test_auto_says_what_it_chose():
+    rng = np.random.default_rng(0)
+    layers = {"uniform": [rng.uniform(-1, 1, 50_000)], "heavy": [rng.standard_t(3, 50_000)]}
+    specs = qatcore.calibrate_model(layers, "auto", bits=QuantBits.INT4)
+    assert specs[1].method is CalibMethod.MSE
+    for spec, batches in zip(specs, layers.values(), strict=True):
+        assert qatcore.calibrate_layer(batches, CalibMethod.AUTO, bits="int4") == (spec.scale, spec.zero_point)
+        assert qatcore.calibrate_layer(batches, spec.method, bits="int4") == (spec.scale, spec.zero_point)
+        assert spec.method is not CalibMethod.AUTO
+    layer = qatcore.QatLayer(5, 3)
+    layer.calibrate_from_data(rng.standard_t(3, 50_000), CalibMethod.AUTO)
+    layer.calibrate_from_data(layers["heavy"][0], "auto")
+    assert layer.activation_scale == qatcore.calibrate_layer(layers["heavy"], "auto")[0]
+
+
+# --- channels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", list(CalibMethod))
+def test_channels(method):
+    x = np.random.default_rng(1).standard_normal((4, 8, 300)) * np.arange(1, 9)[:, np.newaxis]
+    collector = CalibrationCollector(axis=1, groups=2)
+    for batch in x:
+        collector.observe(batch[np.newaxis])
+    batches = [batch[np.newaxis] for batch in x]
+    (spec,) = qatcore.calibrate_model({"a": batches}, method, axis=1, groups=2)
+    assert (spec.axis, spec.groups) == (1, 2)
+    assert spec.scale.shape == spec.zero_point.shape == (4,)
+    assert [spec] == qatcore.choose_specs({"a": collector}, method)
+    scale, zero_point = qatcore.calibrate_layer(batches, method, axis=1, groups=2)
+    assert np.array_equal(scale, spec.scale)
+    assert np.array_equal(zero_point, spec.zero_point)
+
+
+def test_few_values_of_a_channel():
+    x = np.ones((300, 2))
+    x[100:, 1] = np.nan
+    with pytest.warns(CalibrationWarning, match="a: calibrated from 100 finite values of a channel"):
+        qatcore.calibrate_model({"a": [x]}, axis=1)
+    with pytest.warns(CalibrationWarning, match="a: calibrated from 0 finite values of a channel") as caught:
+        qatcore.calibrate_model({"a": []}, axis=1)
+    assert caught[0].filename == __file__
+
+
+# --- interrupted, and gone on with -----------------------------------------------------------------------
+
+
+class Interrupted:
+    """Batches that are interrupted before the n-th, as by Ctrl-C."""
+
+    def __init__(self, batches, n):
+        self.batches, self.n = batches, n
+
+    def __iter__(self):
+        yield from self.batches[: self.n]
+        raise KeyboardInterrupt
+
+
+@pytest.mark.filterwarnings("ignore::qatcore.CalibrationWarning")
+@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_interrupted_and_resumed(n, axis, tmp_path):
+    layers = {"a": BATCHES, "b": [batch * 2 for batch in BATCHES], "c": [-batch for batch in BATCHES]}
+    expected = qatcore.calibrate_model(layers, CalibMethod.MSE, axis=axis)
+    collectors = {}
+    with pytest.raises(KeyboardInterrupt):
+        qatcore.calibrate_model(layers | {"b": Interrupted(layers["b"], n)}, axis=axis, collectors=collectors)
+    assert list(collectors) == ["a", "b"]
+    assert collectors["b"].n_observed == 400 * n
+    qatcore.save_calibration(tmp_path / "part.npz", collectors)
+    collectors = qatcore.load_calibration(tmp_path / "part.npz")
+    specs = qatcore.calibrate_model(layers, CalibMethod.MSE, axis=axis, collectors=collectors, resume=True)
+    assert specs == expected
+    assert specs == qatcore.calibrate_model(layers, CalibMethod.MSE, axis=axis, collectors=collectors, resume=True)
+
+
+def test_a_signal_at_any_time():
+    """Interrupted anywhere, also inside of `observe`, a collector has seen whole batches."""
+    program = """
+import _thread, random, sys, threading, time
+import numpy as np
+import qatcore
+
+rng = np.random.default_rng(0)
+batches = [(rng.standard_normal((500, 40)) * 2.0 ** rng.integers(-9, 9, 40)).astype(np.float32) for _ in range(40)]
+delays = random.Random(0)
+for axis in (None, 1) * 15:
+    collectors = {}
+    timer = threading.Timer(delays.random() * 0.012, _thread.interrupt_main)
+    try:
+        timer.start()
+        qatcore.calibrate_model({"a": batches}, "min_max", axis=axis, collectors=collectors)
+        timer.join()
+        time.sleep(0.01)
+    except KeyboardInterrupt:
+        pass
+    seen = collectors["a"].n_observed if collectors else 0
+    assert seen % 20_000 == 0
+    expected = qatcore.CalibrationCollector(axis)
+    for batch in batches[: seen // 20_000]:
+        expected.observe(batch)
+    assert not collectors or collectors["a"] == expected
+    print(seen // 20_000, end=" ")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) > 3, done.stdout  # it was interrupted here and there
+
+
+def test_collectors_are_added_to():
+    collectors = {}
+    qatcore.calibrate_model({"a": BATCHES}, collectors=collectors)
+    qatcore.calibrate_model({"a": BATCHES}, collectors=collectors)
+    assert collectors["a"].n_observed == 2 * 400 * 4
+
+
+def test_what_does_not_fit_to_go_on_with():
+    def collectors(n, axis=None):
+        collector = CalibrationCollector(axis)
+        collector.observe(np.ones((n, 2)))
+        return {"a": collector}
+
+    for n, message in ((300, "600 values, which do not end where a batch does: there are 200 before a batch of 400"),
+                       (900, "1800 values, 200 more than there are")):  # fmt: skip
+        given = collectors(n)
+        with pytest.raises(InvalidArgumentError, match=f"a: its collector has seen {message}"):
+            qatcore.calibrate_model({"a": BATCHES}, collectors=given, resume=True)
+        assert given == collectors(n)
+    with pytest.raises(InvalidArgumentError, match=r"collectors: expected axis=None and groups=1, got .*axis=1"):
+        qatcore.calibrate_model({"a": BATCHES}, collectors=collectors(3, 1))
+    with pytest.raises(TypeError, match="collectors: expected a mapping"):
+        qatcore.calibrate_model({"a": BATCHES}, collectors=[])
+    with pytest.raises(TypeError, match="resume: expected a bool"):
+        qatcore.calibrate_model({"a": BATCHES}, resume=1)
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+def test_progress():
+    pytest.importorskip("tqdm")
+    layers = {"conv1": BATCHES, "fc": (batch for batch in BATCHES)}
+    expected = qatcore.calibrate_model({"conv1": BATCHES, "fc": BATCHES})
+    for given in (
+        layers,
+        {"conv1": BATCHES, "fc": BATCHES},
+        iter([("conv1", BATCHES), ("fc", BATCHES[0].reshape(-1))]),
+    ):
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            specs = qatcore.calibrate_model(given, progress=True)
+        assert specs[0] == expected[0]
+        last = shown.getvalue().replace("\r", "\n").strip().splitlines()[-1]
+        assert "fc: " in last
+        assert "16.0kB read" in last or "25.6kB read" in last
+    assert "8/8" not in shown.getvalue()
+    assert "5/5" in last
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        qatcore.calibrate_layer(itertools.repeat(BATCHES[0], 3), progress=True)
+    assert "3 batches" in shown.getvalue()
+    with pytest.raises(TypeError, match="progress: expected a bool"):
+        qatcore.calibrate_layer(BATCHES, progress="yes")
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+def test_memory_stays_flat():
+    """50 tensors, 2,000 batches of 64 K values: the peak is that after 20 batches, to 10 MB."""
+    program = """
+import resource
+import numpy as np
+import qatcore
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+rng = np.random.default_rng(0)
+batches = [rng.standard_normal(1 << 16).astype(np.float32) for _ in range(8)]
+factors = np.exp2(np.linspace(-6, 6, 50)).astype(np.float32)
+collectors = [qatcore.CalibrationCollector() for _ in range(50)]
+scaled = np.empty(1 << 16, np.float32)
+for i in range(2000):
+    for factor, collector in zip(factors, collectors):
+        np.multiply(batches[i % 8], factor * np.float32(1 + i / 4000), out=scaled)
+        collector.observe(scaled)
+    if i == 20:
+        early = peak()
+print(early, peak())
+assert collectors[7].n_elements == 2000 << 16
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    early, late = map(float, done.stdout.split())
+    assert late <= early + 10.0

@@ -14,6 +14,7 @@ from qatcore import CalibMethod, QatConfig, QatLayer, QuantBits
 
 demo = pytest.importorskip("qatcore.demo")
 
+METHODS = [method for method in CalibMethod if method is not CalibMethod.AUTO]  # which is one of the others
 FORMATS = ("int8", "int4 per channel", "fp8")
 
 
@@ -46,7 +47,7 @@ def report(trained):
 
 
 def test_rows_are_complete(report):
-    expected = [("float32", None), *itertools.product(FORMATS, CalibMethod)]
+    expected = [("float32", None), *itertools.product(FORMATS, METHODS)]
     assert [(row.format, row.method) for row in report.rows] == expected
     for row in report.rows:
         assert 0.0 <= row.accuracy <= 1.0
@@ -78,7 +79,7 @@ def test_int8_is_as_accurate_as_float(report):
         ("fp8", QatConfig(QuantBits.FP8)),
     ],
 )
-@pytest.mark.parametrize("method", CalibMethod)
+@pytest.mark.parametrize("method", METHODS)
 def test_quantised_rows_are_the_layers_results(trained, name, config, method):
     report, classifier, (float_values, _), (values, digits) = trained
     (row,) = (row for row in report.rows if (row.format, row.method) == (name, method))

@@ -371,9 +371,8 @@ FLAGS += [("QatConfig", "per_channel")]
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods(name):
-    expected = (
-        "method: expected one of CalibMethod.MIN_MAX, CalibMethod.PERCENTILE, CalibMethod.KL, CalibMethod.MSE, got"
-    )
+    members = ", ".join(f"CalibMethod.{name}" for name in ("MIN_MAX", "PERCENTILE", "KL", "MSE", "AUTO"))
+    expected = f"method: expected one of {members}, got"
     for unknown in ("entropy", "KL", ""):
         with pytest.raises(InvalidArgumentError, match=re.escape(f"{expected} {unknown!r}")):
             METHODS[name](unknown)

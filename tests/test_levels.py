@@ -178,6 +178,12 @@ def moments(kernels, n):
     yield out
 
 
+def natural_logs(kernels, n):
+    out = np.zeros(n)
+    kernels.natural_logs(uniform(n, 50) * 2.0 ** (words(n, 51) % np.uint64(100)) + 2.0**-1022, out)
+    yield out
+
+
 def accumulators(kernels, n):
     """Channels gathered, and added to others that keep the values, or count them once there are more than n."""
     for dtype, (outer, inner) in itertools.product((np.float32, np.float64), ((n, 1), (1, n), (2, n // 2))):
@@ -381,6 +387,7 @@ CASES = [
     integer_squared_error,
     e4m3_squared_error,
     moments,
+    natural_logs,
     spread_counts,
     kl_divergences,
     kl_divergence_symmetric,

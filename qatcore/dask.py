@@ -1,0 +1,181 @@
+"""Calibration on a Dask cluster, to the same bits as on one machine; needs Dask, the extra ``dask``.
+
+Every block is observed where it is, and only collectors travel: they are merged in a tree.  Nothing here depends on
+the scheduler: it runs on threads, processes, or whatever `distributed.Client` is active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+try:
+    import dask
+    import dask.array
+    from dask.delayed import Delayed, delayed
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
+
+from ._arrays import as_array
+from .calibration import choose_specs, named_layers
+from .collector import CalibrationCollector
+from .config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
+from .errors import InvalidArgumentError
+
+__all__ = ["calibrate_model", "collect"]
+
+_FAN_IN = 8  # collectors merged by one task
+
+
+def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> Delayed:
+    """Return a delayed `CalibrationCollector` that will have observed all of a Dask array or of some batches.
+
+    Parameters
+    ----------
+    x : dask.array.Array, or iterable of delayed or array_like
+        An array of any chunks, or batches, each as `CalibrationCollector.observe` takes it.  A NumPy array of one
+        dimension is one batch.
+    axis, groups : optional
+        As `CalibrationCollector` takes them.  An array may be cut along its channels as well.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        ``.compute()`` gives the collector, equal to one that has observed everything locally.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `axis` or `groups` do not fit the array; for batches when they are computed.
+    TypeError
+        If `x` is neither, or an argument has a wrong type.
+
+    Examples
+    --------
+    >>> import dask.array
+    >>> x = dask.array.arange(100_000, chunks=10_000) * 0.5
+    >>> collect(x).compute()
+    CalibrationCollector(n_elements=100000, min_val=0.0, max_val=49999.5)
+    """
+    kind = CalibrationCollector(axis, groups=groups)
+    if isinstance(x, dask.array.Array):
+        observed = list(_blocks(x, kind))
+    elif isinstance(x, np.ndarray) and x.ndim == 1:
+        observed = [delayed(_observe)(kind, x)]
+    elif isinstance(x, Iterable) and not isinstance(x, (str, bytes, Delayed, Mapping)):
+        observed = [delayed(_observe)(kind, batch) for batch in x]
+    else:
+        raise TypeError(f"x: expected a dask array or an iterable of batches, got {type(x).__name__}")
+    while len(observed) > 1:
+        observed = [delayed(_merge)(observed[i : i + _FAN_IN]) for i in range(0, len(observed), _FAN_IN)]
+    return observed[0] if observed else delayed(kind)
+
+
+def calibrate_model(
+    layer_activations: Mapping[str, Any] | Iterable[tuple[str, Any]],
+    method: CalibMethod = CalibMethod.KL,
+    *,
+    bits: QuantBits = QuantBits.INT8,
+    symmetric: bool = False,
+    axis: int | tuple[int, ...] | None = None,
+    groups: int | None = None,
+) -> list[QuantizationSpec]:
+    """Return a specification for each layer of a model, as `qatcore.calibrate_model` does, to the bit.
+
+    All layers are observed in one computation, on the scheduler or the `distributed.Client` that is active.
+
+    Parameters
+    ----------
+    layer_activations : mapping or sequence of pairs
+        From a layer's name to an array or batches, each as `collect` takes it.
+    method : CalibMethod
+        ``AUTO`` chooses for each layer, and the specification says what.
+    bits : QuantBits
+    symmetric : bool
+    axis, groups : optional
+        For a scale for each channel, as `CalibrationCollector` takes them.
+
+    Returns
+    -------
+    list of QuantizationSpec
+        In the order of the layers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as others.
+    TypeError
+        If an entry is not a name with batches, or a batch does not hold real numbers.
+
+    Warns
+    -----
+    CalibrationWarning
+        For each layer with fewer than 256 finite values, of any channel.
+
+    Examples
+    --------
+    >>> import dask.array
+    >>> layers = {"fc1": dask.array.linspace(0.0, 1.0, 1000, chunks=100)}
+    >>> calibrate_model(layers, "min_max")[0].zero_point
+    -128
+    """
+    method, bits = as_member(CalibMethod, method, "method"), as_member(QuantBits, bits, "bits")
+    symmetric = as_flag(symmetric, "symmetric")
+    collectors = {name: collect(batches, axis, groups=groups) for name, batches in named_layers(layer_activations)}
+    (observed,) = dask.compute(collectors)
+    return choose_specs(observed, method, bits=bits, symmetric=symmetric)
+
+
+def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:
+    """Yield a delayed collector for each block of an array."""
+    if kind.axis is None:
+        for block in x.to_delayed().reshape(-1):
+            yield delayed(_observe)(kind, block)
+        return
+    axes = kind._normalised_axes(x.ndim)
+    if any(np.isnan(x.shape[axis]) for axis in axes):
+        raise InvalidArgumentError(
+            f"x: expected chunks of known size along axis {kind.axis}; compute_chunk_sizes() helps"
+        )
+    shape = kind._channels_of(x.shape)
+    x = _with_whole_groups(x, axes[-1], kind.groups)
+    starts = [np.cumsum([0, *x.chunks[axis]]) // (kind.groups if axis == axes[-1] else 1) for axis in axes]
+    blocks = x.to_delayed()
+    for index in np.ndindex(blocks.shape):
+        first = tuple(int(start[index[axis]]) for start, axis in zip(starts, axes, strict=True))
+        yield delayed(_observe_block)(kind, blocks[index], shape, first)
+
+
+def _with_whole_groups(x: Any, axis: int, groups: int) -> Any:
+    """Return the array cut so that no group is in two blocks."""
+    edges = np.cumsum([0, *x.chunks[axis]])
+    whole = np.unique(edges // groups * groups)
+    return x if np.array_equal(edges, whole) else x.rechunk({axis: tuple(np.diff(whole).tolist())})
+
+
+def _fresh(kind: CalibrationCollector) -> CalibrationCollector:
+    return CalibrationCollector(kind.axis, groups=None if kind.axis is None else kind.groups)
+
+
+def _observe(kind: CalibrationCollector, batch: Any) -> CalibrationCollector:
+    collector = _fresh(kind)
+    collector.observe(batch)
+    return collector
+
+
+def _observe_block(
+    kind: CalibrationCollector, block: Any, shape: tuple[int, ...], start: tuple[int, ...]
+) -> CalibrationCollector:
+    collector = _fresh(kind)
+    collector._observe_block(as_array(block, "x"), shape, start)
+    return collector
+
+
+def _merge(collectors: list[CalibrationCollector]) -> CalibrationCollector:
+    # Into a new one: Dask may need the old ones again.
+    total = _fresh(collectors[0])
+    for collector in collectors:
+        total.merge(collector)
+    return total

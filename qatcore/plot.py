@@ -1,0 +1,189 @@
+"""Pictures of what a collector has observed; needs Matplotlib, the extra ``plot``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        "qatcore.plot needs Matplotlib: pip install 'qatcore[plot]'", name=_missing.name
+    ) from _missing
+
+from .collector import CalibrationCollector
+from .config import CalibMethod, QuantBits, as_flag, as_member
+from .errors import InvalidArgumentError
+from .histogram import LeadingBitHistogram
+from .thresholds import Range, expected_errors, ranges_by_method
+
+__all__ = ["histogram"]
+
+_BARS = 400
+_CANDIDATES = 300
+_LINES = {
+    CalibMethod.MIN_MAX: ("#4d4d4d", "-", "v"),
+    CalibMethod.PERCENTILE: ("#0072b2", "--", "s"),
+    CalibMethod.KL: ("#d55e00", "-.", "D"),
+    CalibMethod.MSE: ("#009e73", "-", "o"),
+}
+
+_FloatArray = npt.NDArray[np.float64]
+
+
+def histogram(
+    collector: CalibrationCollector,
+    *,
+    bits: QuantBits = QuantBits.INT8,
+    symmetric: bool = False,
+    figure: Figure | None = None,
+) -> Figure:
+    """Draw the distribution that a collector has observed, each method's clip, and what clipping elsewhere costs.
+
+    Above, how many values there are in equal intervals, on a logarithmic axis, and the range that each method
+    chooses.  Below, the expected squared error, relative to the least one shown, if one end of the range is moved to
+    where the curve is and the other stays where the MSE search has it; for symmetric and FP8 codes both ends move.
+
+    Parameters
+    ----------
+    collector : CalibrationCollector
+        Without an axis; ``collector.channel(i)`` and ``collector.pooled()`` give such ones.
+    bits : QuantBits
+    symmetric : bool
+    figure : matplotlib.figure.Figure, optional
+        What to draw into; a new one of 8 by 6 inches if left out.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        ``figure.savefig("histogram.png")`` writes it; notebooks show it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the collector has an axis, or has observed no two finite values that differ, or a range that float64 cannot
+        hold.
+    TypeError
+        If an argument has a wrong type.
+
+    Examples
+    --------
+    >>> collector = CalibrationCollector()
+    >>> collector.observe(np.random.default_rng(0).standard_normal(10_000))
+    >>> figure = histogram(collector, bits=QuantBits.INT4)
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['values', 'squared error / least']
+    """
+    if not isinstance(collector, CalibrationCollector):
+        raise TypeError(f"collector: expected a CalibrationCollector, got {type(collector).__name__}")
+    bits, symmetric = as_member(QuantBits, bits, "bits"), as_flag(symmetric, "symmetric")
+    if collector.axis is not None:
+        raise InvalidArgumentError(
+            f"collector: expected one without an axis, as channel() and pooled() return, got {collector!r}"
+        )
+    h = collector.state().histogram
+    low, high = float(h.low[0]), float(h.high[0])
+    if not (low < high and np.isfinite(high - low)):
+        raise InvalidArgumentError(f"collector: expected a range of finite values, got {collector!r}")
+    figure = Figure(figsize=(8.0, 6.0), layout="constrained") if figure is None else figure
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    options = {"symmetric": symmetric, "include_zero": False}
+    ranges = ranges_by_method(h, bits, **options)
+    _draw_counts(above, h, low, high)
+    _draw_errors(below, h, ranges, bits, symmetric)
+    for method, (starts, stops) in ranges.items():
+        colour, style, _ = _LINES[method]
+        start, stop = float(starts[0]), float(stops[0])
+        label = f"{method.value}: {start:.4g} to {stop:.4g}"
+        ends = [start, stop]
+        if symmetric or bits is QuantBits.FP8:
+            ends = _mirrored(start, stop, h)
+            label = f"{method.value}: ±{abs(ends[0]):.4g}"
+        for end in ends:
+            above.axvline(end, color=colour, linestyle=style, linewidth=1.3, label=label)
+            label = "_"  # the second line is not another entry
+    above.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    kind = "FP8" if bits is QuantBits.FP8 else f"{bits.value}, {'symmetric' if symmetric else 'affine'}"
+    above.set_title(f"{int(h.n_elements[0]):,} values; clips for {kind}", fontsize="medium")
+    return figure
+
+
+def _mirrored(start: float, stop: float, h: LeadingBitHistogram) -> list[float]:
+    """Return the ends of a symmetric range on those sides where there are values."""
+    clip = max(abs(start), abs(stop))
+    return [end for end, there in ((-clip, h.low[0] < 0.0), (clip, h.high[0] > 0.0)) if there]
+
+
+def _draw_counts(axes: Axes, h: LeadingBitHistogram, low: float, high: float) -> None:
+    """Draw the histogram, its bins spread over equal intervals."""
+    edges = low + np.arange(_BARS + 1) * ((high - low) / _BARS)
+    edges[-1] = high
+    pieces = h.pieces()
+    # How much of the mass is below each edge.
+    below = np.zeros(_BARS + 1)
+    for start, stop, mass in zip(pieces.low, pieces.high, pieces.mass, strict=True):
+        below += mass * np.clip((edges - start) / (stop - start), 0.0, 1.0)
+    counts = np.diff(below)
+    counts += np.histogram(pieces.points, edges, weights=pieces.counts)[0]
+    axes.stairs(counts, edges, fill=True, color="#b8c9d9", baseline=0.5)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5)
+    axes.set_ylabel("values")
+
+
+def _draw_errors(
+    axes: Axes, h: LeadingBitHistogram, ranges: dict[CalibMethod, Range], bits: QuantBits, symmetric: bool
+) -> None:
+    """Draw the error as a function of where the range ends."""
+    both_ends = symmetric or bits is QuantBits.FP8
+    low, high = float(h.low[0]), float(h.high[0])
+    best_low, best_high = (float(end[0]) for end in ranges[CalibMethod.MSE])
+    fractions = np.arange(1, _CANDIDATES + 1) / _CANDIDATES
+
+    def errors(lows: _FloatArray, highs: _FloatArray) -> _FloatArray:
+        candidates: list[Range] = [(lows[i : i + 1], highs[i : i + 1]) for i in range(lows.size)]
+        total, _ = expected_errors(h, candidates, bits, symmetric=symmetric, include_zero=False)
+        return np.asarray(total[0])
+
+    curves = []
+    if both_ends:
+        clip = fractions * max(abs(low), abs(high))
+        cost = errors(-clip, clip)
+        curves += [(end, cost) for end in (clip, -clip) if ((low <= end) & (end <= high)).any()]
+    else:
+        middle = float(h.values_at_ranks(h.n_elements // 2)[0])
+        if middle < high:
+            highs = middle + fractions * (high - middle)
+            curves.append((highs, errors(np.full(_CANDIDATES, best_low), highs)))
+        if low < middle:
+            lows = middle + fractions * (low - middle)
+            curves.append((lows, errors(lows, np.full(_CANDIDATES, best_high))))
+    chosen = errors(*(np.array([float(chosen[end][0]) for chosen in ranges.values()]) for end in (0, 1)))
+    every = np.concatenate([chosen, *(cost for _, cost in curves)])
+    unit = float(np.min(every[every > 0.0], initial=np.inf))
+    unit = unit if unit < np.inf else 1.0
+
+    def drawn(cost: Any) -> Any:
+        """Return a cost as there is a place for it: codes without any error are drawn below all others."""
+        return np.maximum(cost / unit, 0.5)
+
+    for places, cost in curves:
+        axes.plot(places, drawn(cost), color="#7a7a7a", linewidth=1.2)
+    for method, cost in zip(ranges, chosen, strict=True):
+        colour, _, marker = _LINES[method]
+        label = f"{method.value}: {cost / unit:.3g}"
+        start, stop = (float(end[0]) for end in ranges[method])
+        for place in _mirrored(start, stop, h) if both_ends else [start, stop]:
+            axes.plot(
+                [place], [drawn(cost)], color=colour, marker=marker, linestyle="", markersize=6, label=label, alpha=0.8
+            )
+            label = "_"
+    axes.set_yscale("log")
+    axes.set_ylim(top=float(np.max(drawn(chosen))) * 30)
+    axes.set_ylabel("squared error / least")
+    axes.set_xlabel("where the range ends")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

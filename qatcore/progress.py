@@ -1,0 +1,42 @@
+"""Progress of long calibrations; needs tqdm, the extra ``progress``."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("progress=True needs tqdm: pip install 'qatcore[progress]'", name="tqdm") from _missing
+
+
+class BatchProgress:
+    """A bar on standard error that counts batches and their bytes.
+
+    Parameters
+    ----------
+    total : int or None
+        How many batches there will be, if that is known.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self._bar = tqdm(total=total, unit=" batches", dynamic_ncols=True)
+        self._bytes = 0
+
+    def __enter__(self) -> BatchProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def layer(self, name: str) -> None:
+        """Name the layer whose batches follow."""
+        self._bar.set_description(name, refresh=False)
+
+    def batch(self, n_bytes: int) -> None:
+        """Count a batch."""
+        self._bytes += n_bytes
+        self._bar.set_postfix_str(f"{tqdm.format_sizeof(self._bytes, 'B', 1000)} read", refresh=False)
+        self._bar.update()
