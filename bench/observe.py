@@ -14,6 +14,7 @@ from .timing import Row, faster, within
 
 BINS = 2048
 BATCH = 8192
+CHANNELS = 1024
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -24,6 +25,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         f"observe normal float32, {counted(n)}", x, settings, chart=f"observe (histogram, min, max), {counted(n)}"
     )
     yield one_array(f"observe constant float32, {counted(n)}", np.full(n, 1.5, np.float32), settings)
+    yield from many_channels(x, settings)
     del x
     yield from many_batches(settings)
 
@@ -79,6 +81,36 @@ def one_array(work: str, x: np.ndarray, settings: Settings, chart: str = "") -> 
         row.peer("boost-histogram: fill", boost)
     row.limit("numpy.copyto", lambda: np.copyto(copy, x))
     return row
+
+
+def many_channels(x: np.ndarray, settings: Settings) -> Iterator[Row]:
+    """Rows: the same array as 1,024 channels, and as one."""
+    rows = x.size // CHANNELS
+    pooled = observed(x)
+    for axis, kind in ((0, "each in one piece"), (1, "one beside the other")):
+        array = x.reshape((CHANNELS, rows) if axis == 0 else (rows, CHANNELS))
+        batches = np.split(array, 64, axis=1 - axis)
+        work = f"observe {counted(x.size)} float32 as {CHANNELS:,} channels, {kind}"
+
+        def whole(array: np.ndarray = array, axis: int = axis) -> qatcore.CalibrationCollector:
+            collector = qatcore.CalibrationCollector(axis)
+            collector.observe(array)
+            return collector
+
+        def in_batches(batches: list[np.ndarray] = batches, axis: int = axis) -> qatcore.CalibrationCollector:
+            collector = qatcore.CalibrationCollector(axis)
+            for batch in batches:
+                collector.observe(batch)
+            return collector
+
+        require(work, whole().pooled() == pooled, "the channels together are not the whole")
+        require(work, whole().channel(7) == observed(array.take(7, axis)), "a channel is not a collector of its own")
+        require(work, whole() == in_batches(), "batches left a trace")
+        for name, call in ((work, whole), (f"{work}, in 64 batches", in_batches)):
+            row = Row(name)
+            row.ours(call)
+            row.other("qatcore: as one channel", lambda: observed(x))
+            yield row
 
 
 def check_counts(work: str, collector: qatcore.CalibrationCollector, x: np.ndarray) -> None:

@@ -239,8 +239,8 @@ def choose_specs(
     --------
     >>> collector = CalibrationCollector()
     >>> collector.observe(np.linspace(0.0, 1.0, 300))
-    >>> choose_specs({"fc1": collector}, CalibMethod.AUTO)[0].method
-    <CalibMethod.MIN_MAX: 'min_max'>
+    >>> [(spec.layer_name, spec.zero_point) for spec in choose_specs({"fc1": collector}, CalibMethod.MIN_MAX)]
+    [('fc1', -128)]
     """
     method, bits, symmetric = _checked(method, bits, symmetric)
     specs = []

@@ -575,6 +575,23 @@ class CalibrationCollector:
         >>> collector = CalibrationCollector()
         >>> collector.observe(np.append(np.linspace(-1.0, 2.0, 30001), np.nan))
         >>> print(collector.summary())
+        values       30,001 finite, 1 zero, 1 NaN
+        least        -1
+        greatest     2
+        mean         0.5
+        std          0.8661
+        0.1%         -0.997
+        1%           -0.97
+        10%          -0.7
+        50%          0.5
+        90%          1.7
+        99%          1.97
+        99.9%        1.997
+        <BLANKLINE>
+        SQNR in dB        min_max  percentile          kl         mse   (affine)
+        int4                 24.8        24.9        24.8        25.3
+        int8                 49.4        49.1        49.4        49.4
+        fp8                  31.9        32.0        31.9        32.1
         """
         fields = summarize(self._histogram, symmetric=as_flag(symmetric, "symmetric"))
         return CalibrationSummary(**{name: self._each(value) for name, value in fields.items()})
