@@ -1,7 +1,8 @@
 """How good chosen ranges are, ours and those of ONNX Runtime's and PyTorch's calibrators.
 
 ``python -m bench.ranges`` prints the table of docs/calibration.md: the mean squared error that each one's scale causes
-on the data itself, as a multiple of the least one that a brute-force search or anyone finds.  It ends with what was promised and is not so.
+on the data itself, as a multiple of the least one that a brute-force search or anyone finds.  It ends with what was
+promised and is not so.
 """
 
 from __future__ import annotations
