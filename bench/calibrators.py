@@ -1,8 +1,8 @@
 """Calibrating from start to end, against ONNX Runtime's entropy calibrator: time and memory.
 
-``python -m bench.calibrators`` makes a model with 50 tensors, runs 100 batches through it three times, each in a
-process of its own: inference alone, inference with our collectors and their KL scales, and ONNX Runtime's calibrator, which
-runs the model itself.  Memory is the peak beyond what the process had when its model was loaded.
+``python -m bench.calibrators`` makes a model with 50 tensors and runs 100 batches through it three times, each in a
+process of its own: inference alone, inference with our collectors and their KL scales, and ONNX Runtime's calibrator,
+which runs the model itself.  Memory is the peak beyond what the process had when its model was loaded.
 """
 
 from __future__ import annotations

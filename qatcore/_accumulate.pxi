@@ -20,8 +20,20 @@ cdef enum:
     TILE = 16         # channels gathered side by side: float32 values of one cache line
 
 
+ctypedef fused element:
+    float
+    double
+    int32_t
+    int64_t
+
+ctypedef fused gathered:
+    double
+    int32_t
+    int64_t
+
+
 cdef inline void gather(
-    const floating[:, :, :] x, Py_ssize_t channel, Py_ssize_t width, double[:, ::1] values
+    const element[:, :, :] x, Py_ssize_t channel, Py_ssize_t width, gathered[:, ::1] values
 ) noexcept nogil:
     """Copy `width` channels of x (outer, channels, inner) to the front of as many rows of values."""
     cdef Py_ssize_t o, i, t, k, inner = x.shape[2]
@@ -32,14 +44,14 @@ cdef inline void gather(
                 prefetch(&x[o + AHEAD, channel, 0])
             for i in range(inner):
                 for t in range(width):
-                    values[channel + t, k] = x[o, channel + t, i]
+                    values[channel + t, k] = <gathered> x[o, channel + t, i]
                 k += 1
     else:
         for t in range(width):
             k = 0
             for o in range(x.shape[0]):
                 for i in range(inner):
-                    values[channel + t, k + i] = x[o, channel + t, i]
+                    values[channel + t, k + i] = <gathered> x[o, channel + t, i]
                 k += inner
 
 
@@ -297,3 +309,84 @@ def add_channels(
             )
             for i in range(N_ZERO, N_NONZERO + 1):
                 own_stats[i] += others_stats[i]
+
+
+cdef inline void add_run(int64_t* stats, const int64_t* run, int64_t n, double low, double high) noexcept nogil:
+    """Add the statistics of `scan_and_count` for n values with the least and greatest finite value given."""
+    cdef int64_t low_key = order_key(bits_of(low + 0.0))  # -0 is 0
+    cdef int64_t high_key = order_key(bits_of(high + 0.0))
+    cdef int64_t infinite = run[3] + run[4] + run[5]
+    if n > infinite:
+        add_extreme(
+            &stats[LOW_KEY], low_key, &stats[N_LOW], run[2] if low == 0.0 else run[8], low_key < stats[LOW_KEY]
+        )
+        add_extreme(
+            &stats[HIGH_KEY], high_key, &stats[N_HIGH], run[2] if high == 0.0 else run[9], high_key > stats[HIGH_KEY]
+        )
+    stats[N_ZERO] += run[2]
+    stats[N_NAN] += run[3]
+    stats[N_POSINF] += run[4]
+    stats[N_NEGINF] += run[5]
+    stats[N_NONZERO] += n - run[2] - infinite
+
+
+def tabulate_channels(
+    const word[:, :, :] x,
+    word[:, ::1] buffer,
+    int32_t[:, ::1] tables,
+    int64_t[:, ::1] stats,
+    int64_t[::1] owners,
+    int32_t[:, ::1] owned,
+    int64_t[:, ::1] counts,
+    int64_t[::1] used,
+    uint8_t[::1] incomplete,
+    int32_t[:, ::1] row_tables,
+):
+    """Add the counts of a run of each channel, from bits x (outer, channels, inner), with tables as `count_leading_bits`.
+
+    There has to be room for as many rows as the type has binades, for each channel, and in `buffer` for each channel's
+    run.  Subnormals are not counted, and `incomplete` set to 1 for a channel that has some.  `tables` is all 0 and
+    the first row of `row_tables` all -1, and both are left so.
+    """
+    cdef Py_ssize_t channel, n = x.shape[0] * x.shape[2], table_size = tables.shape[1], exponents
+    cdef int64_t sign, exponent, first, last, binade, lowest
+    cdef int64_t[10] run
+    cdef int64_t[FRACTION] found
+    cdef int32_t row
+    cdef Py_ssize_t i
+    cdef int32_t* table = &row_tables[0, 0]
+    cdef double low, high
+    with nogil:
+        gather(x, 0, x.shape[1], buffer)
+        for channel in range(x.shape[1]):
+            scan_and_count(&buffer[channel, 0], n, &tables[0, 0], table_size, run)
+            if word is int32_t:
+                exponents = 256
+                first = run[6] >> 23
+                last = run[7] >> 23
+                low = float_of(order_key(<int32_t> run[0]))
+                high = float_of(order_key(<int32_t> run[1]))
+            else:
+                exponents = 2048
+                first = run[6] >> 52
+                last = run[7] >> 52
+                low = double_of(order_key(run[0]))
+                high = double_of(order_key(run[1]))
+            add_run(&stats[channel, 0], run, n, low, high)
+            fill_table(owned, owners, channel, stats[channel, N_ROWS], table)
+            lowest = 0
+            for sign in range(2):
+                for exponent in range(max(first, <int64_t> 1), last + 1):
+                    memset(found, 0, sizeof(found))
+                    if drain_binade(&tables[0, 0], table_size, sign * exponents + exponent, found):
+                        binade = sign * 2048 + exponent
+                        if word is int32_t:
+                            binade += 1023 - 127
+                        row = row_of(binade, channel, &stats[channel, 0], owners, owned, &used[0], table)
+                        for i in range(FRACTION):
+                            counts[row, i] += found[i]
+                lowest += drain_binade(&tables[0, 0], table_size, sign * exponents, found)
+                drain_binade(&tables[0, 0], table_size, (sign + 1) * exponents - 1, found)
+            clear_table(owned, owners, channel, stats[channel, N_ROWS], table)
+            if lowest > run[2]:
+                incomplete[channel] = 1

@@ -32,14 +32,9 @@ cdef inline word order_key(word bits) noexcept nogil:
         return bits ^ ((bits >> 63) & INT64_MAX)
 
 
-def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] stats):
-    """Count the values of x by sign, exponent and top 7 mantissa bits, and scan their range.
-
-    `x` holds the bits of floats, at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
-    count an element, whatever it is.  `stats` is set to: the least and greatest order key of the finite
-    values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, as bits a lower
-    bound of the nonzero magnitudes and the greatest finite one, and how often the least and greatest key occur.
-    """
+cdef inline void scan_and_count(
+    const word* x, Py_ssize_t n, int32_t* tables, Py_ssize_t table_size, int64_t* stats
+) noexcept nogil:
     cdef word infinity, top, bits, magnitude, key
     cdef word low_key, high_key, low_magnitude, high_magnitude, block_low, block_high, block_least, block_most
     cdef Py_ssize_t start, stop, i
@@ -52,83 +47,110 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
     else:
         infinity = INF64
         top = INT64_MAX
-    with nogil:
-        low_key = top
-        high_key = -top - 1
-        low_magnitude = top
-        high_magnitude = 0
-        for start in range(0, x.shape[0], 4096):  # BLOCK: a step must be a literal to stay a C loop
-            stop = min(start + BLOCK, x.shape[0])
+    low_key = top
+    high_key = -top - 1
+    low_magnitude = top
+    high_magnitude = 0
+    for start in range(0, n, 4096):  # BLOCK: a step must be a literal to stay a C loop
+        stop = min(start + BLOCK, n)
+        block_low = top
+        block_high = -top - 1
+        block_least = top
+        block_most = 0
+        block_zeros = 0
+        for i in range(start, stop):
+            bits = x[i]
+            magnitude = bits & top
+            key = order_key(bits)
+            block_low = least(block_low, key)
+            block_high = most(block_high, key)
+            block_least = least(block_least, (magnitude - 1) & top)  # a zero wraps to the top
+            block_most = most(block_most, magnitude)
+            block_zeros += magnitude == 0
+        finite = block_most < infinity
+        if not finite:  # scan again, one by one
             block_low = top
             block_high = -top - 1
-            block_least = top
             block_most = 0
-            block_zeros = 0
             for i in range(start, stop):
                 bits = x[i]
                 magnitude = bits & top
-                key = order_key(bits)
-                block_low = least(block_low, key)
-                block_high = most(block_high, key)
-                block_least = least(block_least, (magnitude - 1) & top)  # a zero wraps to the top
-                block_most = most(block_most, magnitude)
-                block_zeros += magnitude == 0
-            finite = block_most < infinity
-            if not finite:  # scan again, one by one
-                block_low = top
-                block_high = -top - 1
-                block_most = 0
-                for i in range(start, stop):
-                    bits = x[i]
-                    magnitude = bits & top
-                    if magnitude < infinity:
-                        key = order_key(bits)
-                        block_low = least(block_low, key)
-                        block_high = most(block_high, key)
-                        block_most = most(block_most, magnitude)
-                    elif magnitude > infinity:
-                        n_nan += 1
-                    elif bits > 0:
-                        n_posinf += 1
-                    else:
-                        n_neginf += 1
-            n_zero += block_zeros
-            # Only a block that reaches an extreme is searched for it.
-            if block_low < low_key:
-                low_key = block_low
-                n_low = 0
-            if block_low == low_key:
-                n_low += occurrences(&x[start], stop - start, order_key(low_key))
-            if block_high > high_key:
-                high_key = block_high
-                n_high = 0
-            if block_high == high_key:
-                n_high += occurrences(&x[start], stop - start, order_key(high_key))
-            low_magnitude = least(low_magnitude, block_least)
-            high_magnitude = most(high_magnitude, block_most)
-            if finite and block_low == block_high:  # padding, masks, dead channels
-                tables[0, bin_of(x[start])] += <int32_t> (stop - start)
-                continue
-            i = start
-            while i + TABLES <= stop:
-                tables[0, bin_of(x[i])] += 1
-                tables[1, bin_of(x[i + 1])] += 1
-                tables[2, bin_of(x[i + 2])] += 1
-                tables[3, bin_of(x[i + 3])] += 1
-                i += TABLES
-            while i < stop:
-                tables[0, bin_of(x[i])] += 1
-                i += 1
-        stats[0] = low_key
-        stats[1] = high_key
-        stats[2] = n_zero
-        stats[3] = n_nan
-        stats[4] = n_posinf
-        stats[5] = n_neginf
-        stats[6] = low_magnitude
-        stats[7] = high_magnitude
-        stats[8] = n_low
-        stats[9] = n_high
+                if magnitude < infinity:
+                    key = order_key(bits)
+                    block_low = least(block_low, key)
+                    block_high = most(block_high, key)
+                    block_most = most(block_most, magnitude)
+                elif magnitude > infinity:
+                    n_nan += 1
+                elif bits > 0:
+                    n_posinf += 1
+                else:
+                    n_neginf += 1
+        n_zero += block_zeros
+        # Only a block that reaches an extreme is searched for it.
+        if block_low < low_key:
+            low_key = block_low
+            n_low = 0
+        if block_low == low_key:
+            n_low += occurrences(&x[start], stop - start, order_key(low_key))
+        if block_high > high_key:
+            high_key = block_high
+            n_high = 0
+        if block_high == high_key:
+            n_high += occurrences(&x[start], stop - start, order_key(high_key))
+        low_magnitude = least(low_magnitude, block_least)
+        high_magnitude = most(high_magnitude, block_most)
+        if finite and block_low == block_high:  # padding, masks, dead channels
+            tables[bin_of(x[start])] += <int32_t> (stop - start)
+            continue
+        i = start
+        while i + TABLES <= stop:
+            tables[bin_of(x[i])] += 1
+            tables[table_size + bin_of(x[i + 1])] += 1
+            tables[2 * table_size + bin_of(x[i + 2])] += 1
+            tables[3 * table_size + bin_of(x[i + 3])] += 1
+            i += TABLES
+        while i < stop:
+            tables[bin_of(x[i])] += 1
+            i += 1
+    stats[0] = low_key
+    stats[1] = high_key
+    stats[2] = n_zero
+    stats[3] = n_nan
+    stats[4] = n_posinf
+    stats[5] = n_neginf
+    stats[6] = low_magnitude
+    stats[7] = high_magnitude
+    stats[8] = n_low
+    stats[9] = n_high
+
+
+def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] stats):
+    """Count the values of x by sign, exponent and top 7 mantissa bits, and scan their range.
+
+    `x` holds the bits of floats, at least one and at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
+    count an element, whatever it is.  `stats` is set to: the least and greatest order key of the finite
+    values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, as bits a lower
+    bound of the nonzero magnitudes and the greatest finite one, and how often the least and greatest key occur.
+    """
+    with nogil:
+        scan_and_count(&x[0], x.shape[0], &tables[0, 0], tables.shape[1], &stats[0])
+
+
+cdef inline int64_t drain_binade(
+    int32_t* tables, Py_ssize_t table_size, Py_ssize_t binade, int64_t* counts
+) noexcept nogil:
+    """Move a binade's counts out of the tables, to be added to others; how many there are."""
+    cdef int64_t count, total = 0
+    cdef Py_ssize_t j, t
+    for j in range(FRACTION):
+        count = 0
+        for t in range(TABLES):
+            count += tables[t * table_size + binade * FRACTION + j]
+            tables[t * table_size + binade * FRACTION + j] = 0
+        counts[j] += count
+        total += count
+    return total
 
 
 def drain_leading_bits(
@@ -138,35 +160,22 @@ def drain_leading_bits(
 
     `exponents` is the number of exponents of the type (256 or 2048), `first` to `last` those of the
     finite nonzero values.  Writes each touched binade's number, sign * exponents + exponent, and its
-    128 counts; returns how many there are, and how many values had exponent 0 (zeros and subnormals,
+    128 counts, to be added to; returns how many there are, and how many values had exponent 0 (zeros and subnormals,
     which are not moved).
     """
-    cdef int sign, exponent, j, t
-    cdef Py_ssize_t base, n = 0
-    cdef int64_t count, total, lowest = 0
+    cdef int sign, exponent
+    cdef Py_ssize_t n = 0
+    cdef int64_t lowest = 0
+    cdef int64_t[FRACTION] unused
     with nogil:
+        memset(unused, 0, sizeof(unused))
         for sign in range(2):
             for exponent in range(max(first, 1), last + 1):
-                base = (<Py_ssize_t> sign * exponents + exponent) * FRACTION
-                total = 0
-                for j in range(FRACTION):
-                    count = 0
-                    for t in range(TABLES):
-                        count += tables[t, base + j]
-                        tables[t, base + j] = 0
-                    counts[n, j] = count
-                    total += count
-                if total:
+                if drain_binade(&tables[0, 0], tables.shape[1], sign * exponents + exponent, &counts[n, 0]):
                     binades[n] = sign * exponents + exponent
                     n += 1
-            for t in range(TABLES):
-                base = <Py_ssize_t> sign * exponents * FRACTION
-                for j in range(FRACTION):
-                    lowest += tables[t, base + j]
-                    tables[t, base + j] = 0
-                base += <Py_ssize_t> (exponents - 1) * FRACTION
-                for j in range(FRACTION):
-                    tables[t, base + j] = 0
+            lowest += drain_binade(&tables[0, 0], tables.shape[1], sign * exponents, unused)
+            drain_binade(&tables[0, 0], tables.shape[1], (sign + 1) * exponents - 1, unused)
     return n, lowest
 
 

@@ -153,6 +153,18 @@ def add_channels(
     limit: int,
     tables: NDArray[np.int32],
 ) -> None: ...
+def tabulate_channels(
+    x: NDArray[np.int32] | NDArray[np.int64],
+    buffer: NDArray[np.int32] | NDArray[np.int64],
+    tables: NDArray[np.int32],
+    stats: NDArray[np.int64],
+    owners: NDArray[np.int64],
+    owned: NDArray[np.int32],
+    counts: NDArray[np.int64],
+    used: NDArray[np.int64],
+    incomplete: NDArray[np.uint8],
+    row_tables: NDArray[np.int32],
+) -> None: ...
 def scan_range(x: NDArray[np.float64]) -> tuple[float, float, int]: ...
 def rebuild_histogram(
     samples: NDArray[np.float64], low: float, high: float, histogram: NDArray[np.float64]

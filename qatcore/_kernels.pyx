@@ -22,7 +22,7 @@ from libc.math cimport copysign, fabs, floor, rint, rintf, trunc
 from libc.stdint cimport (
     INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t,
 )
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 ctypedef fused floating:
     float

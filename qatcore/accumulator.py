@@ -86,13 +86,10 @@ class Accumulator:
     def add(self, other: Accumulator) -> None:
         """Add what another one of as many channels holds."""
         if other is self:
-            other = self.copy()
+            other = self.trimmed()
         if self.channels == 0:
             return
-        try:
-            tables = _scratch.tables
-        except AttributeError:
-            tables = _scratch.tables = np.full((2, BINADES), -1, np.int32)
+        tables = _row_tables()
         self._make_room_for_values(other)
         rows, others = self._rows, other._rows
         added = (other.stats, other.values, others.owners, others.owned)
@@ -100,8 +97,18 @@ class Accumulator:
             self.stats, self.values, rows.owners, rows.owned, *added, EXACT_LIMIT, tables
         )
         if new:
-            rows = self._make_room_for_rows(int(rows.used[0]) + new, widest)
+            rows = self.make_room(int(rows.used[0]) + new, widest)
         _dispatch.kernels.add_channels(self.stats, self.values, *rows, *added, others.counts, EXACT_LIMIT, tables)
+
+    def tabulate(
+        self,
+        bits: npt.NDArray[Any],
+        buffer: npt.NDArray[Any],
+        tables: npt.NDArray[np.int32],
+        incomplete: npt.NDArray[np.uint8],
+    ) -> None:
+        """Add counts from the bits of an array (outer, channels, inner), as the kernel does; rows have to be there."""
+        _dispatch.kernels.tabulate_channels(bits, buffer, tables, self.stats, *self._rows, incomplete, _row_tables())
 
     def _make_room_for_values(self, other: Accumulator) -> None:
         held = self.stats[:, N_NONZERO]
@@ -115,7 +122,8 @@ class Accumulator:
             values[:, :kept] = self.values[:, :kept]
             self.values = values
 
-    def _make_room_for_rows(self, needed: int, widest: int) -> _Rows:
+    def make_room(self, needed: int, widest: int) -> _Rows:
+        """Make room for so many rows, and so many of a channel."""
         rows = self._rows
         capacity, width = rows.owners.size, rows.owned.shape[1]
         if needed > capacity or widest > width:
@@ -131,11 +139,13 @@ class Accumulator:
         return rows
 
     def trimmed(self) -> Accumulator:
-        """Return the same state with values in memory of its own, no more of it than needed."""
+        """Return the same state in memory of its own, no more of it than needed."""
         held = self.stats[:, N_NONZERO]
         kept = int(held.max(initial=0, where=held <= EXACT_LIMIT))
-        trimmed = Accumulator.of_values(self.values[:, :kept].copy(), self.stats)
-        trimmed._rows = self._rows
+        trimmed = Accumulator.of_values(self.values[:, :kept].copy(), self.stats.copy())
+        owners, owned, counts, used = self._rows
+        n, width = int(used[0]), int(self.stats[:, N_ROWS].max(initial=0))
+        trimmed._rows = _Rows(owners[:n].copy(), owned[:, :width].copy(), counts[:n].copy(), used.copy())
         return trimmed
 
     def placed(self, places: _Integers, channels: int) -> Accumulator:
@@ -150,14 +160,6 @@ class Accumulator:
         owners = places[owners // BINADES] * BINADES + owners % BINADES
         spread._rows = _Rows(owners, owned_there, counts, used)
         return spread
-
-    def copy(self) -> Accumulator:
-        """Return another one with the same state."""
-        copied = Accumulator.of_values(self.values.copy(), self.stats.copy())
-        n = int(self._rows.used[0])
-        owners, owned, counts, used = self._rows
-        copied._rows = _Rows(owners[:n].copy(), owned.copy(), counts[:n].copy(), used.copy())
-        return copied
 
     def histogram(self) -> LeadingBitHistogram:
         """Return what it holds, in an order that tells nothing of how it came."""
@@ -196,6 +198,15 @@ class Accumulator:
         owned[np.arange(owned.shape[1]) < rows[:, np.newaxis]] = np.arange(h.owners.size)
         self._rows = _Rows(h.owners.copy(), owned, h.counts.copy(), np.array([h.owners.size]))
         return self
+
+
+def _row_tables() -> npt.NDArray[np.int32]:
+    """Return this thread's tables from binades to rows, all -1 between calls."""
+    try:
+        tables: npt.NDArray[np.int32] = _scratch.tables
+    except AttributeError:
+        tables = _scratch.tables = np.full((2, BINADES), -1, np.int32)
+    return tables
 
 
 def summed(parts: Iterable[Accumulator]) -> Accumulator:

@@ -75,6 +75,7 @@ def calibrate_layer(
     *,
     bits: QuantBits = QuantBits.INT8,
     symmetric: bool = False,
+    include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
     progress: bool = False,
@@ -88,7 +89,8 @@ def calibrate_layer(
     method : CalibMethod
         ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least expected squared error.
     bits : QuantBits
-    symmetric : bool
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
     axis, groups : optional
         For a scale for each channel, as `CalibrationCollector` takes them.
     progress : bool
@@ -102,7 +104,8 @@ def calibrate_layer(
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as the one before.
+        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as the one before, or
+        there is an axis and an array in place of batches.
     ModuleNotFoundError
         If `progress` is asked for without tqdm.
     TypeError
@@ -121,7 +124,7 @@ def calibrate_layer(
     """
     [spec] = _calibrate(
         [("layer_outputs", layer_outputs)],
-        (method, bits, symmetric),
+        (method, bits, symmetric, include_zero),
         axis=axis,
         groups=groups,
         collectors=None,
@@ -137,6 +140,7 @@ def calibrate_model(
     *,
     bits: QuantBits = QuantBits.INT8,
     symmetric: bool = False,
+    include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
     collectors: MutableMapping[str, CalibrationCollector] | None = None,
@@ -152,7 +156,8 @@ def calibrate_model(
     method : CalibMethod
         ``AUTO`` chooses for each layer, and the specification says what.
     bits : QuantBits
-    symmetric : bool
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
     axis, groups : optional
         For a scale for each channel, as `CalibrationCollector` takes them.
     collectors : mutable mapping, optional
@@ -171,8 +176,9 @@ def calibrate_model(
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown, a collector has another axis, a batch does not have the axis or as many
-        channels as the one before, or what a collector has seen does not end where a batch does.
+        If `method` or `bits` is unknown, two layers have one name, a collector has another axis, a batch does not have
+        the axis or as many channels as the one before, there is an axis and an array in place of batches, or what
+        a collector has seen does not end where a batch does.
     ModuleNotFoundError
         If `progress` is asked for without tqdm.
     TypeError
@@ -191,7 +197,7 @@ def calibrate_model(
     """
     return _calibrate(
         layer_activations,
-        (method, bits, symmetric),
+        (method, bits, symmetric, include_zero),
         axis=axis,
         groups=groups,
         collectors=collectors,
@@ -206,6 +212,7 @@ def choose_specs(
     *,
     bits: QuantBits = QuantBits.INT8,
     symmetric: bool = False,
+    include_zero: bool = False,
 ) -> list[QuantizationSpec]:
     """Return a specification for each of some collectors, which are only asked.
 
@@ -216,7 +223,8 @@ def choose_specs(
     method : CalibMethod
         ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses for each layer, and the specification says what.
     bits : QuantBits
-    symmetric : bool
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
 
     Returns
     -------
@@ -242,7 +250,7 @@ def choose_specs(
     >>> [(spec.layer_name, spec.zero_point) for spec in choose_specs({"fc1": collector}, CalibMethod.MIN_MAX)]
     [('fc1', -128)]
     """
-    method, bits, symmetric = _checked(method, bits, symmetric)
+    method, bits, symmetric, include_zero = _checked(method, bits, symmetric, include_zero)
     specs = []
     for name, collector in named_collectors(collectors).items():
         fewest = int(np.min(collector.n_elements, initial=_FEW_VALUES))
@@ -254,7 +262,9 @@ def choose_specs(
                 CalibrationWarning,
                 stacklevel=_stack_level(),
             )
-        scale, zero_point, chosen = choose_scale(collector, method, bits=bits, symmetric=symmetric)
+        scale, zero_point, chosen = choose_scale(
+            collector, method, bits=bits, symmetric=symmetric, include_zero=include_zero
+        )
         specs.append(
             QuantizationSpec(name, scale, zero_point, chosen, bits, symmetric, collector.axis, collector.groups)
         )
@@ -262,19 +272,25 @@ def choose_specs(
 
 
 def choose_scale(
-    collector: CalibrationCollector, method: CalibMethod, *, bits: QuantBits, symmetric: bool
+    collector: CalibrationCollector,
+    method: CalibMethod,
+    *,
+    bits: QuantBits,
+    symmetric: bool,
+    include_zero: bool = False,
 ) -> tuple[Any, Any, CalibMethod]:
     """Return a collector's scale and zero point by the given method, and the method, which AUTO chooses."""
     if method is CalibMethod.AUTO:
-        return collector.best_scale(bits=bits, symmetric=symmetric)
+        return collector.best_scale(bits=bits, symmetric=symmetric, include_zero=include_zero)
     if method is CalibMethod.PERCENTILE:
-        return *collector.percentile_scale(PERCENTILE, bits=bits, symmetric=symmetric), method
+        percentile = collector.percentile_scale(PERCENTILE, bits=bits, symmetric=symmetric, include_zero=include_zero)
+        return *percentile, method
     answer = {
         CalibMethod.MIN_MAX: collector.min_max_scale,
         CalibMethod.KL: collector.kl_divergence_scale,
         CalibMethod.MSE: collector.mse_scale,
     }[method]
-    return *answer(bits=bits, symmetric=symmetric), method
+    return *answer(bits=bits, symmetric=symmetric, include_zero=include_zero), method
 
 
 def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollector]) -> None:
@@ -375,17 +391,20 @@ def load_specs(path: PathLike) -> list[QuantizationSpec]:
     return read_specs(path)
 
 
-def _checked(method: object, bits: object, symmetric: object) -> tuple[CalibMethod, QuantBits, bool]:
+def _checked(
+    method: object, bits: object, symmetric: object, include_zero: object
+) -> tuple[CalibMethod, QuantBits, bool, bool]:
     return (
         as_member(CalibMethod, method, "method"),
         as_member(QuantBits, bits, "bits"),
         as_flag(symmetric, "symmetric"),
+        as_flag(include_zero, "include_zero"),
     )
 
 
 def _calibrate(
     layers: object,
-    how: tuple[CalibMethod, QuantBits, bool],
+    how: tuple[CalibMethod, QuantBits, bool, bool],
     *,
     axis: int | tuple[int, ...] | None,
     groups: int | None,
@@ -393,14 +412,17 @@ def _calibrate(
     resume: bool,
     progress: bool,
 ) -> list[QuantizationSpec]:
-    method, bits, symmetric = _checked(*how)
+    method, bits, symmetric, include_zero = _checked(*how)
     resume = as_flag(resume, "resume")
+    if resume and collectors is None:
+        raise InvalidArgumentError("resume: expected collectors to go on with, got None")
     kind = CalibrationCollector(axis, groups=groups)
     given = {} if collectors is None else named_collectors(collectors)
     for name, collector in given.items():
         if (collector.axis, collector.groups) != (kind.axis, kind.groups):
             raise InvalidArgumentError(
-                f"collectors: expected axis={kind.axis} and groups={kind.groups}, got {collector!r} for {name!r}"
+                f"collectors: expected axis={kind.axis} and groups={kind.groups}, got axis={collector.axis} and "
+                f"groups={collector.groups} for {name!r}"
             )
     by_name = {} if collectors is None else collectors
     names = []
@@ -410,13 +432,19 @@ def _calibrate(
             from .progress import BatchProgress
 
             layers = list(named_layers(layers))
-            report = stack.enter_context(BatchProgress(_known_total(layers)))
+            report = stack.enter_context(BatchProgress(_known_total(layers), len(layers)))
         for name, batches in named_layers(layers):
+            if name in names:
+                raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
+            if kind.axis is not None:
+                refuse_array(name, batches)
             names.append(name)
             if name not in by_name:
                 by_name[name] = CalibrationCollector(axis, groups=groups)
             _observe_all(name, batches, by_name[name], report, resume=resume)
-    return choose_specs({name: by_name[name] for name in names}, method, bits=bits, symmetric=symmetric)
+    return choose_specs(
+        {name: by_name[name] for name in names}, method, bits=bits, symmetric=symmetric, include_zero=include_zero
+    )
 
 
 def _observe_all(name: str, batches: object, collector: CalibrationCollector, report: Any, *, resume: bool) -> None:
@@ -424,21 +452,34 @@ def _observe_all(name: str, batches: object, collector: CalibrationCollector, re
     left = seen
     if report is not None:
         report.layer(name)
-    for batch in iterate_batches(name, batches):
-        array = as_array(batch, "x")
-        if left >= array.size > 0:
+    for index, batch in enumerate(iterate_batches(name, batches)):
+        try:
+            array = as_array(batch, "x")
+            if not left:
+                collector.observe(array)
+        except (InvalidArgumentError, TypeError) as error:
+            error.add_note(f"x is batch {index} of {name}")
+            raise
+        if left >= array.size:
             left -= array.size
         elif left:
             raise InvalidArgumentError(
                 f"{name}: its collector has seen {seen} values, which do not end where a batch does: there are {left} "
                 f"before a batch of {array.size}"
             )
-        else:
-            collector.observe(array)
         if report is not None:
             report.batch(array.nbytes)
     if left:
         raise InvalidArgumentError(f"{name}: its collector has seen {seen} values, {left} more than there are")
+
+
+def refuse_array(name: str, batches: object) -> None:
+    """Refuse an array in place of batches: its first axis would be theirs, and others one less than they are."""
+    if hasattr(batches, "ndim"):
+        raise InvalidArgumentError(
+            f"{name}: expected an iterable of batches where there is an axis, got an array of {batches.ndim} "
+            "dimensions; pass [array] if it is one batch"
+        )
 
 
 def _known_total(layers: list[tuple[str, Iterable[Any]]]) -> int | None:

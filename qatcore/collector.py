@@ -204,7 +204,7 @@ class CalibrationCollector:
         own, state = self._state
         if own is None:
             self._forget()
-            self._state = shape, added if adopt else added.copy()
+            self._state = shape, added if adopt else added.trimmed()
             return
         if own != shape:
             raise InvalidArgumentError(
@@ -680,8 +680,11 @@ def _as_axes(axis: object) -> tuple[int, ...]:
 
 
 def _as_index(value: object, name: str = "index") -> tuple[int, ...]:
+    items = value if isinstance(value, (tuple, list)) else (value,)
     try:
-        return tuple(operator.index(item) for item in (value if isinstance(value, (tuple, list)) else (value,)))
+        if any(isinstance(item, (bool, np.bool_)) for item in items):
+            raise TypeError
+        return tuple(operator.index(item) for item in items)
     except TypeError:
         raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
 

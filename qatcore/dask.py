@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
-from ._arrays import as_array
+from ._arrays import as_array, kernel_dtype
 from .calibration import choose_specs, named_layers
 from .collector import CalibrationCollector
 from .config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
@@ -50,7 +50,7 @@ def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | 
     InvalidArgumentError
         If `axis` or `groups` do not fit the array; for batches when they are computed.
     TypeError
-        If `x` is neither, or an argument has a wrong type.
+        If `x` is neither, or does not hold real numbers, or an argument has a wrong type.
 
     Examples
     --------
@@ -61,7 +61,13 @@ def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | 
     """
     kind = CalibrationCollector(axis, groups=groups)
     if isinstance(x, dask.array.Array):
+        kernel_dtype(x.dtype, "x")
         observed = list(_blocks(x, kind))
+    elif isinstance(x, np.ndarray) and kind.axis is not None:
+        raise InvalidArgumentError(
+            f"x: expected a dask array or batches where there is an axis, got a NumPy array of {x.ndim} dimensions; "
+            "pass [array] if it is one batch"
+        )
     elif isinstance(x, np.ndarray) and x.ndim == 1:
         observed = [delayed(_observe)(kind, x)]
     elif isinstance(x, Iterable) and not isinstance(x, (str, bytes, Delayed, Mapping)):
@@ -79,6 +85,7 @@ def calibrate_model(
     *,
     bits: QuantBits = QuantBits.INT8,
     symmetric: bool = False,
+    include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
 ) -> list[QuantizationSpec]:
@@ -93,7 +100,8 @@ def calibrate_model(
     method : CalibMethod
         ``AUTO`` chooses for each layer, and the specification says what.
     bits : QuantBits
-    symmetric : bool
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
     axis, groups : optional
         For a scale for each channel, as `CalibrationCollector` takes them.
 
@@ -105,7 +113,8 @@ def calibrate_model(
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as others.
+        If `method` or `bits` is unknown, two layers have one name, or a batch does not have the axis, or as many
+        channels as others.
     TypeError
         If an entry is not a name with batches, or a batch does not hold real numbers.
 
@@ -122,10 +131,14 @@ def calibrate_model(
     -128
     """
     method, bits = as_member(CalibMethod, method, "method"), as_member(QuantBits, bits, "bits")
-    symmetric = as_flag(symmetric, "symmetric")
-    collectors = {name: collect(batches, axis, groups=groups) for name, batches in named_layers(layer_activations)}
+    symmetric, include_zero = as_flag(symmetric, "symmetric"), as_flag(include_zero, "include_zero")
+    collectors: dict[str, Delayed] = {}
+    for name, batches in named_layers(layer_activations):
+        if name in collectors:
+            raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
+        collectors[name] = collect(batches, axis, groups=groups)
     (observed,) = dask.compute(collectors)
-    return choose_specs(observed, method, bits=bits, symmetric=symmetric)
+    return choose_specs(observed, method, bits=bits, symmetric=symmetric, include_zero=include_zero)
 
 
 def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:

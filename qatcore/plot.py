@@ -55,7 +55,7 @@ def histogram(
     bits : QuantBits
     symmetric : bool
     figure : matplotlib.figure.Figure, optional
-        What to draw into; a new one of 8 by 6 inches if left out.
+        An empty one to draw into; a new one of 8 by 6 inches if left out.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def histogram(
     ------
     InvalidArgumentError
         If the collector has an axis, or has observed no two finite values that differ, or a range that float64 cannot
-        hold.
+        hold, or the figure is not empty.
     TypeError
         If an argument has a wrong type.
 
@@ -89,7 +89,12 @@ def histogram(
     low, high = float(h.low[0]), float(h.high[0])
     if not (low < high and np.isfinite(high - low)):
         raise InvalidArgumentError(f"collector: expected a range of finite values, got {collector!r}")
-    figure = Figure(figsize=(8.0, 6.0), layout="constrained") if figure is None else figure
+    if figure is None:
+        figure = Figure(figsize=(8.0, 6.0), layout="constrained")
+    elif not isinstance(figure, Figure):
+        raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
+    elif figure.axes:
+        raise InvalidArgumentError(f"figure: expected an empty one, got one with {len(figure.axes)} axes")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     options = {"symmetric": symmetric, "include_zero": False}
     ranges = ranges_by_method(h, bits, **options)
@@ -104,7 +109,8 @@ def histogram(
             ends = _mirrored(start, stop, h)
             label = f"{method.value}: ±{abs(ends[0]):.4g}"
         for end in ends:
-            above.axvline(end, color=colour, linestyle=style, linewidth=1.3, label=label)
+            # Behind the bars, which may be narrow.
+            above.axvline(end, color=colour, linestyle=style, linewidth=1.3, label=label, zorder=0.5)
             label = "_"  # the second line is not another entry
     above.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     kind = "FP8" if bits is QuantBits.FP8 else f"{bits.value}, {'symmetric' if symmetric else 'affine'}"
@@ -129,7 +135,7 @@ def _draw_counts(axes: Axes, h: LeadingBitHistogram, low: float, high: float) ->
         below += mass * np.clip((edges - start) / (stop - start), 0.0, 1.0)
     counts = np.diff(below)
     counts += np.histogram(pieces.points, edges, weights=pieces.counts)[0]
-    axes.stairs(counts, edges, fill=True, color="#b8c9d9", baseline=0.5)
+    axes.stairs(counts, edges, fill=True, color="#9db4c8", edgecolor="#9db4c8", linewidth=1.2, baseline=0.5)
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
     axes.set_ylabel("values")
@@ -185,5 +191,7 @@ def _draw_errors(
     axes.set_yscale("log")
     axes.set_ylim(top=float(np.max(drawn(chosen))) * 30)
     axes.set_ylabel("squared error / least")
-    axes.set_xlabel("where the range ends")
+    axes.set_xlabel(
+        "where the range ends" + ("" if both_ends else " (curve: this end alone is moved; marks: whole ranges)")
+    )
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -9,6 +9,8 @@ try:
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("progress=True needs tqdm: pip install 'qatcore[progress]'", name="tqdm") from _missing
 
+_LONGEST_NAME = 24
+
 
 class BatchProgress:
     """A bar on standard error that counts batches and their bytes.
@@ -17,11 +19,13 @@ class BatchProgress:
     ----------
     total : int or None
         How many batches there will be, if that is known.
+    layers : int
     """
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, layers: int) -> None:
         self._bar = tqdm(total=total, unit=" batches", dynamic_ncols=True)
         self._bytes = 0
+        self._layers, self._layer = layers, 0
 
     def __enter__(self) -> BatchProgress:
         return self
@@ -33,7 +37,11 @@ class BatchProgress:
 
     def layer(self, name: str) -> None:
         """Name the layer whose batches follow."""
-        self._bar.set_description(name, refresh=False)
+        self._layer += 1
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[: _LONGEST_NAME // 2 - 1]}…{name[-_LONGEST_NAME // 2 :]}"
+        place = f" {self._layer}/{self._layers}" if self._layers > 1 else ""
+        self._bar.set_description_str(name + place, refresh=False)
 
     def batch(self, n_bytes: int) -> None:
         """Count a batch."""

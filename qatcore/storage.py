@@ -7,6 +7,7 @@ executed.  Whatever is read is checked: a damaged file is an error, not another 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -177,6 +178,8 @@ def _replace(path: PathLike, data: bytes) -> None:
     """Write a file under another name, and give it its own when it is safely there."""
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
     temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -186,9 +189,11 @@ def _replace(path: PathLike, data: bytes) -> None:
         if os.path.exists(target):
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename = os.fspath(path)  # the name that the caller knows
         raise
     if hasattr(os, "O_DIRECTORY"):  # the new name itself has to reach the disk
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

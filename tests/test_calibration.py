@@ -203,6 +203,40 @@ def test_collectors_are_added_to():
     assert collectors["a"].n_observed == 2 * 400 * 4
 
 
+@pytest.mark.parametrize("method", list(CalibMethod))
+@pytest.mark.parametrize("axis", [None, 1])
+def test_include_zero(method, axis):
+    """What is exported needs zero points that are codes."""
+    layers = {"a": [np.random.default_rng(0).normal(100.0, 1.0, (5000, 3))]}
+    (spec,) = qatcore.calibrate_model(layers, method, axis=axis, include_zero=True)
+    assert np.all(spec.zero_point == -128)
+    scale, zero_point = qatcore.calibrate_layer(layers["a"], method, axis=axis, include_zero=True)
+    assert np.array_equal(scale, spec.scale)
+    assert np.array_equal(zero_point, spec.zero_point)
+    qatcore.quantize(layers["a"][0], spec.scale, spec.zero_point, axis=spec.axis)
+    (spec,) = qatcore.calibrate_model(layers, method, axis=axis)
+    assert np.all(spec.zero_point < -128)
+
+
+def test_what_is_no_sequence_of_batches():
+    x = np.ones((300, 4, 4))
+    with pytest.raises(
+        InvalidArgumentError, match=r"a: expected an iterable of batches where there is an axis, got an arr"
+    ):
+        qatcore.calibrate_model({"a": x}, axis=1)
+    with pytest.raises(InvalidArgumentError, match=r"pass \[array\] if it is one batch"):
+        qatcore.calibrate_layer(x[0, 0], axis=0)
+    with pytest.raises(
+        InvalidArgumentError, match="layer_activations: expected one entry for a layer, got two for 'a'"
+    ):
+        qatcore.calibrate_model([("a", [x]), ("b", [x]), ("a", [x])])
+    with pytest.raises(InvalidArgumentError, match="resume: expected collectors to go on with, got None"):
+        qatcore.calibrate_model({"a": [x]}, resume=True)
+    with pytest.raises(InvalidArgumentError) as caught:
+        qatcore.calibrate_model({"a": [x], "b": [x, x[0, 0]]}, axis=1)
+    assert caught.value.__notes__ == ["x is batch 1 of b"]
+
+
 def test_what_does_not_fit_to_go_on_with():
     def collectors(n, axis=None):
         collector = CalibrationCollector(axis)
@@ -215,7 +249,7 @@ def test_what_does_not_fit_to_go_on_with():
         with pytest.raises(InvalidArgumentError, match=f"a: its collector has seen {message}"):
             qatcore.calibrate_model({"a": BATCHES}, collectors=given, resume=True)
         assert given == collectors(n)
-    with pytest.raises(InvalidArgumentError, match=r"collectors: expected axis=None and groups=1, got .*axis=1"):
+    with pytest.raises(InvalidArgumentError, match="collectors: expected axis=None and groups=1, got axis=1 and"):
         qatcore.calibrate_model({"a": BATCHES}, collectors=collectors(3, 1))
     with pytest.raises(TypeError, match="collectors: expected a mapping"):
         qatcore.calibrate_model({"a": BATCHES}, collectors=[])
@@ -239,13 +273,16 @@ def test_progress():
             specs = qatcore.calibrate_model(given, progress=True)
         assert specs[0] == expected[0]
         last = shown.getvalue().replace("\r", "\n").strip().splitlines()[-1]
-        assert "fc: " in last
+        assert "fc 2/2: " in last
         assert "16.0kB read" in last or "25.6kB read" in last
     assert "8/8" not in shown.getvalue()
     assert "5/5" in last
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         qatcore.calibrate_layer(itertools.repeat(BATCHES[0], 3), progress=True)
-    assert "3 batches" in shown.getvalue()
+    assert "layer_outputs: 3 batches" in shown.getvalue()
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        qatcore.calibrate_model({"encoder.layer.0.attention.self.query_key_value.dense": BATCHES}, progress=True)
+    assert "encoder.lay…lue.dense:" in shown.getvalue()
     with pytest.raises(TypeError, match="progress: expected a bool"):
         qatcore.calibrate_layer(BATCHES, progress="yes")
 

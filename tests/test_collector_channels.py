@@ -244,6 +244,7 @@ def test_before_the_first_batch():
     ("arguments", "error", "message"),
     [
         ({"axis": 1.5}, TypeError, "axis: expected an integer or a tuple of them, got 1.5"),
+        ({"axis": True}, TypeError, "axis: expected an integer or a tuple of them, got True"),
         ({"axis": "0"}, TypeError, "axis: expected an integer or a tuple of them, got '0'"),
         ({"axis": ()}, InvalidArgumentError, r"axis: expected an axis, or several that differ, got \(\)"),
         ({"axis": (1, 1)}, InvalidArgumentError, r"axis: expected an axis, or several that differ, got \(1, 1\)"),

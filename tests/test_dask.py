@@ -97,6 +97,14 @@ def test_wrong_arguments():
         collect(x[x[:, 0] > 0], 0)
     assert collect(x[x[:, 0] > 0], 1).compute() == observed(np.ones((4, 6)), axis=1)
     assert collect(x[x[:, 0] > 0]).compute().n_elements == 24
+    with pytest.raises(InvalidArgumentError, match=r"x: expected a dask array or batches where there is an axis"):
+        collect(np.ones((3, 3)), 0)
+    with pytest.raises(TypeError, match=r"x: expected real numbers .*, got complex128"):
+        collect(x + 1j)
+    with pytest.raises(
+        InvalidArgumentError, match="layer_activations: expected one entry for a layer, got two for 'a'"
+    ):
+        calibrate_model([("a", x), ("a", x)])
     with pytest.raises(InvalidArgumentError, match="method: expected one of"):
         calibrate_model({"a": x}, "best")
     with pytest.raises(TypeError, match="layer_activations"):

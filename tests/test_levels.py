@@ -178,6 +178,32 @@ def moments(kernels, n):
     yield out
 
 
+def tabulated(kernels, n):
+    """Two runs of channels, side by side and each in one piece."""
+    for (integer, binades), (outer, inner) in itertools.product(
+        ((np.int32, 512), (np.int64, 4096)), ((n, 1), (1, n)) if n else ()
+    ):
+        floats = f"f{np.dtype(integer).itemsize}"
+        runs = [values(n, floats), random_bits(n, 7, floats)]
+        buffer = np.zeros((3, n + 5), integer)
+        tables = np.zeros((4, binades * 128), np.int32)
+        stats = np.zeros((3, 10), np.int64)
+        stats[:, :2] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
+        owners, owned = np.zeros(3 * binades, np.int64), np.full((3, binades), -1, np.int32)
+        counts, used = np.zeros((3 * binades, 128), np.int64), np.zeros(1, np.int64)
+        incomplete, row_tables = np.zeros(3, np.uint8), np.full((2, 4096), -1, np.int32)
+        for run in runs:
+            x = np.stack([run, run[::-1], np.full_like(run, 2.5)]).reshape(3, outer, inner).swapaxes(0, 1)
+            kernels.tabulate_channels(
+                x.view(integer), buffer, tables, stats, owners, owned, counts, used, incomplete, row_tables
+            )
+            assert not tables.any()
+            assert (row_tables[0] == -1).all()
+            yield from (stats.copy(), owners.copy(), owned.copy(), counts[: used[0]].copy(), incomplete.copy())
+        if not incomplete.any():
+            assert counts.sum() == stats[:, 8].sum()
+
+
 def natural_logs(kernels, n):
     out = np.zeros(n)
     kernels.natural_logs(uniform(n, 50) * 2.0 ** (words(n, 51) % np.uint64(100)) + 2.0**-1022, out)
@@ -384,6 +410,7 @@ CASES = [
     scan_range,
     rebuild_histogram,
     accumulators,
+    tabulated,
     integer_squared_error,
     e4m3_squared_error,
     moments,

@@ -71,6 +71,10 @@ def test_given_figure():
 
     figure = Figure()
     assert plot.histogram(observed([1.0, 2.0]), figure=figure) is figure
+    with pytest.raises(InvalidArgumentError, match="figure: expected an empty one, got one with 2 axes"):
+        plot.histogram(observed([1.0, 2.0]), figure=figure)
+    with pytest.raises(TypeError, match="figure: expected a matplotlib Figure, got int"):
+        plot.histogram(observed([1.0, 2.0]), figure=3)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["collector.npz"]
 
 
+def test_where_nothing_can_be_written(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path, tmp_path / "nowhere" / "c.npz"):
+        for save in (CalibrationCollector().save, lambda path: qatcore.save_specs(path, [])):
+            with pytest.raises(OSError) as caught:
+                save(path)
+            assert caught.value.filename == str(path)
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert os.listdir(tmp_path) == ["fifo"]
+
+
 def test_links_and_modes_are_kept(tmp_path):
     target, link = tmp_path / "target.npz", tmp_path / "link.npz"
     CalibrationCollector().save(target)
