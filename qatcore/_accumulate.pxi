@@ -1,7 +1,13 @@
-# Histograms of many channels, added to in place.  A channel with few values has them in its row of a matrix; one
-# with more has rows of counts, one for each touched binade.  Rows are in the order in which binades were first
-# touched, `owners` has the channel and binade of each (as channel * 4096 + binade), `owned` (channels, n) the numbers
-# of each channel's rows; while a channel is worked on, a table has them by binade.
+# Histograms of many channels, added to in place.  Their arrays, as `accumulator.Arrays` has them:
+#
+#   stats (channels, 12)   a row of statistics for each, with the columns below
+#   values                 the finite nonzero values of channels that have few, each channel's in a stretch of its own
+#   owners, counts         rows of counts, one for each binade that a channel with more values has touched, and whose they
+#                          are: channel * 4096 + binade
+#   owned (channels, n)    the numbers of each channel's rows; while a channel is worked on, a table has them by binade
+#   used                   how many rows there are, how many values' places are taken, how often all this was changed
+#
+# What is shared is read and changed with the GIL, by one call: so no thread, signal or fork ever meets it half changed.
 
 cdef enum:
     LOW_KEY = 0       # order keys of the least and the greatest finite value
@@ -14,6 +20,12 @@ cdef enum:
     N_NEGINF = 7
     N_NONZERO = 8     # finite values beside the zeros
     N_ROWS = 9        # rows of counts
+    FIRST_VALUE = 10  # where its stretch of values begins
+    ROOM = 11         # and how many it can hold
+
+    ROWS = 0
+    PLACES = 1
+    CHANGES = 2
 
     BINADES = 4096    # by sign and exponent of float64
     AHEAD = 16        # rows that gathering asks for ahead: the next one may be pages away
@@ -113,7 +125,7 @@ cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept n
 def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, ::1] stats):
     """Write the finite nonzero values of each channel of x (outer, channels, inner) to the front of its row.
 
-    `stats` (channels, 10) is filled; rows of `values` have at least outer * inner elements.
+    `stats` (channels, 12) is filled; rows of `values` have at least outer * inner elements.
     """
     cdef Py_ssize_t channel, t, width, n = x.shape[0] * x.shape[2]
     with nogil:
@@ -122,6 +134,8 @@ def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, :
             gather(x, channel, width, values)
             for t in range(channel, channel + width):
                 scan_values(&values[t, 0], n, &stats[t, 0])
+                stats[t, FIRST_VALUE] = t * values.shape[1]
+                stats[t, ROOM] = values.shape[1]
 
 
 cdef inline int64_t binade_of(double value) noexcept nogil:
@@ -193,49 +207,9 @@ cdef inline Py_ssize_t mark(int64_t binade, int32_t* table, int32_t* marked, Py_
     return n
 
 
-def count_new_rows(
-    int64_t[:, ::1] stats,
-    const double[:, ::1] values,
-    const int64_t[::1] owners,
-    const int32_t[:, ::1] owned,
-    const int64_t[:, ::1] other_stats,
-    const double[:, ::1] other_values,
-    const int64_t[::1] other_owners,
-    const int32_t[:, ::1] other_owned,
-    int64_t limit,
-    int32_t[:, ::1] tables,
-):
-    """How many rows `add_channels` will add, and how many a channel will have at most.
-
-    `tables` (2, 4096) is all -1, and its first row is left so.
-    """
-    cdef Py_ssize_t channel, i, n, needed = 0, widest = 0
-    cdef int64_t own, others
-    cdef int32_t* table = &tables[0, 0]
-    cdef int32_t* marked = &tables[1, 0]
-    with nogil:
-        for channel in range(stats.shape[0]):
-            own = stats[channel, N_NONZERO]
-            others = other_stats[channel, N_NONZERO]
-            if others == 0 or own + others <= limit:
-                continue
-            n = 0
-            fill_table(owned, owners, channel, stats[channel, N_ROWS], table)
-            if own <= limit:
-                for i in range(own):
-                    n = mark(binade_of(values[channel, i]), table, marked, n)
-            if others <= limit:
-                for i in range(others):
-                    n = mark(binade_of(other_values[channel, i]), table, marked, n)
-            else:
-                for i in range(other_stats[channel, N_ROWS]):
-                    n = mark(other_owners[other_owned[channel, i]] & (BINADES - 1), table, marked, n)
-            for i in range(n):
-                table[marked[i]] = -1
-            clear_table(owned, owners, channel, stats[channel, N_ROWS], table)
-            needed += n
-            widest = max(widest, <Py_ssize_t> stats[channel, N_ROWS] + n)
-    return needed, widest
+cdef inline int64_t room_for(int64_t n, int64_t limit) noexcept nogil:
+    """How many values a stretch that has to hold n is made for."""
+    return min(n + n // 2 + 8, limit)
 
 
 cdef inline void add_extreme(
@@ -248,67 +222,185 @@ cdef inline void add_extreme(
         own_n[0] = other_n
 
 
-def add_channels(
-    int64_t[:, ::1] stats,
-    double[:, ::1] values,
-    int64_t[::1] owners,
-    int32_t[:, ::1] owned,
-    int64_t[:, ::1] counts,
-    int64_t[::1] used,
-    const int64_t[:, ::1] other_stats,
-    const double[:, ::1] other_values,
-    const int64_t[::1] other_owners,
-    const int32_t[:, ::1] other_owned,
-    const int64_t[:, ::1] other_counts,
-    int64_t limit,
-    int32_t[:, ::1] tables,
-):
-    """Add the values and counts of other channels, one by one.
+cdef bint holds_too_many(const int64_t[:, ::1] stats, const int64_t[:, ::1] others, int64_t most) noexcept nogil:
+    """Whether a sum of counts, of a channel or of all, would be more than `most`."""
+    cdef Py_ssize_t channel, i
+    cdef int64_t total = 0
+    for channel in range(stats.shape[0]):
+        for i in range(N_LOW, N_NONZERO + 1):
+            if stats[channel, i] > most - others[channel, i]:
+                return True
+        for i in range(N_ZERO, N_NONZERO + 1):
+            total += stats[channel, i] + others[channel, i]
+            if total > most:
+                return True
+    return False
 
-    Channels of at most `limit` values keep them.  There has to be room for the values of those that still do,
-    and for new rows, which are all zero.  The first row of `tables` (2, 4096) is all -1, and is left so.
+
+def add_channels(object target, object source, int64_t limit, int64_t most, int32_t[:, ::1] tables):
+    """Add the values and counts of the channels of one accumulator to those of another, all or nothing.
+
+    Channels of at most `limit` values keep them.  Returns None if done; if there is not enough room, how many rows, rows
+    of a channel, and places for values there have to be; and -1 if a count would be more than `most`.  `tables` (2,
+    4096) is all -1, and its first row is left so.
     """
-    cdef Py_ssize_t channel, i, j
-    cdef int64_t own, others
-    cdef int32_t row, target
-    cdef int64_t* own_stats
-    cdef const int64_t* others_stats
+    cdef Py_ssize_t channel, i, j, n, rows, width = 0
+    cdef int64_t own, others, room, places, start
+    cdef int32_t row, into
     cdef int32_t* table = &tables[0, 0]
-    with nogil:
-        for channel in range(stats.shape[0]):
-            own_stats = &stats[channel, 0]
-            others_stats = &other_stats[channel, 0]
-            own = own_stats[N_NONZERO]
-            others = others_stats[N_NONZERO]
-            if others and own + others <= limit:
-                memcpy(&values[channel, own], &other_values[channel, 0], others * sizeof(double))
-            elif others:
-                fill_table(owned, owners, channel, own_stats[N_ROWS], table)
-                if 0 < own <= limit:
-                    count_values(&values[channel, 0], own, channel, own_stats, owners, owned, counts, &used[0], table)
-                if others <= limit:
-                    count_values(
-                        &other_values[channel, 0], others, channel, own_stats, owners, owned, counts, &used[0], table
+    cdef int32_t* marked = &tables[1, 0]
+    cdef int64_t* mine
+    cdef const int64_t* theirs
+    own_arrays, other_arrays = target.arrays, source.arrays
+    cdef int64_t[:, ::1] stats = own_arrays.stats
+    cdef double[::1] values = own_arrays.values
+    cdef int64_t[::1] owners = own_arrays.owners
+    cdef int32_t[:, ::1] owned = own_arrays.owned
+    cdef int64_t[:, ::1] counts = own_arrays.counts
+    cdef int64_t[::1] used = own_arrays.used
+    cdef const int64_t[:, ::1] other_stats = other_arrays.stats
+    cdef const double[::1] other_values = other_arrays.values
+    cdef const int64_t[::1] other_owners = other_arrays.owners
+    cdef const int32_t[:, ::1] other_owned = other_arrays.owned
+    cdef const int64_t[:, ::1] other_counts = other_arrays.counts
+    if holds_too_many(stats, other_stats, most):
+        return -1
+
+    rows = used[ROWS]
+    places = used[PLACES]
+    for channel in range(stats.shape[0]):
+        own = stats[channel, N_NONZERO]
+        others = other_stats[channel, N_NONZERO]
+        if others == 0:
+            continue
+        if own + others <= limit:
+            if own + others > stats[channel, ROOM]:
+                places += room_for(own + others, limit)
+            continue
+        n = 0
+        fill_table(owned, owners, channel, stats[channel, N_ROWS], table)
+        if own <= limit:
+            for i in range(stats[channel, FIRST_VALUE], stats[channel, FIRST_VALUE] + own):
+                n = mark(binade_of(values[i]), table, marked, n)
+        if others <= limit:
+            for i in range(other_stats[channel, FIRST_VALUE], other_stats[channel, FIRST_VALUE] + others):
+                n = mark(binade_of(other_values[i]), table, marked, n)
+        else:
+            for i in range(other_stats[channel, N_ROWS]):
+                n = mark(other_owners[other_owned[channel, i]] & (BINADES - 1), table, marked, n)
+        for i in range(n):
+            table[marked[i]] = -1
+        clear_table(owned, owners, channel, stats[channel, N_ROWS], table)
+        rows += n
+        width = max(width, <Py_ssize_t> stats[channel, N_ROWS] + n)
+    if rows > owners.shape[0] or width > owned.shape[1] or places > values.shape[0]:
+        return rows, width, places
+
+    for channel in range(stats.shape[0]):
+        mine = &stats[channel, 0]
+        theirs = &other_stats[channel, 0]
+        own = mine[N_NONZERO]
+        others = theirs[N_NONZERO]
+        if others and own + others <= limit:
+            if own + others > mine[ROOM]:
+                start = used[PLACES]
+                room = room_for(own + others, limit)
+                if own:
+                    memcpy(&values[start], &values[mine[FIRST_VALUE]], own * sizeof(double))
+                mine[FIRST_VALUE] = start
+                mine[ROOM] = room
+                used[PLACES] += room
+            memcpy(&values[mine[FIRST_VALUE] + own], &other_values[theirs[FIRST_VALUE]], others * sizeof(double))
+        elif others:
+            fill_table(owned, owners, channel, mine[N_ROWS], table)
+            if 0 < own <= limit:
+                count_values(&values[mine[FIRST_VALUE]], own, channel, mine, owners, owned, counts, &used[ROWS], table)
+            if others <= limit:
+                count_values(
+                    &other_values[theirs[FIRST_VALUE]], others, channel, mine, owners, owned, counts, &used[ROWS], table
+                )
+            else:
+                for i in range(theirs[N_ROWS]):
+                    row = other_owned[channel, i]
+                    into = row_of(
+                        other_owners[row] & (BINADES - 1), channel, mine, owners, owned, &used[ROWS], table
                     )
-                else:
-                    for i in range(others_stats[N_ROWS]):
-                        row = other_owned[channel, i]
-                        target = row_of(
-                            other_owners[row] & (BINADES - 1), channel, own_stats, owners, owned, &used[0], table
-                        )
-                        for j in range(FRACTION):
-                            counts[target, j] += other_counts[row, j]
-                clear_table(owned, owners, channel, own_stats[N_ROWS], table)
-            add_extreme(
-                &own_stats[LOW_KEY], others_stats[LOW_KEY], &own_stats[N_LOW], others_stats[N_LOW],
-                others_stats[LOW_KEY] < own_stats[LOW_KEY],
-            )
-            add_extreme(
-                &own_stats[HIGH_KEY], others_stats[HIGH_KEY], &own_stats[N_HIGH], others_stats[N_HIGH],
-                others_stats[HIGH_KEY] > own_stats[HIGH_KEY],
-            )
-            for i in range(N_ZERO, N_NONZERO + 1):
-                own_stats[i] += others_stats[i]
+                    for j in range(FRACTION):
+                        counts[into, j] += other_counts[row, j]
+            clear_table(owned, owners, channel, mine[N_ROWS], table)
+            mine[ROOM] = 0
+        add_extreme(
+            &mine[LOW_KEY], theirs[LOW_KEY], &mine[N_LOW], theirs[N_LOW], theirs[LOW_KEY] < mine[LOW_KEY]
+        )
+        add_extreme(
+            &mine[HIGH_KEY], theirs[HIGH_KEY], &mine[N_HIGH], theirs[N_HIGH], theirs[HIGH_KEY] > mine[HIGH_KEY]
+        )
+        for i in range(N_ZERO, N_NONZERO + 1):
+            mine[i] += theirs[i]
+    used[CHANGES] += 1
+    return None
+
+
+def measure_channels(object accumulator, bint with_room):
+    """How many rows, rows of a channel, and places for values there are, the places to spare counted only if asked."""
+    arrays = accumulator.arrays
+    cdef int64_t[:, ::1] stats = arrays.stats
+    cdef int64_t[::1] used = arrays.used
+    cdef Py_ssize_t channel
+    cdef int64_t width = 0, places = 0
+    for channel in range(stats.shape[0]):
+        width = max(width, stats[channel, N_ROWS])
+        if stats[channel, N_ROWS] == 0:
+            places += stats[channel, ROOM] if with_room else stats[channel, N_NONZERO]
+    return used[ROWS], width, places
+
+
+def copy_channels(object accumulator, object arrays, bint replace):
+    """Copy the state of an accumulator into other arrays, without places for values that nothing is in any more.
+
+    If that is asked for they replace the accumulator's own, and what stretches can hold is kept; else it is what they do
+    hold.  Returns False, and has done nothing of use, if they are too small.
+    """
+    own_arrays = accumulator.arrays
+    cdef const int64_t[:, ::1] stats = own_arrays.stats
+    cdef const double[::1] values = own_arrays.values
+    cdef const int64_t[::1] owners = own_arrays.owners
+    cdef const int32_t[:, ::1] owned = own_arrays.owned
+    cdef const int64_t[:, ::1] counts = own_arrays.counts
+    cdef const int64_t[::1] used = own_arrays.used
+    cdef int64_t[:, ::1] new_stats = arrays.stats
+    cdef double[::1] new_values = arrays.values
+    cdef int64_t[::1] new_owners = arrays.owners
+    cdef int32_t[:, ::1] new_owned = arrays.owned
+    cdef int64_t[:, ::1] new_counts = arrays.counts
+    cdef int64_t[::1] new_used = arrays.used
+    cdef Py_ssize_t channel, i, n_rows = used[ROWS]
+    cdef int64_t n, room, place = 0
+    if n_rows > new_owners.shape[0]:
+        return False
+    for channel in range(stats.shape[0]):
+        n = stats[channel, N_NONZERO] if stats[channel, N_ROWS] == 0 else 0
+        room = stats[channel, ROOM] if replace else n
+        if place + room > new_values.shape[0] or stats[channel, N_ROWS] > new_owned.shape[1]:
+            return False
+        if n:
+            memcpy(&new_values[place], &values[stats[channel, FIRST_VALUE]], n * sizeof(double))
+        for i in range(FIRST_VALUE):
+            new_stats[channel, i] = stats[channel, i]
+        new_stats[channel, FIRST_VALUE] = place
+        new_stats[channel, ROOM] = room
+        place += room
+        for i in range(stats[channel, N_ROWS]):
+            new_owned[channel, i] = owned[channel, i]
+    if n_rows:
+        memcpy(&new_owners[0], &owners[0], n_rows * sizeof(int64_t))
+        memcpy(&new_counts[0, 0], &counts[0, 0], n_rows * FRACTION * sizeof(int64_t))
+    new_used[ROWS] = n_rows
+    new_used[PLACES] = place
+    new_used[CHANGES] = used[CHANGES]
+    if replace:
+        accumulator.arrays = arrays
+    return True
 
 
 cdef inline void add_run(int64_t* stats, const int64_t* run, int64_t n, double low, double high) noexcept nogil:

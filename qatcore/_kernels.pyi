@@ -2,7 +2,7 @@
 # the same source for other CPU levels, and the GEMM modules have its `multiply` and `multiply_scaled`: they are
 # imported by name only and have no stubs of their own.
 
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,33 +126,11 @@ def drain_leading_bits(
 def gather_values(
     x: NDArray[np.float32] | NDArray[np.float64], values: NDArray[np.float64], stats: NDArray[np.int64]
 ) -> None: ...
-def count_new_rows(
-    stats: NDArray[np.int64],
-    values: NDArray[np.float64],
-    owners: NDArray[np.int64],
-    owned: NDArray[np.int32],
-    other_stats: NDArray[np.int64],
-    other_values: NDArray[np.float64],
-    other_owners: NDArray[np.int64],
-    other_owned: NDArray[np.int32],
-    limit: int,
-    tables: NDArray[np.int32],
-) -> tuple[int, int]: ...
 def add_channels(
-    stats: NDArray[np.int64],
-    values: NDArray[np.float64],
-    owners: NDArray[np.int64],
-    owned: NDArray[np.int32],
-    counts: NDArray[np.int64],
-    used: NDArray[np.int64],
-    other_stats: NDArray[np.int64],
-    other_values: NDArray[np.float64],
-    other_owners: NDArray[np.int64],
-    other_owned: NDArray[np.int32],
-    other_counts: NDArray[np.int64],
-    limit: int,
-    tables: NDArray[np.int32],
-) -> None: ...
+    target: Any, source: Any, limit: int, most: int, tables: NDArray[np.int32]
+) -> tuple[int, int, int] | int | None: ...
+def measure_channels(accumulator: Any, with_room: bool) -> tuple[int, int, int]: ...
+def copy_channels(accumulator: Any, arrays: Any, replace: bool) -> bool: ...
 def tabulate_channels(
     x: NDArray[np.int32] | NDArray[np.int64],
     buffer: NDArray[np.int32] | NDArray[np.int64],

@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch
-from .histogram import BINADES, EXACT_LIMIT, FRACTION, LeadingBitHistogram
+from .errors import InvalidArgumentError
+from .histogram import BINADES, EXACT_LIMIT, FRACTION, LARGEST_COUNT, LeadingBitHistogram
 
 _Integers = npt.NDArray[np.int64]
 
 # Columns of the statistics, as _accumulate.pxi has them.
-LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO, N_ROWS = range(10)
+LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO, N_ROWS, _FIRST_VALUE, _ROOM = range(12)
+COLUMNS = 12
+
 #: Those that count, by the names of a histogram's fields.
 COUNTS = {
     "n_low": N_LOW,
@@ -28,77 +31,158 @@ COUNTS = {
 }
 
 _INT64 = np.iinfo(np.int64)
-_FEWEST_ROWS = 32
+_ROWS, _PLACES, _CHANGES = range(3)
 
 _scratch = threading.local()
 
 
-class _Rows(NamedTuple):
-    """Rows of counts with room for more: all of them zero."""
+class Arrays(NamedTuple):
+    """What an accumulator is made of; _accumulate.pxi says what is in them.
 
-    owners: _Integers  # (capacity,) the channel and binade of each row
-    owned: npt.NDArray[np.int32]  # (channels, width) the numbers of each channel's rows
-    counts: _Integers  # (capacity, 128)
-    used: _Integers  # (1,) how many rows there are
+    Beyond what is used `counts` are zero.
+    """
+
+    stats: _Integers
+    values: npt.NDArray[np.float64]
+    owners: _Integers
+    owned: npt.NDArray[np.int32]
+    counts: _Integers
+    used: _Integers
+
+    @classmethod
+    def empty(cls, channels: int, rows: int = 0, width: int = 0, places: int = 0) -> Arrays:
+        """Return arrays in which nothing is, with room for so many rows, rows of a channel, and places for values."""
+        stats = np.zeros((channels, COLUMNS), np.int64)
+        stats[:, [LOW_KEY, HIGH_KEY]] = _INT64.max, _INT64.min
+        return cls(
+            stats,
+            np.empty(places),
+            np.zeros(rows, np.int64),
+            np.zeros((channels, width), np.int32),
+            np.zeros((rows, FRACTION), np.int64),
+            np.zeros(3, np.int64),
+        )
 
 
 class Accumulator:
-    """The state of `channels` histograms.
+    """The state of some channels' histograms.
 
-    What it holds is always whole: room is made first, and one call of a kernel, which no interrupt can break, then
-    adds everything.  Not safe from several threads at once.
-
-    Attributes
-    ----------
-    stats : ndarray of int64, shape (channels, 10)
-    values : ndarray of float64, shape (channels, capacity)
-        The finite nonzero values of channels that have at most `EXACT_LIMIT`, at the front of their rows.
+    It may be added to, and read, from several threads: what changes or copies it is one call of a kernel that keeps the
+    GIL, which no other thread, signal or interrupt can break.  Where more room is needed that is made beforehand.
     """
 
     def __init__(self, channels: int) -> None:
-        self.stats = np.zeros((channels, N_ROWS + 1), np.int64)
-        self.stats[:, [LOW_KEY, HIGH_KEY]] = _INT64.max, _INT64.min
-        self.values = np.empty((channels, 0))
-        self._rows = _empty_rows(channels, 0, 0)
+        self.arrays = Arrays.empty(channels)
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> Accumulator:
+        """Return one made of these arrays, which it keeps."""
+        self = cls.__new__(cls)
+        self.arrays = arrays
+        return self
 
     @classmethod
     def of_values(cls, values: npt.NDArray[np.float64], stats: _Integers) -> Accumulator:
-        """Return channels that have kept their values, at most `EXACT_LIMIT` each."""
-        self = cls.__new__(cls)
-        self.stats, self.values = stats, values
-        self._rows = _empty_rows(stats.shape[0], 0, 0)
-        return self
+        """Return channels that have kept their values, as the kernel has gathered them; both are kept."""
+        used = np.array([0, values.size, 0])
+        return cls.of_arrays(Arrays.empty(stats.shape[0])._replace(stats=stats, values=values.reshape(-1), used=used))
 
     @classmethod
     def of_binades(cls, stats: _Integers, binades: npt.NDArray[Any], counts: _Integers) -> Accumulator:
         """Return one channel that is counted, from its binades and their counts."""
-        self = cls(1)
         n = binades.size
-        self.stats[0] = np.append(stats, n)
-        self._rows = _Rows(binades.astype(np.int64), np.arange(n, dtype=np.int32)[np.newaxis], counts, np.array([n]))
-        return self
+        arrays = Arrays.empty(1)._replace(
+            owners=binades.astype(np.int64),
+            owned=np.arange(n, dtype=np.int32)[np.newaxis],
+            counts=counts,
+            used=np.array([n, 0, 0]),
+        )
+        arrays.stats[0, :N_ROWS] = stats
+        arrays.stats[0, N_ROWS] = n
+        return cls.of_arrays(arrays)
+
+    @property
+    def stats(self) -> _Integers:
+        """The statistics, shape (channels, 12)."""
+        return self.arrays.stats
 
     @property
     def channels(self) -> int:
         """How many there are."""
-        return int(self.stats.shape[0])
+        return int(self.arrays.stats.shape[0])
+
+    def extreme(self, which: int) -> npt.NDArray[np.float64]:
+        """Return each channel's least (0) or greatest (1) finite value; +inf and -inf if there is none."""
+        stats = self.stats
+        values = _values_of_keys(stats[:, (LOW_KEY, HIGH_KEY)[which]])
+        return np.where(stats[:, N_LOW] == 0, (np.inf, -np.inf)[which], values)
+
+    @property
+    def changes(self) -> int:
+        """How often something was added."""
+        return int(self.arrays.used[_CHANGES])
 
     def add(self, other: Accumulator) -> None:
-        """Add what another one of as many channels holds."""
+        """Add what another one of as many channels holds, all or nothing.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If that would be more values than can be counted.
+        """
         if other is self:
             other = self.trimmed()
-        if self.channels == 0:
-            return
-        tables = _row_tables()
-        self._make_room_for_values(other)
-        rows, others = self._rows, other._rows
-        added = (other.stats, other.values, others.owners, others.owned)
-        new, widest = _dispatch.kernels.count_new_rows(
-            self.stats, self.values, rows.owners, rows.owned, *added, EXACT_LIMIT, tables
+        while True:
+            needed = _dispatch.kernels.add_channels(self, other, EXACT_LIMIT, LARGEST_COUNT, _row_tables())
+            if needed is None:
+                break
+            if needed == -1:
+                raise InvalidArgumentError(f"expected at most {LARGEST_COUNT} values, got more in all")
+            self.make_room(*needed)
+        arrays = self.arrays
+        if arrays.values.size > _FEW_PLACES and arrays.values.size > 4 * (arrays.stats[:, _ROOM].sum() + 1):
+            self._move(0, 0, 0)
+
+    def make_room(self, rows: int, width: int, places: int) -> None:
+        """Make room for so many rows, rows of a channel, and places for values."""
+        arrays = self.arrays
+        # Growing by a share makes it rare.
+        rows = max(rows, arrays.owners.size + arrays.owners.size // 2) if rows > arrays.owners.size else 0
+        width = max(width, arrays.owned.shape[1] + arrays.owned.shape[1] // 2) if width > arrays.owned.shape[1] else 0
+        self._move(rows, width, max(places - int(arrays.used[_PLACES]), 0))
+
+    def _move(self, rows: int, width: int, more_places: int) -> None:
+        """Move into other arrays, with at least so much room."""
+        moved = False
+        while not moved:  # another thread may have added something meanwhile
+            _, _, places = _dispatch.kernels.measure_channels(self, True)
+            old = self.arrays
+            new = Arrays.empty(0, max(rows, old.owners.size), 0, places + more_places)._replace(
+                stats=np.empty_like(old.stats),
+                owned=np.zeros((self.channels, max(width, old.owned.shape[1])), np.int32),
+            )
+            moved = _dispatch.kernels.copy_channels(self, new, True)
+
+    def trimmed(self) -> Accumulator:
+        """Return another one with the same state, in no more memory than needed."""
+        while True:
+            copy = Arrays.empty(self.channels, *_dispatch.kernels.measure_channels(self, False))
+            if _dispatch.kernels.copy_channels(self, copy, False):
+                return Accumulator.of_arrays(copy)
+
+    def placed(self, places: _Integers, channels: int) -> Accumulator:
+        """Return more channels, with these at the given places and nothing in the others; uses the same arrays."""
+        stats, _, owners, owned, _, _ = self.arrays
+        spread = Arrays.empty(channels, 0, owned.shape[1])
+        spread.stats[places] = stats
+        spread.owned[places] = owned
+        return Accumulator.of_arrays(
+            self.arrays._replace(
+                stats=spread.stats,
+                owners=places[owners // BINADES] * BINADES + owners % BINADES,
+                owned=spread.owned,
+            )
         )
-        if new:
-            rows = self.make_room(int(rows.used[0]) + new, widest)
-        _dispatch.kernels.add_channels(self.stats, self.values, *rows, *added, others.counts, EXACT_LIMIT, tables)
 
     def tabulate(
         self,
@@ -107,76 +191,32 @@ class Accumulator:
         tables: npt.NDArray[np.int32],
         incomplete: npt.NDArray[np.uint8],
     ) -> None:
-        """Add counts from the bits of an array (outer, channels, inner), as the kernel does; rows have to be there."""
-        _dispatch.kernels.tabulate_channels(bits, buffer, tables, self.stats, *self._rows, incomplete, _row_tables())
+        """Add counts from the bits of an array (outer, channels, inner), as the kernel does.
 
-    def _make_room_for_values(self, other: Accumulator) -> None:
-        held = self.stats[:, N_NONZERO]
-        total = held + other.stats[:, N_NONZERO]
-        needed = int(total.max(initial=0, where=total <= EXACT_LIMIT))
-        # Channels that outgrow the limit in this very addition are still read.
-        kept = int(held.max(initial=0, where=held <= EXACT_LIMIT))
-        capacity = self.values.shape[1]
-        if needed > capacity or 4 * max(needed, kept) < capacity:
-            values = np.empty((self.channels, max(kept, min(2 * needed, EXACT_LIMIT))))
-            values[:, :kept] = self.values[:, :kept]
-            self.values = values
+        For one thread alone, and there has to be room.
+        """
+        stats, _, owners, owned, counts, used = self.arrays
+        _dispatch.kernels.tabulate_channels(
+            bits, buffer, tables, stats, owners, owned, counts, used, incomplete, _row_tables()
+        )
 
-    def make_room(self, needed: int, widest: int) -> _Rows:
-        """Make room for so many rows, and so many of a channel."""
-        rows = self._rows
-        capacity, width = rows.owners.size, rows.owned.shape[1]
-        if needed > capacity or widest > width:
-            if needed > capacity:
-                capacity = max(needed, 2 * capacity, _FEWEST_ROWS)
-            if widest > width:
-                width = max(widest, width + width // 2)
-            more = _empty_rows(self.channels, capacity, width)
-            n = int(rows.used[0])
-            more.owners[:n], more.counts[:n], more.used[0] = rows.owners[:n], rows.counts[:n], n
-            more.owned[:, : rows.owned.shape[1]] = rows.owned
-            self._rows = rows = more
-        return rows
-
-    def trimmed(self) -> Accumulator:
-        """Return the same state in memory of its own, no more of it than needed."""
-        held = self.stats[:, N_NONZERO]
-        kept = int(held.max(initial=0, where=held <= EXACT_LIMIT))
-        trimmed = Accumulator.of_values(self.values[:, :kept].copy(), self.stats.copy())
-        owners, owned, counts, used = self._rows
-        n, width = int(used[0]), int(self.stats[:, N_ROWS].max(initial=0))
-        trimmed._rows = _Rows(owners[:n].copy(), owned[:, :width].copy(), counts[:n].copy(), used.copy())
-        return trimmed
-
-    def placed(self, places: _Integers, channels: int) -> Accumulator:
-        """Return more channels, with these at the given places and nothing in the others."""
-        spread = Accumulator(channels)
-        spread.stats[places] = self.stats
-        spread.values = np.empty((channels, self.values.shape[1]))
-        spread.values[places] = self.values
-        owners, owned, counts, used = self._rows
-        owned_there = np.empty((channels, owned.shape[1]), np.int32)
-        owned_there[places] = owned
-        owners = places[owners // BINADES] * BINADES + owners % BINADES
-        spread._rows = _Rows(owners, owned_there, counts, used)
-        return spread
-
-    def histogram(self) -> LeadingBitHistogram:
-        """Return what it holds, in an order that tells nothing of how it came."""
-        owners, _, counts, used = self._rows
-        order = np.argsort(owners[: used[0]])
-        held = self.stats[:, N_NONZERO]
-        kept = np.where(held <= EXACT_LIMIT, held, 0)
-        values = self.values[:, : kept.max(initial=0)]
-        there = np.arange(values.shape[1]) < kept[:, np.newaxis]
-        ascending = np.sort(np.where(there, values, np.inf), axis=1)[there]
-        low, high = (_values_of_keys(self.stats[:, column]) for column in (LOW_KEY, HIGH_KEY))
-        low[self.stats[:, N_LOW] == 0], high[self.stats[:, N_HIGH] == 0] = np.inf, -np.inf
-        return LeadingBitHistogram(
-            low=low,
-            high=high,
-            **{name: self.stats[:, column].copy() for name, column in COUNTS.items()},
-            values=ascending,
+    def histogram(self) -> tuple[int, LeadingBitHistogram]:
+        """Return what it holds, in an order that tells nothing of how it came, and after how many changes."""
+        copy = self.trimmed()
+        stats, values, owners, _, counts, used = copy.arrays
+        order = np.argsort(owners)
+        held = np.where(stats[:, N_ROWS] == 0, stats[:, N_NONZERO], 0)
+        # As long as they all are, channel after channel, so by channel and then by value.
+        if values.size and held.max() == held.min():
+            values = np.sort(values.reshape(held.size, -1), axis=1).reshape(-1)
+        elif values.size:
+            for start, stop in zip(np.cumsum(held) - held, np.cumsum(held), strict=True):
+                values[start:stop].sort()
+        return int(used[_CHANGES]), LeadingBitHistogram(
+            low=copy.extreme(0),
+            high=copy.extreme(1),
+            **{name: stats[:, column].copy() for name, column in COUNTS.items()},
+            values=values,
             owners=owners[order],
             counts=counts[order],
         )
@@ -184,20 +224,25 @@ class Accumulator:
     @classmethod
     def of_histogram(cls, h: LeadingBitHistogram) -> Accumulator:
         """Return the state that holds a histogram."""
-        self = cls(h.channels)
+        rows = np.diff(h.row_start)
+        arrays = Arrays.empty(h.channels, 0, int(rows.max(initial=0)))._replace(
+            values=h.values.copy(),
+            owners=h.owners.copy(),
+            counts=h.counts.copy(),
+            used=np.array([h.owners.size, h.values.size, 0]),
+        )
         finite = h.n_elements > 0
         for column, extreme in ((LOW_KEY, h.low), (HIGH_KEY, h.high)):
-            self.stats[finite, column] = _keys_of_values(extreme[finite])
+            arrays.stats[finite, column] = _keys_of_values(extreme[finite])
         for name, column in COUNTS.items():
-            self.stats[:, column] = getattr(h, name)
-        kept, rows = np.diff(h.value_start), np.diff(h.row_start)
-        self.values = np.empty((h.channels, int(kept.max(initial=0))))
-        self.values[np.arange(self.values.shape[1]) < kept[:, np.newaxis]] = h.values
-        self.stats[:, N_ROWS] = rows
-        owned = np.empty((h.channels, int(rows.max(initial=0))), np.int32)
-        owned[np.arange(owned.shape[1]) < rows[:, np.newaxis]] = np.arange(h.owners.size)
-        self._rows = _Rows(h.owners.copy(), owned, h.counts.copy(), np.array([h.owners.size]))
-        return self
+            arrays.stats[:, column] = getattr(h, name)
+        arrays.stats[:, N_ROWS] = rows
+        arrays.stats[:, _FIRST_VALUE], arrays.stats[:, _ROOM] = h.value_start[:-1], np.diff(h.value_start)
+        arrays.owned[np.arange(arrays.owned.shape[1]) < rows[:, np.newaxis]] = np.arange(h.owners.size)
+        return cls.of_arrays(arrays)
+
+
+_FEW_PLACES = 1 << 14  # values that are not worth tidying up
 
 
 def _row_tables() -> npt.NDArray[np.int32]:
@@ -222,31 +267,23 @@ def joined(parts: list[Accumulator]) -> Accumulator:
     """Return the channels of all parts, one part's after the other's."""
     if len(parts) == 1:
         return parts[0]
-    stats = np.concatenate([part.stats for part in parts])
-    values = np.empty((stats.shape[0], max(part.values.shape[1] for part in parts)))
-    n = sum(int(part._rows.used[0]) for part in parts)
-    rows = _empty_rows(stats.shape[0], n, max(part._rows.owned.shape[1] for part in parts))
-    channel = row = 0
-    for part in parts:
-        last_channel, last_row = channel + part.channels, row + int(part._rows.used[0])
-        values[channel:last_channel, : part.values.shape[1]] = part.values
-        rows.owned[channel:last_channel, : part._rows.owned.shape[1]] = part._rows.owned + np.int32(row)
-        rows.owners[row:last_row] = part._rows.owners[: last_row - row] + channel * BINADES
-        rows.counts[row:last_row] = part._rows.counts[: last_row - row]
-        channel, row = last_channel, last_row
-    rows.used[0] = n
-    whole = Accumulator.of_values(values, stats)
-    whole._rows = rows
-    return whole
-
-
-def _empty_rows(channels: int, capacity: int, width: int) -> _Rows:
-    return _Rows(
-        np.zeros(capacity, np.int64),
-        np.zeros((channels, width), np.int32),
-        np.zeros((capacity, FRACTION), np.int64),
-        np.zeros(1, np.int64),
-    )
+    sizes = [_dispatch.kernels.measure_channels(part, False) for part in parts]
+    channels = [part.channels for part in parts]
+    n_rows, places = (sum(size[i] for size in sizes) for i in (0, 2))
+    whole = Arrays.empty(sum(channels), n_rows, max(size[1] for size in sizes), places)
+    channel = row = place = 0
+    for part, n_channels, (rows, width, n_values) in zip(parts, channels, sizes, strict=True):
+        stats, values, owners, owned, counts, _ = part.trimmed().arrays
+        own = slice(channel, channel + n_channels)
+        whole.stats[own] = stats
+        whole.stats[own, _FIRST_VALUE] += place
+        whole.values[place : place + n_values] = values
+        whole.owned[own, :width] = owned + np.int32(row)
+        whole.owners[row : row + rows] = owners + channel * BINADES
+        whole.counts[row : row + rows] = counts
+        channel, row, place = channel + n_channels, row + rows, place + n_values
+    whole.used[:2] = n_rows, places
+    return Accumulator.of_arrays(whole)
 
 
 def _keys_of_values(values: npt.NDArray[np.float64]) -> _Integers:

@@ -321,7 +321,7 @@ def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollect
     >>> load_calibration(path) == {"fc1": collector}
     True
     """
-    write_states(path, {name: collector.state() for name, collector in named_collectors(collectors).items()})
+    write_states(path, {name: collector._to_state() for name, collector in named_collectors(collectors).items()})
 
 
 def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
@@ -343,7 +343,7 @@ def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
     OSError
         If it cannot be read.
     """
-    return {name: CalibrationCollector.of_state(state) for name, state in read_states(path).items()}
+    return {name: CalibrationCollector._of_state(state) for name, state in read_states(path).items()}
 
 
 def save_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
@@ -431,8 +431,7 @@ def _calibrate(
         if as_flag(progress, "progress"):
             from .progress import BatchProgress
 
-            layers = list(named_layers(layers))
-            report = stack.enter_context(BatchProgress(_known_total(layers), len(layers)))
+            report = stack.enter_context(BatchProgress(*_known_totals(layers)))
         for name, batches in named_layers(layers):
             if name in names:
                 raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
@@ -482,17 +481,19 @@ def refuse_array(name: str, batches: object) -> None:
         )
 
 
-def _known_total(layers: list[tuple[str, Iterable[Any]]]) -> int | None:
-    """Return the number of batches, if all layers tell theirs."""
+def _known_totals(layers: object) -> tuple[int | None, int | None]:
+    """Return the numbers of batches and of layers, where they can be told without taking any."""
+    if not isinstance(layers, (Mapping, list, tuple)):
+        return None, None
     total = 0
-    for _, batches in layers:
-        if isinstance(batches, np.ndarray) and batches.ndim == 1:
+    for _, batches in named_layers(layers):
+        if getattr(batches, "ndim", 0) == 1:
             total += 1
-        elif isinstance(batches, Sized):
+        elif isinstance(batches, Sized) and getattr(batches, "ndim", 2) > 0:
             total += len(batches)
         else:
-            return None
-    return total
+            return None, len(layers)
+    return total, len(layers)
 
 
 def _stack_level() -> int:

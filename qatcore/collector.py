@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import operator
 import os
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,45 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import as_array, as_count, as_number, as_plain_array
-from .accumulator import Accumulator, summed
+from .accumulator import COUNTS, Accumulator, summed
 from .config import CalibMethod, QuantBits, as_flag, as_member
 from .counting import count, count_channels
 from .errors import InvalidArgumentError
-from .histogram import LeadingBitHistogram
+from .histogram import LARGEST_COUNT, LeadingBitHistogram
 from .scale import scale_and_zero_point
-from .storage import PathLike, State, read_states, write_states
+from .storage import MOST_AXES, PathLike, State, read_states, write_states
 from .summary import CalibrationSummary, summarize
 from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
 
-# Guard the states of collectors, several collectors a lock, so that a collector holds nothing that cannot be
-# pickled.  A fork waits for all of them: a child must not find a state half changed, or a lock that nobody holds.
-_locks = tuple(threading.Lock() for _ in range(16))
-
-
-def _before_fork() -> None:
-    for lock in _locks:
-        lock.acquire()
-
-
-def _after_fork() -> None:
-    for lock in _locks:
-        lock.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
-
-
 _COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
-
-
-@contextlib.contextmanager
-def _locked(*collectors: CalibrationCollector) -> Iterator[None]:
-    chosen = sorted({hash(id(collector) >> 4) % len(_locks) for collector in collectors})
-    with contextlib.ExitStack() as stack:
-        for index in chosen:  # in one order, so that nobody waits for each other
-            stack.enter_context(_locks[index])
-        yield
 
 
 class CalibrationCollector:
@@ -112,20 +82,24 @@ class CalibrationCollector:
     (8, 4)
     """
 
+    # The shape of the channels and their state: missing before the first batch, if there is an axis.
+    _state: tuple[tuple[int, ...], Accumulator]
+
     def __init__(self, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> None:
         self._axis = None if axis is None else _as_axes(axis)
         self._groups = 1 if groups is None else as_count(groups, "groups")
+        if self._groups > LARGEST_COUNT:
+            raise InvalidArgumentError(f"groups: expected at most {LARGEST_COUNT}, got {groups}")
         if self._axis is None and groups is not None:
             raise InvalidArgumentError("groups: expected an axis to group along, got none")
-        # The shape of the channels, not known before the first batch, and their state: replaced together.
-        self._state: tuple[tuple[int, ...] | None, Accumulator] = (
-            ((), Accumulator(1)) if self._axis is None else (None, Accumulator(0))
-        )
-        self._forget()
+        if self._axis is None:
+            self._held((), Accumulator(1))
 
-    def _forget(self) -> None:
-        """Drop what was made of a state that is about to change."""
-        self._made: LeadingBitHistogram | None = None
+    def _held(self, shape: tuple[int, ...], added: Accumulator) -> tuple[tuple[int, ...], Accumulator]:
+        """Return the channels' shape and state; those given, if there were none before the first batch."""
+        # One step, so that of two threads that bring a first batch both get the same.
+        state: tuple[tuple[int, ...], Accumulator] = self.__dict__.setdefault("_state", (shape, added))
+        return state
 
     def observe(self, x: Any, mask: Any = None) -> None:
         """Count the values of an array.
@@ -149,7 +123,8 @@ class CalibrationCollector:
         array = as_array(x, "x")
         seen = None if mask is None else _as_mask(mask, array.shape)
         if self._axis is None:
-            self._add((), count(array if seen is None else array[seen]))
+            whole = [(array, None)] if seen is None else [(array[part], seen[part]) for part in _parts(array, seen, ())]
+            self._add((), summed(count(part if chosen is None else part[chosen]) for part, chosen in whole))
             return
         self._observe_block(array, self._channels_of(array.shape), None, seen)
 
@@ -169,7 +144,7 @@ class CalibrationCollector:
             axes = tuple(axis + (axis > axes[-1]) for axis in axes)
         added = summed(
             count_channels(_by_channel(array[part], axes), None if seen is None else _by_channel(seen[part], axes))
-            for part in _parts(array, axes)
+            for part in _parts(array, seen, axes)
         )
         if shape != own:
             places = np.arange(math.prod(shape)).reshape(shape)
@@ -191,27 +166,21 @@ class CalibrationCollector:
             raise TypeError(f"other: expected a CalibrationCollector, got {type(other).__name__}")
         if (self._axis, self._groups) != (other._axis, other._groups):
             raise InvalidArgumentError(f"other: expected a collector with {self._kind()}, got one with {other._kind()}")
-        with _locked(self, other):
+        if "_state" in other.__dict__:
             shape, added = other._state
-            if shape is not None:
-                self._commit(shape, added, "other", adopt=False)
+            self._add(shape, added.trimmed(), "other")
 
-    def _add(self, shape: tuple[int, ...], added: Accumulator) -> None:
-        with _locked(self):
-            self._commit(shape, added, "x", adopt=True)
-
-    def _commit(self, shape: tuple[int, ...], added: Accumulator, name: str, *, adopt: bool) -> None:
-        own, state = self._state
-        if own is None:
-            self._forget()
-            self._state = shape, added if adopt else added.trimmed()
-            return
+    def _add(self, shape: tuple[int, ...], added: Accumulator, name: str = "x") -> None:
+        own, state = self._held(shape, added)
         if own != shape:
             raise InvalidArgumentError(
                 f"{name}: expected channels of shape {own} as before, got {shape} (with {self._kind()})"
             )
-        self._forget()
-        state.add(added)
+        if state is not added:
+            try:
+                state.add(added)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{name}: {error}") from None
 
     def _kind(self) -> str:
         groups = "" if self._groups == 1 else f", groups={self._groups}"
@@ -238,24 +207,39 @@ class CalibrationCollector:
             )
         return (*others, last // self._groups)
 
+    def _shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the channels; None before the first batch."""
+        return self._state[0] if "_state" in self.__dict__ else None
+
+    def _accumulator(self) -> Accumulator:
+        return self._state[1] if "_state" in self.__dict__ else Accumulator(0)
+
     @property
     def _histogram(self) -> LeadingBitHistogram:
-        made = self._made
-        if made is None:
-            with _locked(self):
-                self._made = made = self._state[1].histogram()
-        return made
+        """What was observed up to now; kept until something is added."""
+        if "_state" not in self.__dict__:
+            return Accumulator(0).histogram()[1]
+        accumulator = self._state[1]
+        made: tuple[int, LeadingBitHistogram] | None = self.__dict__.get("_made")
+        if made is None or made[0] != accumulator.changes:
+            self._made = made = accumulator.histogram()
+        return made[1]
+
+    def _counts(self, *names: str) -> Any:
+        """Return a sum of statistics, for which no histogram has to be made."""
+        stats = self._accumulator().stats
+        return self._answers(stats[:, [COUNTS[name] for name in names]].sum(axis=1))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CalibrationCollector.of_state, (self.state(),)
+        return type(self)._of_state, (self._to_state(),)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CalibrationCollector):
             return NotImplemented
-        return (self._axis, self._groups, self._state[0]) == (
+        return (self._axis, self._groups, self._shape()) == (
             other._axis,
             other._groups,
-            other._state[0],
+            other._shape(),
         ) and self._histogram == other._histogram
 
     __hash__ = None  # type: ignore[assignment]
@@ -281,49 +265,48 @@ class CalibrationCollector:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of answers: () without an axis, and with one nothing but zeros before the first batch."""
-        shape = self._state[0]
+        shape = self._shape()
         return (0,) * len(self._axis or ()) if shape is None else shape
 
     @property
     def min_val(self) -> Any:
         """Least finite value; +inf if there is none.  Zero has no sign."""
-        return self._answers(self._histogram.low)
+        return self._answers(self._accumulator().extreme(0))
 
     @property
     def max_val(self) -> Any:
         """Greatest finite value; -inf if there is none."""
-        return self._answers(self._histogram.high)
+        return self._answers(self._accumulator().extreme(1))
 
     @property
     def n_elements(self) -> Any:
         """Number of finite values."""
-        return self._answers(self._histogram.n_elements)
+        return self._counts("n_zero", "n_nonzero")
 
     @property
     def n_observed(self) -> int:
         """Number of all values seen, of all channels: NaN and infinities too."""
-        h = self._histogram
-        return int((h.n_elements + h.n_nan + h.n_posinf + h.n_neginf).sum())
+        return int(np.sum(self._counts("n_zero", "n_nonzero", "n_nan", "n_posinf", "n_neginf")))
 
     @property
     def n_zero(self) -> Any:
         """Number of zeros among them, of either sign."""
-        return self._answers(self._histogram.n_zero)
+        return self._counts("n_zero")
 
     @property
     def n_nan(self) -> Any:
         """Number of NaNs seen."""
-        return self._answers(self._histogram.n_nan)
+        return self._counts("n_nan")
 
     @property
     def n_posinf(self) -> Any:
         """Number of positive infinities seen."""
-        return self._answers(self._histogram.n_posinf)
+        return self._counts("n_posinf")
 
     @property
     def n_neginf(self) -> Any:
         """Number of negative infinities seen."""
-        return self._answers(self._histogram.n_neginf)
+        return self._counts("n_neginf")
 
     def channel(self, index: int | tuple[int, ...]) -> CalibrationCollector:
         """Return a collector without an axis that has seen what one channel has.
@@ -352,7 +335,7 @@ class CalibrationCollector:
         if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
             raise InvalidArgumentError(f"index: expected one into channels of shape {shape}, got {index}")
         flat = np.arange(math.prod(shape)).reshape(shape)[place]
-        return CalibrationCollector.of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
+        return type(self)._of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
 
     def pooled(self) -> CalibrationCollector:
         """Return a collector without an axis that has seen what all channels have, to the bit.
@@ -364,7 +347,7 @@ class CalibrationCollector:
         >>> collector.pooled()
         CalibrationCollector(n_elements=4, min_val=1.0, max_val=20.0)
         """
-        return CalibrationCollector.of_state(State(None, 1, (), self._histogram.pooled()))
+        return type(self)._of_state(State(None, 1, (), self._histogram.pooled()))
 
     def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the counts of the bins and their edges.
@@ -397,7 +380,8 @@ class CalibrationCollector:
             counts[channel, np.searchsorted(edges, bins.low, side="right") - 1] = bins.counts
             if h.n_zero.any():
                 counts[:, np.searchsorted(edges, 0.0, side="right") - 1 - (edges[-1] == 0.0)] += h.n_zero
-        return counts.reshape(*self.shape, counts.shape[1]), edges
+        shape = self.shape if math.prod(self.shape) == h.channels else (0,) * len(self.shape)
+        return counts.reshape(*shape, counts.shape[1]), edges
 
     def min_max_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
@@ -613,7 +597,7 @@ class CalibrationCollector:
         OSError
             If the file cannot be written.
         """
-        write_states(path, {"": self.state()})
+        write_states(path, {"": self._to_state()})
 
     @classmethod
     def load(cls, path: PathLike) -> CalibrationCollector:
@@ -646,19 +630,21 @@ class CalibrationCollector:
             raise InvalidArgumentError(
                 f"{os.fspath(path)}: expected one collector, got {len(states)}; load_calibration reads them"
             )
-        return cls.of_state(*states.values())
+        return cls._of_state(*states.values())
 
-    def state(self) -> State:
+    def _to_state(self) -> State:
         """Return what it is made of, to be stored."""
-        with _locked(self):
-            shape, held = self._state
-            return State(self._axis, self._groups, shape, held.histogram())
+        shape = self._shape()  # before the histogram, which then has as many channels or is newer
+        histogram = self._histogram if shape is not None else Accumulator(0).histogram()[1]
+        return State(self._axis, self._groups, shape, histogram)
 
     @classmethod
-    def of_state(cls, state: State) -> CalibrationCollector:
-        """Return the collector that is made of a state."""
-        collector = cls(state.axis, groups=None if state.axis is None else state.groups)
-        collector._state = state.shape, Accumulator.of_histogram(state.histogram)
+    def _of_state(cls, state: State) -> CalibrationCollector:
+        """Return the collector that is made of a state, which has to be sound."""
+        collector = cls.__new__(cls)
+        collector._axis, collector._groups = state.axis, state.groups
+        if state.shape is not None:
+            collector._held(state.shape, Accumulator.of_histogram(state.histogram))
         return collector
 
     def _answer(self, chosen: Range, bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[Any, Any]:
@@ -669,13 +655,18 @@ class CalibrationCollector:
         """Return one number for each channel as users want it."""
         if self._axis is None:
             return by_channel[0].item()
-        return by_channel.reshape(self.shape).copy()
+        shape = self.shape
+        if math.prod(shape) != by_channel.size:  # asked before the first batch, which has come meanwhile
+            shape = (0,) * len(shape)
+        return by_channel.reshape(shape).copy()
 
 
 def _as_axes(axis: object) -> tuple[int, ...]:
     axes = _as_index(axis, "axis")
-    if not axes or len(set(axes)) < len(axes):
-        raise InvalidArgumentError(f"axis: expected an axis, or several that differ, got {axis}")
+    if not axes or len(set(axes)) < len(axes) or not all(abs(a) <= MOST_AXES for a in axes):
+        raise InvalidArgumentError(
+            f"axis: expected an axis, or several that differ, from -{MOST_AXES} to {MOST_AXES}, got {axis}"
+        )
     return axes
 
 
@@ -709,13 +700,15 @@ def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[A
     return array.reshape(math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:]))
 
 
-def _parts(array: npt.NDArray[Any], axes: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Yield slices that cut an array into parts worth copying, along any axes but those of the channels.
+def _parts(
+    array: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...]
+) -> Iterator[tuple[slice, ...]]:
+    """Yield slices that cut an array and its mask into parts worth copying, along any axes but those of the channels.
 
     The whole, if no copy is needed.
     """
     whole = (slice(None),) * array.ndim
-    if array.flags.c_contiguous and _are_neighbours(axes):
+    if array.flags.c_contiguous and seen is None and _are_neighbours(axes):
         yield whole
         return
     parts = [whole]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,13 +130,16 @@ class QuantizationSpec:
         if not isinstance(self.layer_name, str):
             raise TypeError(f"layer_name: expected a str, got {type(self.layer_name).__name__}")
         axis = self.axis
-        if axis is not None and not all(type(a) is int for a in (axis if isinstance(axis, tuple) else (axis,))):
+        axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+        if not all(type(a) is int for a in axes):
             raise TypeError(f"axis: expected an int, a tuple of them or None, got {axis!r}")
+        if len(set(axes)) < len(axes) or axis == ():
+            raise InvalidArgumentError(f"axis: expected an axis, or several that differ, got {axis!r}")
         if type(self.groups) is not int:
             raise TypeError(f"groups: expected an int, got {type(self.groups).__name__}")
         if self.groups < 1 or (axis is None and self.groups > 1):
             raise InvalidArgumentError(f"groups: expected at least 1, and 1 without an axis, got {self.groups}")
-        dimensions = 0 if axis is None else len(axis) if isinstance(axis, tuple) else 1
+        dimensions = len(axes)
         scale = _as_numbers(self.scale, "scale", "iuf", np.dtype(np.float64), dimensions)
         zero_point = _as_numbers(self.zero_point, "zero_point", "iu", np.dtype(np.int32), dimensions)
         if not np.all(scale >= 0.0):
@@ -150,6 +153,10 @@ class QuantizationSpec:
         object.__setattr__(self, "method", as_member(CalibMethod, self.method, "method"))
         object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
         object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the fields, so that arrays are read-only again.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, QuantizationSpec):
@@ -177,7 +184,7 @@ def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensi
         expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, as the axis has"
         raise InvalidArgumentError(f"{name}: expected {expected}, got {value!r}")
     if array.size and array.dtype.kind not in kinds:
-        if array.dtype.kind == "O":  # a Python integer too large for any type
+        if array.dtype.kind == "O" and all(type(item) is int for item in array.reshape(-1)):  # too large for any type
             raise InvalidArgumentError(f"{name}: expected {dtype} values, got {value!r}")
         raise TypeError(f"{name}: expected {'integers' if kinds == 'iu' else 'real numbers'}, got {value!r}")
     if dtype.kind == "i" and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):

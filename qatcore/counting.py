@@ -12,7 +12,7 @@ import numpy.typing as npt
 from . import _dispatch
 from ._arrays import kernel_dtype
 from ._threads import for_ranges
-from .accumulator import N_NAN, N_NONZERO, N_ROWS, Accumulator, joined, key_of_value, summed
+from .accumulator import COLUMNS, N_NAN, N_NONZERO, Accumulator, joined, key_of_value, summed
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
 _BUFFER = 1 << 16  # elements converted at a time
@@ -98,7 +98,7 @@ def _tabulated(runs: list[_Run], dtype: np.dtype[Any]) -> Accumulator | None:
     outer, channels, inner = runs[0][0].shape
     buffer = np.empty((channels, outer * inner + _PADDING), integer)
     counted = Accumulator(channels)
-    counted.make_room(channels * binades, binades)
+    counted.make_room(channels * binades, binades, 0)
     incomplete = np.zeros(channels, np.uint8)
     tables = _take_tables(integer, binades * FRACTION)
     for x, mask in runs:
@@ -151,7 +151,7 @@ def _gathered(
     values: npt.NDArray[np.float64],
 ) -> Accumulator:
     """Return the channels of an array that has at most `EXACT_LIMIT` elements of each; their values go to `values`."""
-    stats = np.empty((x.shape[1], N_ROWS + 1), np.int64)
+    stats = np.empty((x.shape[1], COLUMNS), np.int64)
     _dispatch.kernels.gather_values(_readable(x, dtype, mask), values, stats)
     if mask is not None:
         stats[:, N_NAN] -= _left_out(mask)

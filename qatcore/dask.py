@@ -164,6 +164,8 @@ def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:
 def _with_whole_groups(x: Any, axis: int, groups: int) -> Any:
     """Return the array cut so that no group is in two blocks."""
     edges = np.cumsum([0, *x.chunks[axis]])
+    if edges[-1] == 0:
+        return x
     whole = np.unique(edges // groups * groups)
     return x if np.array_equal(edges, whole) else x.rechunk({axis: tuple(np.diff(whole).tolist())})
 
@@ -190,5 +192,8 @@ def _merge(collectors: list[CalibrationCollector]) -> CalibrationCollector:
     # Into a new one: Dask may need the old ones again.
     total = _fresh(collectors[0])
     for collector in collectors:
-        total.merge(collector)
+        try:
+            total.merge(collector)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(str(error).replace("other:", "x:", 1)) from None
     return total

@@ -24,6 +24,9 @@ _NEGATIVE = 2048
 #: and of a few values 0.8 % wide bins do not tell; of many they do.
 EXACT_LIMIT = 8192
 
+#: Nothing can occur more often: float64 holds it, and sums of many do not overflow.
+LARGEST_COUNT = 1 << 52
+
 _PORTION = 1 << 21  # numbers held at a time where memory must not grow with the channels
 
 _FloatArray = npt.NDArray[np.float64]
@@ -127,6 +130,10 @@ class LeadingBitHistogram:
         return all(np.array_equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without what has been derived from the fields.
+        return LeadingBitHistogram, tuple(getattr(self, f.name) for f in fields(self))
 
     def take(self, channels: _Integers) -> LeadingBitHistogram:
         """Return the histogram of some channels, in the order given."""
@@ -235,7 +242,9 @@ class LeadingBitHistogram:
         mass[bins.start[:-1][lowest]] -= counted.n_low[lowest]
         mass[bins.start[1:][highest] - 1] -= counted.n_high[highest]
         # What is left of a bin may be too narrow to have an inside.
-        narrow = high - low <= np.maximum(np.abs(low), np.abs(high)) * 2.0**-20
+        # Nor does the inside matter of bins that are tiny beside the range; their densities might be infinite.
+        largest = np.maximum(np.abs(self.low), np.abs(self.high))[channel]
+        narrow = high - low <= np.maximum(np.maximum(np.abs(low), np.abs(high)) * 2.0**-20, largest * 2.0**-60)
         inside = ~narrow & (mass > 0.0)
 
         kept_channel = np.repeat(np.arange(self.channels), np.diff(self.value_start))

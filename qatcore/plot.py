@@ -85,7 +85,7 @@ def histogram(
         raise InvalidArgumentError(
             f"collector: expected one without an axis, as channel() and pooled() return, got {collector!r}"
         )
-    h = collector.state().histogram
+    h = collector._histogram
     low, high = float(h.low[0]), float(h.high[0])
     if not (low < high and np.isfinite(high - low)):
         raise InvalidArgumentError(f"collector: expected a range of finite values, got {collector!r}")

@@ -19,10 +19,10 @@ class BatchProgress:
     ----------
     total : int or None
         How many batches there will be, if that is known.
-    layers : int
+    layers : int or None
     """
 
-    def __init__(self, total: int | None, layers: int) -> None:
+    def __init__(self, total: int | None, layers: int | None) -> None:
         self._bar = tqdm(total=total, unit=" batches", dynamic_ncols=True)
         self._bytes = 0
         self._layers, self._layer = layers, 0
@@ -40,7 +40,7 @@ class BatchProgress:
         self._layer += 1
         if len(name) > _LONGEST_NAME:
             name = f"{name[: _LONGEST_NAME // 2 - 1]}…{name[-_LONGEST_NAME // 2 :]}"
-        place = f" {self._layer}/{self._layers}" if self._layers > 1 else ""
+        place = "" if self._layers is None or self._layers < 2 else f" {self._layer}/{self._layers}"
         self._bar.set_description_str(name + place, refresh=False)
 
     def batch(self, n_bytes: int) -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .config import QuantizationSpec
 from .errors import InvalidArgumentError
-from .histogram import BINADES, FRACTION, LeadingBitHistogram
+from .histogram import BINADES, FRACTION, LARGEST_COUNT, LeadingBitHistogram
 
 PathLike = str | os.PathLike[str]
 
@@ -34,7 +34,7 @@ _SPECS_FORMAT = "qatcore specifications"
 _HEADER = "header.json"
 _COUNTS = ("n_low", "n_high", "n_zero", "n_nan", "n_posinf", "n_neginf", "n_nonzero")
 _DEFLATE_RATIO = 1032  # what deflate can gain at most
-_LARGEST_COUNT = 1 << 52  # float64 holds it, and sums of many do not overflow
+MOST_AXES = 64  # NumPy's limit
 _MOST_CHANNELS = 1 << 50  # a channel and a binade are one int64
 
 
@@ -176,11 +176,11 @@ def _digest(entries: object, arrays: dict[str, npt.NDArray[Any]]) -> str:
 
 def _replace(path: PathLike, data: bytes) -> None:
     """Write a file under another name, and give it its own when it is safely there."""
-    target = os.path.realpath(path)
-    folder, name = os.path.split(target)
+    target = os.path.realpath(os.fsdecode(path))
+    folder = os.path.dirname(target)
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
-    temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f".{secrets.token_hex(12)}.tmp")  # which is a name wherever the file's is one
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -196,11 +196,12 @@ def _replace(path: PathLike, data: bytes) -> None:
             error.filename = os.fspath(path)  # the name that the caller knows
         raise
     if hasattr(os, "O_DIRECTORY"):  # the new name itself has to reach the disk
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with contextlib.suppress(PermissionError):  # one may write into a folder that one may not read
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _to_json(scale: Any) -> Any:
@@ -303,7 +304,7 @@ def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: s
 
 
 def _is_count(value: object, least: int = 0) -> bool:
-    return type(value) is int and least <= value <= _LARGEST_COUNT
+    return type(value) is int and least <= value <= LARGEST_COUNT
 
 
 def _checked_entry(index: int, entry: dict[str, Any]) -> tuple[int, int, int]:
@@ -316,7 +317,7 @@ def _checked_entry(index: int, entry: dict[str, Any]) -> tuple[int, int, int]:
         or (
             isinstance(axis, list)
             and axis
-            and all(type(a) is int and abs(a) <= 64 for a in axis)
+            and all(type(a) is int and abs(a) <= MOST_AXES for a in axis)
             and len(set(axis)) == len(axis)
         ),
         f"{where}: expected an axis, got {axis!r}",
@@ -327,11 +328,13 @@ def _checked_entry(index: int, entry: dict[str, Any]) -> tuple[int, int, int]:
         channels = 0
     else:
         _require(
-            isinstance(shape, list) and len(shape) == len(axis or ()) and all(_is_count(n) for n in shape),
+            isinstance(shape, list)
+            and len(shape) == len(axis or ()) <= MOST_AXES
+            and all(_is_count(n) for n in shape)
+            and math.prod(n for n in shape if n) <= _MOST_CHANNELS,
             f"{where}: expected a shape that fits the axis, got {shape!r}",
         )
         channels = math.prod(shape)
-        _require(channels <= _MOST_CHANNELS, f"{where}: {channels} channels are too many")
     for key in ("values", "rows"):
         _require(_is_count(entry.get(key)), f"{where}: expected {key} to be a number, got {entry.get(key)!r}")
     return channels, entry["values"], entry["rows"]
@@ -351,8 +354,10 @@ def _inconsistency(h: LeadingBitHistogram) -> str | None:
 
 
 def _has_wrong_counts(h: LeadingBitHistogram) -> bool:
-    if any(((getattr(h, name) < 0) | (getattr(h, name) > _LARGEST_COUNT)).any() for name in _COUNTS):
-        return True
+    for name in _COUNTS:
+        n = getattr(h, name)
+        if ((n < 0) | (n > LARGEST_COUNT)).any() or n.sum(dtype=np.float64) > LARGEST_COUNT:
+            return True
     empty = (h.low == np.inf) & (h.high == -np.inf) & (h.n_low == 0) & (h.n_high == 0)
     sound = np.isfinite(h.low) & np.isfinite(h.high) & (h.low <= h.high) & (h.n_low > 0) & (h.n_high > 0)
     negative_zero = ((h.low == 0.0) & np.signbit(h.low)) | ((h.high == 0.0) & np.signbit(h.high))
@@ -377,14 +382,14 @@ def _has_wrong_rows(h: LeadingBitHistogram) -> bool:
         or (channel >= h.channels).any()
         or h.is_exact[channel].any()
         or (exponent == BINADES // 2 - 1).any()
-        or ((h.counts < 0) | (h.counts > _LARGEST_COUNT)).any()
+        or ((h.counts < 0) | (h.counts > LARGEST_COUNT)).any()
     ):
         return True
     sums = h.counts.sum(axis=1)
     total, magnitude = np.zeros(h.channels, np.int64), np.zeros(h.channels)
     np.add.at(total, channel, sums)
     np.add.at(magnitude, channel, sums.astype(np.float64))  # where an int64 would have wrapped
-    wrong = (total != h.n_nonzero) | (magnitude > _LARGEST_COUNT)
+    wrong = (total != h.n_nonzero) | (magnitude > LARGEST_COUNT)
     return bool((sums == 0).any() or wrong[~h.is_exact].any())
 
 
@@ -418,7 +423,12 @@ def _parsed_spec(index: int, entry: dict[str, Any]) -> QuantizationSpec:
     unknown = sorted(set(entry) - set(fields))
     _require(not unknown, f"specs[{index}]: unknown {', '.join(unknown)}")
     axis = entry["axis"]
-    values = dict(entry, scale=_from_json(entry["scale"]), axis=tuple(axis) if isinstance(axis, list) else axis)
+    values = dict(
+        entry,
+        scale=_shaped(_from_json(entry["scale"]), axis),
+        zero_point=_shaped(entry["zero_point"], axis),
+        axis=tuple(axis) if isinstance(axis, list) else axis,
+    )
     try:
         return QuantizationSpec(**values)
     except (TypeError, ValueError) as error:
@@ -429,3 +439,8 @@ def _from_json(scale: Any) -> Any:
     if isinstance(scale, list):
         return [_from_json(item) for item in scale]
     return math.inf if scale == "inf" else scale
+
+
+def _shaped(numbers: Any, axis: Any) -> Any:
+    """Return numbers in as many dimensions as there are axes, which an empty list does not tell."""
+    return np.zeros((0,) * len(axis), np.int64) if numbers == [] and isinstance(axis, list) else numbers

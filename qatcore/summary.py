@@ -13,7 +13,8 @@ from .config import CalibMethod, QuantBits
 from .histogram import LeadingBitHistogram
 from .thresholds import expected_errors, ranges_by_method, scaled_distribution
 
-PERCENTILES = (0.1, 1.0, 10.0, 50.0, 90.0, 99.0, 99.9)
+#: The percentiles that are told, in tenths of a percent: integers, so that a rank is one exactly.
+TENTHS = (1, 10, 100, 500, 900, 990, 999)
 _DB = 4.342944819032518  # 10 / log(10)
 
 _FloatArray = npt.NDArray[np.float64]
@@ -96,7 +97,7 @@ def summarize(h: LeadingBitHistogram, *, symmetric: bool) -> dict[str, Any]:
         "max_val": h.high,
         "mean": mean,
         "std": std,
-        "percentiles": {p: h.values_at_ranks(np.ceil(n * (p / 100.0)).astype(np.int64) - 1) for p in PERCENTILES},
+        "percentiles": {tenths / 10.0: h.values_at_ranks(-(-n * tenths // 1000) - 1) for tenths in TENTHS},
         "sqnr": sqnr,
         "symmetric": symmetric,
     }

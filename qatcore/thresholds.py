@@ -197,6 +197,7 @@ def expected_errors(
     return errors, unit
 
 
+@np.errstate(all="ignore")
 def best_range(
     h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool
 ) -> tuple[CalibMethod, Range]:
@@ -207,7 +208,8 @@ def best_range(
     ranges = ranges_by_method(h, bits, symmetric=symmetric, include_zero=include_zero)
     errors, unit = expected_errors(h, list(ranges.values()), bits, symmetric=symmetric, include_zero=include_zero)
     total = np.zeros(len(ranges))
-    for row in errors * (unit.min(initial=1.0) / unit[:, np.newaxis]) ** 2:  # in the order of the channels
+    share = (unit.min(initial=1.0) / unit[:, np.newaxis]) ** 2
+    for row in np.where(share > 0.0, errors * share, 0.0):  # in the order of the channels
         total += row
     method = list(ranges)[int(np.argmin(total))]
     return method, ranges[method]

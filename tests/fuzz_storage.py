@@ -166,7 +166,7 @@ def fuzz(n, seed, folder):
             for collector in found.values():
                 if collector not in original.values():
                     use(collector)
-                    assert isinstance(collector.state().histogram, LeadingBitHistogram)
+                    assert isinstance(collector._histogram, LeadingBitHistogram)
     return refused, read
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import signal
 import threading
 
 import ml_dtypes
@@ -245,9 +246,11 @@ def test_before_the_first_batch():
     [
         ({"axis": 1.5}, TypeError, "axis: expected an integer or a tuple of them, got 1.5"),
         ({"axis": True}, TypeError, "axis: expected an integer or a tuple of them, got True"),
+        ({"axis": 65}, InvalidArgumentError, "axis: expected an axis, .*from -64 to 64, got 65"),
+        ({"axis": 0, "groups": 2**60}, InvalidArgumentError, "groups: expected at most 4503599627370496, got"),
         ({"axis": "0"}, TypeError, "axis: expected an integer or a tuple of them, got '0'"),
-        ({"axis": ()}, InvalidArgumentError, r"axis: expected an axis, or several that differ, got \(\)"),
-        ({"axis": (1, 1)}, InvalidArgumentError, r"axis: expected an axis, or several that differ, got \(1, 1\)"),
+        ({"axis": ()}, InvalidArgumentError, r"axis: expected an axis, or several that differ, .*, got \(\)"),
+        ({"axis": (1, 1)}, InvalidArgumentError, r"axis: expected an axis, or several that differ, .*, got \(1, 1\)"),
         ({"groups": 4}, InvalidArgumentError, "groups: expected an axis to group along, got none"),
         ({"axis": 0, "groups": 0}, InvalidArgumentError, "groups: expected at least 1, got 0"),
         ({"axis": 0, "groups": "a"}, TypeError, "groups: expected an integer, got str"),
@@ -294,6 +297,104 @@ def test_what_does_not_fit_changes_nothing():
     with pytest.raises(TypeError, match="index: expected an integer"):
         collector.channel("a")
     assert pickle.dumps(collector) == before
+
+
+def test_more_values_than_can_be_counted():
+    """Refused before a count could wrap, which would lead out of bounds."""
+    collector = observed(np.ones((3, EXACT_LIMIT)), axis=0)
+    doublings = 0
+    with pytest.raises(InvalidArgumentError, match="other: expected at most 4503599627370496 values, got more in all"):
+        while True:
+            collector.merge(collector)
+            doublings += 1
+    assert doublings == 37
+    assert collector.n_observed == 3 * EXACT_LIMIT * 2**37
+    collector.observe(np.ones((3, 1)))
+    assert collector.n_elements.tolist() == [EXACT_LIMIT * 2**37 + 1] * 3
+    assert collector.percentile_scale(50.0, symmetric=True)[0].tolist() == [1.0 / 127.0] * 3
+
+
+def test_uneven_channels_take_what_they_hold():
+    """One channel with many values beside many with none: not as much memory as if all had as many."""
+    x = np.zeros((200, 20_000))
+    x[:, 7] = 1.5
+    collector = CalibrationCollector(axis=1)
+    for _ in range(30):
+        collector.observe(x)
+    assert len(pickle.dumps(collector)) < 4_000_000
+    assert collector._state[1].arrays.values.size < 100_000
+    assert collector.n_elements[7] == 6000
+    assert collector.channel(7) == observed(np.full(6000, 1.5))
+
+
+def test_reading_while_the_first_batch_arrives():
+    for _ in range(200):
+        collector = CalibrationCollector(axis=0)
+        thread = threading.Thread(target=collector.observe, args=(np.ones((3, 50)),))
+        thread.start()
+        assert collector.min_max_scale()[0].shape in ((0,), (3,))
+        assert collector.histogram()[0].shape[0] in (0, 3)
+        assert collector.n_nan.shape in ((0,), (3,))
+        repr(collector)
+        thread.join()
+        assert collector.shape == (3,)
+
+
+def test_first_batches_from_many_threads():
+    """None of them is lost, though each finds that there is no state yet."""
+    for _ in range(100):
+        collector = CalibrationCollector(axis=0)
+        threads = [threading.Thread(target=collector.observe, args=(np.ones((3, 50)),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert collector.n_observed == 600
+
+
+def test_a_signal_handler_may_ask():
+    """Also while the very collector is being added to: there is no lock that it could wait for."""
+    collector = CalibrationCollector(axis=1)
+    answers = []
+
+    def ask(*_):
+        answers.append(
+            (collector.n_observed, float(np.sum(collector.max_val)), repr(collector), pickle.dumps(collector))
+        )
+
+    before = signal.signal(signal.SIGALRM, ask)
+    try:
+        batch = np.random.default_rng(0).standard_normal((100, 30))
+        for turn in range(60):
+            signal.setitimer(signal.ITIMER_REAL, 1e-4 + turn * 1e-5)
+            while len(answers) <= turn:
+                collector.observe(batch)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    assert all(n % 3000 == 0 for n, *_ in answers)
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-310, 1e-308, 1e-300])
+def test_a_tiny_value_changes_no_range(tiny):
+    """Its bin is so narrow that the density in it would be infinite."""
+    x = np.random.default_rng(0).laplace(size=20_000)
+    with_tiny = observed(np.append(x, [tiny, -tiny]))
+    for bits, symmetric in itertools.product(QuantBits, (True, False)):
+        for ask in ("mse_scale", "best_scale"):
+            ours = getattr(with_tiny, ask)(bits=bits, symmetric=symmetric)
+            theirs = getattr(observed(x), ask)(bits=bits, symmetric=symmetric)
+            assert ours[0] == pytest.approx(theirs[0], rel=1e-3)
+            assert ours[2:] == theirs[2:]
+    assert np.isfinite(list(with_tiny.summary().sqnr[QuantBits.INT4].values())).all()
+
+
+def test_best_scale_of_channels_of_all_magnitudes():
+    rng = np.random.default_rng(1)
+    x = rng.laplace(size=(20_000, 3)) * [1e200, 1.0, 1e-300]
+    x[0, 1] = 1e-310
+    *_, method = observed(x, axis=1).best_scale(bits=QuantBits.INT4)
+    assert method is observed(x[:, 0]).best_scale(bits=QuantBits.INT4)[2]
 
 
 def test_answers_are_the_callers_own():

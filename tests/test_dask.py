@@ -84,6 +84,16 @@ def test_models_are_the_local_ones(method, axis):
         assert calibrate_model(list(layers.items()), method.value, bits="int4", axis=axis) == expected
 
 
+def test_no_channels_or_values():
+    assert collect(dask.array.ones((5, 0), chunks=2), 1, groups=4).compute().shape == (0,)
+    assert collect(dask.array.ones((0, 5), chunks=2), 1).compute() == observed(np.ones((0, 5)), axis=1)
+
+
+def test_batches_that_do_not_fit_together():
+    with pytest.raises(InvalidArgumentError, match=r"x: expected channels of shape \(2,\) as before, got \(3,\)"):
+        collect([np.ones((4, 2)), np.ones((4, 3))], 1).compute(scheduler="synchronous")
+
+
 def test_wrong_arguments():
     x = dask.array.ones((4, 6), chunks=2)
     for given_array in (3, "x", {"a": 1}, dask.delayed(1)):

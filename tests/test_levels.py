@@ -15,6 +15,7 @@ from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
 import qatcore
 from qatcore import InvalidArgumentError, _dispatch, _threads
+from qatcore.accumulator import Accumulator, Arrays
 from qatcore.formats import E4M3_MAX, E4M3_VALUES
 
 LEVELS = _dispatch.available_levels()
@@ -210,34 +211,59 @@ def natural_logs(kernels, n):
     yield out
 
 
+def used_of(arrays):
+    """What there is in the arrays of an accumulator: room is left as it happened to be."""
+    rows, places, _ = arrays.used
+    yield from (arrays.stats.copy(), arrays.values[:places].copy(), arrays.owners[:rows].copy())
+    yield from (arrays.owned.copy(), arrays.counts[:rows].copy(), arrays.used.copy())
+
+
 def accumulators(kernels, n):
     """Channels gathered, and added to others that keep the values, or count them once there are more than n."""
     for dtype, (outer, inner) in itertools.product((np.float32, np.float64), ((n, 1), (1, n), (2, n // 2))):
         batch = np.stack([values(outer * inner, dtype)] * 20).reshape(20, outer, inner).swapaxes(0, 1)
-        kept, stats = np.zeros((20, outer * inner + 3)), np.zeros((20, 10), np.int64)
+        kept, stats = np.zeros((20, outer * inner + 3)), np.zeros((20, 12), np.int64)
         kernels.gather_values(batch, kept, stats)
         yield from (kept, stats)
-        batch_rows = np.empty(0, np.int64), np.empty((20, 0), np.int32), np.empty((0, 128), np.int64)
         for limit in (n, 10 * n):
-            own = np.zeros((20, 10), np.int64)
-            own[:, :2] = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-            room = np.zeros((20, 6 * n + 1))
-            capacity = 20 * min(n, 600)
-            owners, owned = np.zeros(capacity, np.int64), np.full((20, min(n, 600)), -1, np.int32)
-            counts, used = np.zeros((capacity, 128), np.int64), np.zeros(1, np.int64)
+            gathered, total = Accumulator.of_values(kept, stats), Accumulator(20)
             tables = np.full((2, 4096), -1, np.int32)
             for turn in range(4):
                 # At last what it holds itself: rows to rows, or values to values.
-                itself = (own.copy(), room.copy(), owners.copy(), owned.copy(), counts.copy())
-                other = (stats, kept, *batch_rows) if turn < 3 else itself
-                before = used[0]
-                new, widest = kernels.count_new_rows(own, room, owners, owned, *other[:4], limit, tables)
-                kernels.add_channels(own, room, owners, owned, counts, used, *other, limit, tables)
+                other = gathered if turn < 3 else Accumulator.of_arrays(Arrays(*(a.copy() for a in total.arrays)))
+                before = [a.copy() for a in total.arrays]
+                while needed := kernels.add_channels(total, other, limit, 2**52, tables):
+                    assert all(np.array_equal(*pair) for pair in zip(before, total.arrays, strict=True))
+                    assert (tables[0] == -1).all()
+                    moved = Arrays.empty(20, *needed)
+                    assert kernels.copy_channels(total, moved, True)
+                    assert total.arrays is moved
+                    before = [a.copy() for a in moved]
+                    moved.values[moved.used[1] :] = 0.0
+                assert needed is None
                 assert (tables[0] == -1).all()
-                assert used[0] == before + new
-                assert new == 0 or own[:, 9].max() == widest
-                assert counts.sum() in (0, own[:, 8].sum())
-                yield from (own.copy(), room.copy(), owners.copy(), owned.copy(), counts[: used[0]].copy())
+                assert total.arrays.counts.sum() in (0, total.stats[:, 8].sum())
+                yield from used_of(total.arrays)
+                for with_room in (False, True):
+                    size = kernels.measure_channels(total, with_room)
+                    yield size
+                    copy = Arrays.empty(20, *size)
+                    copy.values[:] = 0.0
+                    assert kernels.copy_channels(total, copy, with_room)
+                    yield from used_of(copy)
+                    total.arrays = copy
+                    too_small = [max(s - 1, 0) for s in size]
+                    for small in (
+                        (too_small[0], *size[1:]),
+                        (size[0], too_small[1], size[2]),
+                        (*size[:2], too_small[2]),
+                    ):
+                        if small != size:
+                            assert not kernels.copy_channels(total, Arrays.empty(20, *small), True)
+                            assert total.arrays is copy
+            too_many = int(total.stats[:, 2:9].max(initial=0))
+            expected = -1 if stats[:, 2:9].any() else None
+            assert kernels.add_channels(total, gathered, limit, too_many, tables) == expected
 
 
 def spread_counts(kernels, n):

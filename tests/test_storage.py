@@ -311,6 +311,7 @@ SPECS = [
     QuantizationSpec("e", np.inf, 0, CalibMethod.MIN_MAX),
     QuantizationSpec("f", [], [], CalibMethod.AUTO, axis=-1),
     QuantizationSpec("g", [np.inf], [0], CalibMethod.MIN_MAX, axis=0),
+    QuantizationSpec("h", np.ones((0, 0)), np.zeros((0, 0), int), CalibMethod.KL, axis=(0, 1)),
 ]
 
 
@@ -356,7 +357,8 @@ ENTRY = {
         {"layer_name": 3}, {"scale": -1}, {"scale": "0.5"}, {"scale": True}, {"scale": [0.5]}, {"scale": None},
         {"zero_point": 0.5}, {"zero_point": 2**31}, {"zero_point": 10**30}, {"method": "best"}, {"method": 1},
         {"bits": "int9"}, {"symmetric": 0}, {"axis": 0}, {"axis": "0"}, {"axis": [0.5]}, {"axis": True}, {"groups": 0},
-        {"groups": 2}, {"extra": 1}, {"scale": [[0.5], [0.5, 1]], "axis": [0, 1], "zero_point": [[0], [0]]},
+        {"axis": []}, {"axis": [0, 0]}, {"groups": 2}, {"extra": 1},
+        {"scale": [[0.5], [0.5, 1]], "axis": [0, 1], "zero_point": [[0], [0]]},
         {"axis": 0, "scale": [0.5, 1.0], "zero_point": [0]}, {"scale": 10**400},
     ],
     ids=str,

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -74,6 +75,13 @@ def test_signal_to_noise(name, symmetric):
 def test_signal_to_noise_of_odd_data(x, expected):
     sqnr = observed(x).summary().sqnr[QuantBits.INT8][CalibMethod.MIN_MAX]
     assert sqnr == expected or (math.isnan(expected) and math.isnan(sqnr))
+
+
+@pytest.mark.parametrize("n", [1, 10, 999, 1000, 1001, 2000, 8000])
+def test_percentiles_are_ranks(n):
+    """The least value that at least that share of the values does not exceed, by rational arithmetic."""
+    for p, value in observed(np.arange(1, n + 1)).summary().percentiles.items():
+        assert value == math.ceil(Fraction(str(p)) * n / 100)
 
 
 def test_order_and_splits_leave_no_trace():
