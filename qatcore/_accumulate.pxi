@@ -2,8 +2,8 @@
 #
 #   stats (channels, 12)   a row of statistics for each, with the columns below
 #   values                 the finite nonzero values of channels that have few, each channel's in a stretch of its own
-#   owners, counts         rows of counts, one for each binade that a channel with more values has touched, and whose they
-#                          are: channel * 4096 + binade
+#   owners, counts         rows of counts, one for each binade that a channel with more values has touched, and whose
+#                          they are: channel * 4096 + binade
 #   owned (channels, n)    the numbers of each channel's rows; while a channel is worked on, a table has them by binade
 #   used                   how many rows there are, how many values' places are taken, how often all this was changed
 #
@@ -240,9 +240,9 @@ cdef bint holds_too_many(const int64_t[:, ::1] stats, const int64_t[:, ::1] othe
 def add_channels(object target, object source, int64_t limit, int64_t most, int32_t[:, ::1] tables):
     """Add the values and counts of the channels of one accumulator to those of another, all or nothing.
 
-    Channels of at most `limit` values keep them.  Returns None if done; if there is not enough room, how many rows, rows
-    of a channel, and places for values there have to be; and -1 if a count would be more than `most`.  `tables` (2,
-    4096) is all -1, and its first row is left so.
+    Channels of at most `limit` values keep them.  Returns None if done; if there is not enough room, how many rows,
+    rows of a channel, and places for values there have to be; and -1 if a count would be more than `most`.  `tables`
+    (2, 4096) is all -1, and its first row is left so.
     """
     cdef Py_ssize_t channel, i, j, n, rows, width = 0
     cdef int64_t own, others, room, places, start
@@ -358,8 +358,8 @@ def measure_channels(object accumulator, bint with_room):
 def copy_channels(object accumulator, object arrays, bint replace):
     """Copy the state of an accumulator into other arrays, without places for values that nothing is in any more.
 
-    If that is asked for they replace the accumulator's own, and what stretches can hold is kept; else it is what they do
-    hold.  Returns False, and has done nothing of use, if they are too small.
+    If that is asked for they replace the accumulator's own, and what stretches can hold is kept; else it is what they
+    do hold.  Returns False, and has done nothing of use, if they are too small.
     """
     own_arrays = accumulator.arrays
     cdef const int64_t[:, ::1] stats = own_arrays.stats
@@ -434,11 +434,11 @@ def tabulate_channels(
     uint8_t[::1] incomplete,
     int32_t[:, ::1] row_tables,
 ):
-    """Add the counts of a run of each channel, from bits x (outer, channels, inner), with tables as `count_leading_bits`.
+    """Add the counts of a run of each channel, from bits x (outer, channels, inner), with tables.
 
-    There has to be room for as many rows as the type has binades, for each channel, and in `buffer` for each channel's
-    run.  Subnormals are not counted, and `incomplete` set to 1 for a channel that has some.  `tables` is all 0 and
-    the first row of `row_tables` all -1, and both are left so.
+    `tables` are as `count_leading_bits` has them, all 0, and the first row of `row_tables` is all -1; both are left so.
+    There has to be room for as many rows as the type has binades, for each channel, and in `buffer` for each
+    channel's run.  Subnormals are not counted: `incomplete` is set to 1 for a channel that has some.
     """
     cdef Py_ssize_t channel, n = x.shape[0] * x.shape[2], table_size = tables.shape[1], exponents
     cdef int64_t sign, exponent, first, last, binade, lowest

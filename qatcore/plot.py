@@ -23,6 +23,7 @@ from .thresholds import Range, expected_errors, ranges_by_method
 
 __all__ = ["histogram"]
 
+_LEAST, _GREATEST = 1e-305, 1e305  # beyond, Matplotlib's own arithmetic overflows
 _BARS = 400
 _CANDIDATES = 300
 _LINES = {
@@ -65,8 +66,8 @@ def histogram(
     Raises
     ------
     InvalidArgumentError
-        If the collector has an axis, or has observed no two finite values that differ, or a range that float64 cannot
-        hold, or the figure is not empty.
+        If the collector has an axis, or has observed no two finite values that differ, or none between 1e-305 and 1e305
+        in magnitude or one beyond, or the figure is not empty.
     TypeError
         If an argument has a wrong type.
 
@@ -87,8 +88,10 @@ def histogram(
         )
     h = collector._histogram
     low, high = float(h.low[0]), float(h.high[0])
-    if not (low < high and np.isfinite(high - low)):
-        raise InvalidArgumentError(f"collector: expected a range of finite values, got {collector!r}")
+    if not (low < high and _LEAST < max(abs(low), abs(high)) < _GREATEST):
+        raise InvalidArgumentError(
+            f"collector: expected a range of values between {_LEAST:g} and {_GREATEST:g} in magnitude, got {collector!r}"
+        )
     if figure is None:
         figure = Figure(figsize=(8.0, 6.0), layout="constrained")
     elif not isinstance(figure, Figure):

@@ -27,6 +27,8 @@ DATA = {
     "negative": -RNG.lognormal(size=20_000),
     "huge": RNG.standard_normal(20_000) * 1e300,
     "tiny": RNG.standard_normal(20_000) * 1e-200,
+    "far": np.logspace(-300, 300, 9000),
+    "speck": np.append(RNG.standard_normal(20_000), 1e-310),
     "outlier": np.append(RNG.standard_normal(20_000), 1e6),
     "lossless": np.arange(-128.0, 128.0),
 }
@@ -80,9 +82,11 @@ def test_given_figure():
 @pytest.mark.parametrize(
     ("collector", "message"),
     [
-        (CalibrationCollector(), "expected a range of finite values"),
-        (observed([3.0, 3.0, np.nan]), "expected a range of finite values"),
-        (observed([-1.7e308, 1.7e308]), "expected a range of finite values"),
+        (CalibrationCollector(), "expected a range of values between 1e-305 and 1e\\+305 in magnitude"),
+        (observed([3.0, 3.0, np.nan]), "expected a range of values between 1e-305 and 1e\\+305 in magnitude"),
+        (observed(np.arange(1, 10_000) * 5e-324), "expected a range of values between"),
+        (observed([0.0, 1.7e308]), "expected a range of values between"),
+        (observed([-1.7e308, 1.7e308]), "expected a range of values between 1e-305 and 1e\\+305 in magnitude"),
         (observed(np.ones((2, 2)), axis=0), r"expected one without an axis, as channel\(\) and pooled\(\) return"),
     ],
 )
