@@ -90,7 +90,8 @@ def histogram(
     low, high = float(h.low[0]), float(h.high[0])
     if not (low < high and _LEAST < max(abs(low), abs(high)) < _GREATEST):
         raise InvalidArgumentError(
-            f"collector: expected a range of values between {_LEAST:g} and {_GREATEST:g} in magnitude, got {collector!r}"
+            f"collector: expected a range of values between {_LEAST:g} and {_GREATEST:g} in magnitude, "
+            f"got {collector!r}"
         )
     if figure is None:
         figure = Figure(figsize=(8.0, 6.0), layout="constrained")
