@@ -702,12 +702,12 @@ def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[A
 
 def _parts(
     array: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...]
-) -> Iterator[tuple[slice, ...]]:
+) -> Iterator[tuple[Any, ...]]:
     """Yield slices that cut an array and its mask into parts worth copying, along any axes but those of the channels.
 
     The whole, if no copy is needed.
     """
-    whole = (slice(None),) * array.ndim
+    whole: tuple[Any, ...] = (*(slice(None),) * array.ndim, ...)  # the ellipsis keeps an array of no dimensions one
     if array.flags.c_contiguous and seen is None and _are_neighbours(axes):
         yield whole
         return

@@ -186,7 +186,7 @@ def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     _scratch.__dict__[bits.dtype.name] = tables
     n_nonzero = x.size - n_zero - n_nan - n_posinf - n_neginf
     if n_nonzero <= EXACT_LIMIT:  # these are kept as they are
-        return count_channels(x.reshape(1, 1, -1))
+        return _gathered_runs([(x.reshape(1, 1, -1)[run], None) for run in _runs(1, x.size)], x.dtype)
     binades, counts = binades[:touched].copy(), counts[:touched].copy()
     if single:  # to float64's numbers
         binades = (binades >> 8) * np.int32(BINADES // 2) + (binades & 255) + np.int32(1023 - 127)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ def observed(x, **keywords):
     return collector
 
 
+ROOT = Path(qatcore.__file__).parents[1]  # where the package is, which another directory could hide
 RNG = np.random.default_rng(0)
 DATA = {
     "normal": RNG.standard_normal(20_000),
@@ -108,12 +110,12 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"pip install 'qatcore[{extra}]'" in done.stdout
 
 
 def test_importing_the_package_imports_none_of_them():
     program = "import sys, qatcore; print({'matplotlib', 'dask', 'tqdm', 'distributed'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
     assert qatcore.CalibrationCollector is CalibrationCollector
