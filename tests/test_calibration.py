@@ -341,6 +341,7 @@ def test_progress():
 # --- memory ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer keeps memory that was freed")
 def test_memory_stays_flat():
     """50 tensors, 2,000 batches of 64 K values: the peak is that after 20 batches, to 10 MB."""

@@ -130,6 +130,7 @@ def batch(index, seconds=0.0):
     return (rng.standard_normal((50, 8)) * 2.0 ** rng.integers(-4, 4, 8)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(tmp_path):
     """Two worker processes, one of them killed in the middle of the job: the same bits as here."""
     distributed = pytest.importorskip("distributed")

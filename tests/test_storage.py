@@ -116,6 +116,7 @@ def test_a_loaded_collector_goes_on(tmp_path):
 # --- at any moment ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_while_saving(tmp_path):
     """Kill -9 at any moment, 200 times: there is always a whole file, the old one or the new one."""
     path = tmp_path / "collector.npz"
@@ -203,6 +204,7 @@ def test_links_and_modes_are_kept(tmp_path):
 # --- what is no such file --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fuzzed_files(tmp_path):
     refused, read = fuzz(2000, 1, tmp_path)
     assert refused > 1000
