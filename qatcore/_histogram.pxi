@@ -128,13 +128,16 @@ cdef inline void scan_and_count(
 def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] stats):
     """Count the values of x by sign, exponent and top 7 mantissa bits, and scan their range.
 
-    `x` holds the bits of floats, at least one and at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
+    `x` holds the bits of floats, at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
     count an element, whatever it is.  `stats` is set to: the least and greatest order key of the finite
     values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, as bits a lower
     bound of the nonzero magnitudes and the greatest finite one, and how often the least and greatest key occur.
     """
+    cdef const word* first = NULL
+    if x.shape[0]:
+        first = &x[0]
     with nogil:
-        scan_and_count(&x[0], x.shape[0], &tables[0, 0], tables.shape[1], &stats[0])
+        scan_and_count(first, x.shape[0], &tables[0, 0], tables.shape[1], &stats[0])
 
 
 cdef inline int64_t drain_binade(
