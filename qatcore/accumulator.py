@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from . import _dispatch
 from .errors import InvalidArgumentError
-from .histogram import BINADES, EXACT_LIMIT, FRACTION, LARGEST_COUNT, LeadingBitHistogram
+from .histogram import BINADES, COUNT_FIELDS, EXACT_LIMIT, FRACTION, LARGEST_COUNT, LeadingBitHistogram
 
 _Integers = npt.NDArray[np.int64]
 
@@ -20,15 +20,7 @@ LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO, 
 COLUMNS = 12
 
 #: Those that count, by the names of a histogram's fields.
-COUNTS = {
-    "n_low": N_LOW,
-    "n_high": N_HIGH,
-    "n_zero": N_ZERO,
-    "n_nan": N_NAN,
-    "n_posinf": N_POSINF,
-    "n_neginf": N_NEGINF,
-    "n_nonzero": N_NONZERO,
-}
+COUNTS = dict(zip(COUNT_FIELDS, range(N_LOW, N_ROWS), strict=True))
 
 _INT64 = np.iinfo(np.int64)
 _ROWS, _PLACES, _CHANGES = range(3)
@@ -123,15 +115,13 @@ class Accumulator:
         return int(self.arrays.used[_CHANGES])
 
     def add(self, other: Accumulator) -> None:
-        """Add what another one of as many channels holds, all or nothing.
+        """Add what another one, not this one, of as many channels holds, all or nothing.
 
         Raises
         ------
         InvalidArgumentError
             If that would be more values than can be counted.
         """
-        if other is self:
-            other = self.trimmed()
         while True:
             needed = _dispatch.kernels.add_channels(self, other, EXACT_LIMIT, LARGEST_COUNT, _row_tables())
             if needed is None:
@@ -264,7 +254,7 @@ def summed(parts: Iterable[Accumulator]) -> Accumulator:
 
 
 def joined(parts: list[Accumulator]) -> Accumulator:
-    """Return the channels of all parts, one part's after the other's."""
+    """Return the channels of all parts, which are trimmed, one part's after the other's."""
     if len(parts) == 1:
         return parts[0]
     sizes = [_dispatch.kernels.measure_channels(part, False) for part in parts]
@@ -273,7 +263,7 @@ def joined(parts: list[Accumulator]) -> Accumulator:
     whole = Arrays.empty(sum(channels), n_rows, max(size[1] for size in sizes), places)
     channel = row = place = 0
     for part, n_channels, (rows, width, n_values) in zip(parts, channels, sizes, strict=True):
-        stats, values, owners, owned, counts, _ = part.trimmed().arrays
+        stats, values, owners, owned, counts, _ = part.arrays
         own = slice(channel, channel + n_channels)
         whole.stats[own] = stats
         whole.stats[own, _FIRST_VALUE] += place

@@ -250,7 +250,7 @@ def choose_specs(
     >>> [(spec.layer_name, spec.zero_point) for spec in choose_specs({"fc1": collector}, CalibMethod.MIN_MAX)]
     [('fc1', -128)]
     """
-    method, bits, symmetric, include_zero = _checked(method, bits, symmetric, include_zero)
+    method, bits, symmetric, include_zero = checked_options(method, bits, symmetric, include_zero)
     specs = []
     for name, collector in named_collectors(collectors).items():
         fewest = int(np.min(collector.n_elements, initial=_FEW_VALUES))
@@ -391,9 +391,10 @@ def load_specs(path: PathLike) -> list[QuantizationSpec]:
     return read_specs(path)
 
 
-def _checked(
+def checked_options(
     method: object, bits: object, symmetric: object, include_zero: object
 ) -> tuple[CalibMethod, QuantBits, bool, bool]:
+    """Return how scales are to be chosen, if all of it is known."""
     return (
         as_member(CalibMethod, method, "method"),
         as_member(QuantBits, bits, "bits"),
@@ -412,7 +413,7 @@ def _calibrate(
     resume: bool,
     progress: bool,
 ) -> list[QuantizationSpec]:
-    method, bits, symmetric, include_zero = _checked(*how)
+    method, bits, symmetric, include_zero = checked_options(*how)
     resume = as_flag(resume, "resume")
     if resume and collectors is None:
         raise InvalidArgumentError("resume: expected collectors to go on with, got None")
@@ -432,9 +433,7 @@ def _calibrate(
             from .progress import BatchProgress
 
             report = stack.enter_context(BatchProgress(*_known_totals(layers)))
-        for name, batches in named_layers(layers):
-            if name in names:
-                raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
+        for name, batches in distinct_layers(layers):
             if kind.axis is not None:
                 refuse_array(name, batches)
             names.append(name)
@@ -540,3 +539,13 @@ def named_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
         if not isinstance(entry[0], str):
             raise TypeError(f"layer_activations: expected a str as a layer's name, got {type(entry[0]).__name__}")
         yield entry[0], entry[1]
+
+
+def distinct_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Yield what `named_layers` does, if no two layers have one name."""
+    names: set[str] = set()
+    for name, batches in named_layers(layers):
+        if name in names:
+            raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
+        names.add(name)
+        yield name, batches

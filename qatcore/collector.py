@@ -168,7 +168,9 @@ class CalibrationCollector:
             raise InvalidArgumentError(f"other: expected a collector with {self._kind()}, got one with {other._kind()}")
         if "_state" in other.__dict__:
             shape, added = other._state
-            self._add(shape, added.trimmed(), "other")
+            if other is self or self._shape() is None:  # which would keep or change what is another's
+                added = added.trimmed()
+            self._add(shape, added, "other")
 
     def _add(self, shape: tuple[int, ...], added: Accumulator, name: str = "x") -> None:
         own, state = self._held(shape, added)

@@ -19,9 +19,9 @@ except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
 from ._arrays import as_array, kernel_dtype
-from .calibration import choose_specs, named_layers
+from .calibration import checked_options, choose_specs, distinct_layers
 from .collector import CalibrationCollector
-from .config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
+from .config import CalibMethod, QuantBits, QuantizationSpec
 from .errors import InvalidArgumentError
 
 __all__ = ["calibrate_model", "collect"]
@@ -130,13 +130,8 @@ def calibrate_model(
     >>> calibrate_model(layers, "min_max")[0].zero_point
     -128
     """
-    method, bits = as_member(CalibMethod, method, "method"), as_member(QuantBits, bits, "bits")
-    symmetric, include_zero = as_flag(symmetric, "symmetric"), as_flag(include_zero, "include_zero")
-    collectors: dict[str, Delayed] = {}
-    for name, batches in named_layers(layer_activations):
-        if name in collectors:
-            raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
-        collectors[name] = collect(batches, axis, groups=groups)
+    method, bits, symmetric, include_zero = checked_options(method, bits, symmetric, include_zero)
+    collectors = {name: collect(batches, axis, groups=groups) for name, batches in distinct_layers(layer_activations)}
     (observed,) = dask.compute(collectors)
     return choose_specs(observed, method, bits=bits, symmetric=symmetric, include_zero=include_zero)
 

@@ -299,6 +299,10 @@ class LeadingBitHistogram:
         return result
 
 
+#: The fields that count something of each channel, in the order of the statistics.
+COUNT_FIELDS = tuple(field.name for field in fields(LeadingBitHistogram) if field.name.startswith("n_"))
+
+
 def _starts(sizes: _Integers) -> _Integers:
     return np.concatenate([[0], np.cumsum(sizes)])
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from .config import QuantizationSpec
 from .errors import InvalidArgumentError
-from .histogram import BINADES, FRACTION, LARGEST_COUNT, LeadingBitHistogram
+from .histogram import BINADES, COUNT_FIELDS, FRACTION, LARGEST_COUNT, LeadingBitHistogram
 
 PathLike = str | os.PathLike[str]
 
@@ -32,7 +32,6 @@ _VERSION = 1
 _STATES_FORMAT = "qatcore calibration"
 _SPECS_FORMAT = "qatcore specifications"
 _HEADER = "header.json"
-_COUNTS = ("n_low", "n_high", "n_zero", "n_nan", "n_posinf", "n_neginf", "n_nonzero")
 _DEFLATE_RATIO = 1032  # what deflate can gain at most
 MOST_AXES = 64  # NumPy's limit
 _MOST_CHANNELS = 1 << 50  # a channel and a binade are one int64
@@ -53,7 +52,7 @@ def write_states(path: PathLike, states: dict[str, State]) -> None:
     arrays = {
         "low": _joined([h.low for h in histograms], np.float64),
         "high": _joined([h.high for h in histograms], np.float64),
-        **{name: _joined([getattr(h, name) for h in histograms], np.int64) for name in _COUNTS},
+        **{name: _joined([getattr(h, name) for h in histograms], np.int64) for name in COUNT_FIELDS},
         "values": _joined([h.values for h in histograms], np.float64),
         "owners": _joined([h.owners for h in histograms], np.int64),
         "counts": _joined([h.counts for h in histograms], np.int64, (FRACTION,)),
@@ -73,7 +72,7 @@ def write_states(path: PathLike, states: dict[str, State]) -> None:
         "format": _STATES_FORMAT,
         "version": _VERSION,
         "collectors": entries,
-        "sha256": _digest(json.loads(json.dumps(entries)), arrays),
+        "sha256": _digest(entries, arrays),
     }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -242,7 +241,7 @@ def _parsed_states(data: bytes) -> dict[str, State]:
         shapes = {
             "low": (channels,),
             "high": (channels,),
-            **dict.fromkeys(_COUNTS, (channels,)),
+            **dict.fromkeys(COUNT_FIELDS, (channels,)),
             "values": (values,),
             "owners": (rows,),
             "counts": (rows, FRACTION),
@@ -261,7 +260,7 @@ def _parsed_states(data: bytes) -> dict[str, State]:
         histogram = LeadingBitHistogram(
             low=arrays["low"][of_channels],
             high=arrays["high"][of_channels],
-            **{name: arrays[name][of_channels] for name in _COUNTS},
+            **{name: arrays[name][of_channels] for name in COUNT_FIELDS},
             values=arrays["values"][value : value + n_values],
             owners=arrays["owners"][row : row + n_rows],
             counts=arrays["counts"][row : row + n_rows],
@@ -354,7 +353,7 @@ def _inconsistency(h: LeadingBitHistogram) -> str | None:
 
 
 def _has_wrong_counts(h: LeadingBitHistogram) -> bool:
-    for name in _COUNTS:
+    for name in COUNT_FIELDS:
         n = getattr(h, name)
         if ((n < 0) | (n > LARGEST_COUNT)).any() or n.sum(dtype=np.float64) > LARGEST_COUNT:
             return True
