@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._arrays import as_array, as_count, as_number, as_plain_array
-from .accumulator import COUNTS, Accumulator, summed
+from .accumulator import COUNTS, Accumulator
 from .config import CalibMethod, QuantBits, as_flag, as_member
-from .counting import count, count_channels
+from .counting import count, count_along
 from .errors import InvalidArgumentError
 from .histogram import LARGEST_COUNT, LeadingBitHistogram
 from .scale import scale_and_zero_point
 from .storage import MOST_AXES, PathLike, State, read_states, write_states
 from .summary import CalibrationSummary, summarize
 from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
-
-_COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
 
 
 class CalibrationCollector:
@@ -123,8 +119,7 @@ class CalibrationCollector:
         array = as_array(x, "x")
         seen = None if mask is None else _as_mask(mask, array.shape)
         if self._axis is None:
-            whole = [(array, None)] if seen is None else [(array[part], seen[part]) for part in _parts(array, seen, ())]
-            self._add((), summed(count(part if chosen is None else part[chosen]) for part, chosen in whole))
+            self._add((), count(array, seen))
             return
         self._observe_block(array, self._channels_of(array.shape), None, seen)
 
@@ -136,16 +131,8 @@ class CalibrationCollector:
         seen: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Count a part of a batch whose channels have this shape together, and begin at `start` in it."""
-        axes = self._normalised_axes(array.ndim)
         own = self._channels_of(array.shape)
-        if self._groups > 1:
-            array = _split_axis(array, axes[-1], self._groups)
-            seen = None if seen is None else _split_axis(seen, axes[-1], self._groups)
-            axes = tuple(axis + (axis > axes[-1]) for axis in axes)
-        added = summed(
-            count_channels(_by_channel(array[part], axes), None if seen is None else _by_channel(seen[part], axes))
-            for part in _parts(array, seen, axes)
-        )
+        added = count_along(array, seen, self._normalised_axes(array.ndim), self._groups)
         if shape != own:
             places = np.arange(math.prod(shape)).reshape(shape)
             block = tuple(slice(first, first + size) for first, size in zip(start or (), own, strict=True))
@@ -374,7 +361,7 @@ class CalibrationCollector:
         [-1.0078125, -1.0, 1.0, 1.0078125, 2.0, 2.015625]
         """
         h = self._histogram
-        edges = _edges(h)
+        edges = h.edges()
         counts = np.zeros((h.channels, max(edges.size - 1, 0)), np.int64)
         if edges.size:
             bins = h.bins()
@@ -680,66 +667,6 @@ def _as_index(value: object, name: str = "index") -> tuple[int, ...]:
         return tuple(operator.index(item) for item in items)
     except TypeError:
         raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
-
-
-def _split_axis(array: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
-    """Return a view in which an axis is two: the groups, and what each one has."""
-    shape = array.shape
-    return array.reshape(*shape[:axis], shape[axis] // groups, groups, *shape[axis + 1 :])
-
-
-def _are_neighbours(axes: tuple[int, ...]) -> bool:
-    return all(axis + 1 == following for axis, following in itertools.pairwise(axes))
-
-
-def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return an array as (outer, channels, inner), which may need a copy."""
-    first = axes[0]
-    if not _are_neighbours(axes):
-        array, first = np.moveaxis(array, axes, range(len(axes))), 0
-    last = first + len(axes)
-    shape = array.shape
-    return array.reshape(math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:]))
-
-
-def _parts(
-    array: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...]
-) -> Iterator[tuple[Any, ...]]:
-    """Yield slices that cut an array and its mask into parts worth copying, along any axes but those of the channels.
-
-    The whole, if no copy is needed.
-    """
-    whole: tuple[Any, ...] = (*(slice(None),) * array.ndim, ...)  # the ellipsis keeps an array of no dimensions one
-    if array.flags.c_contiguous and seen is None and _are_neighbours(axes):
-        yield whole
-        return
-    parts = [whole]
-    size = array.size
-    for axis in range(array.ndim):
-        if size > _COPIED and axis not in axes:
-            n = array.shape[axis]
-            step = max(n * _COPIED // size, 1)
-            size = -(-size // n) * step
-            parts = [(*part[:axis], slice(i, i + step), *part[axis + 1 :]) for part in parts for i in range(0, n, step)]
-    yield from parts
-
-
-def _edges(h: LeadingBitHistogram) -> npt.NDArray[np.float64]:
-    """Return the edges of all channels' bins, and of one that holds zero."""
-    pooled = h.pooled()
-    bins = pooled.bins()
-    low, high = bins.low + 0.0, bins.high + 0.0
-    if pooled.n_elements[0] == 0:
-        return low
-    if pooled.n_zero[0] or low[0] < 0.0 < high[-1]:
-        # The bin of zero reaches to its neighbours, or is one of them: the least subnormals'.
-        index = int(np.searchsorted(low, 0.0))
-        left = high[index - 1] if index else 0.0
-        right = low[index] if index < low.size else np.finfo(np.float64).smallest_subnormal * (index == 0)
-        if left < right:
-            low, high = np.insert(low, index, left), np.insert(high, index, right)
-    gaps = np.flatnonzero(high[:-1] < low[1:]) + 1
-    return np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
 
 
 def _options(bits: object, symmetric: object, include_zero: object) -> tuple[QuantBits, bool, bool]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import struct
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,39 @@ _BUFFER = 1 << 16  # elements converted at a time
 _LARGEST_CALL = 1 << 30  # elements, well below what an int32 count holds
 _GRAIN = 1 << 19  # elements worth a thread: it has its own tables to drain
 _GATHERED = 1 << 17  # elements of many channels gathered at a time
+_COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
 _PADDING = 8  # rows a power of two apart would compete for the same few places of a cache
 
 
+def count(x: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None = None) -> Accumulator:
+    """Return one channel with all values of an array of any real type and layout, read in constant memory.
+
+    Elements for which `seen` (of the same shape) is False are left out.
+    """
+    if seen is None:
+        return _count_all(x)
+    return summed(_count_all(x[part][seen[part]]) for part in _parts(x, seen, ()))
+
+
+def count_along(
+    x: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...], groups: int
+) -> Accumulator:
+    """Return a channel for each combination of indices along some axes, `groups` neighbours along the last in one.
+
+    Elements for which `seen` is False are left out.
+    """
+    if groups > 1:
+        x = _split_axis(x, axes[-1], groups)
+        seen = None if seen is None else _split_axis(seen, axes[-1], groups)
+        axes = tuple(axis + (axis > axes[-1]) for axis in axes)
+    return summed(
+        _count_channels(_by_channel(x[part], axes), None if seen is None else _by_channel(seen[part], axes))
+        for part in _parts(x, seen, axes)
+    )
+
+
 @np.errstate(all="ignore")
-def count(x: npt.NDArray[Any]) -> Accumulator:
-    """Return one channel with all values of an array of any real type and layout, read in constant memory."""
+def _count_all(x: npt.NDArray[Any]) -> Accumulator:
     dtype = kernel_dtype(x.dtype, "x")
     if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and x.size <= _LARGEST_CALL:
         return _count_chunk(x.reshape(-1))
@@ -50,7 +80,7 @@ def count(x: npt.NDArray[Any]) -> Accumulator:
 
 
 @np.errstate(all="ignore")
-def count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> Accumulator:
+def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> Accumulator:
     """Return the channels of an array (outer, channels, inner) of any real type and layout.
 
     Elements whose `mask` (of the same shape) is False are left out.
@@ -121,6 +151,48 @@ def _take_tables(integer: np.dtype[Any], size: int) -> npt.NDArray[np.int32]:
     return np.zeros((4, size), np.int32) if tables is None else tables
 
 
+def _split_axis(array: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
+    """Return a view in which an axis is two: the groups, and what each one has."""
+    shape = array.shape
+    return array.reshape(*shape[:axis], shape[axis] // groups, groups, *shape[axis + 1 :])
+
+
+def _are_neighbours(axes: tuple[int, ...]) -> bool:
+    return all(axis + 1 == following for axis, following in itertools.pairwise(axes))
+
+
+def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return an array as (outer, channels, inner), which may need a copy."""
+    first = axes[0]
+    if not _are_neighbours(axes):
+        array, first = np.moveaxis(array, axes, range(len(axes))), 0
+    last = first + len(axes)
+    shape = array.shape
+    return array.reshape(math.prod(shape[:first]), math.prod(shape[first:last]), math.prod(shape[last:]))
+
+
+def _parts(
+    array: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...]
+) -> Iterator[tuple[Any, ...]]:
+    """Yield slices that cut an array and its mask into parts worth copying, along any axes but those of the channels.
+
+    The whole, if no copy is needed.
+    """
+    whole: tuple[Any, ...] = (*(slice(None),) * array.ndim, ...)  # the ellipsis keeps an array of no dimensions one
+    if array.flags.c_contiguous and seen is None and _are_neighbours(axes):
+        yield whole
+        return
+    parts = [whole]
+    size = array.size
+    for axis in range(array.ndim):
+        if size > _COPIED and axis not in axes:
+            n = array.shape[axis]
+            step = max(n * _COPIED // size, 1)
+            size = -(-size // n) * step
+            parts = [(*part[:axis], slice(i, i + step), *part[axis + 1 :]) for part in parts for i in range(0, n, step)]
+    yield from parts
+
+
 def _runs(outer: int, inner: int) -> list[tuple[slice, slice, slice]]:
     """Return slices that cut an array (outer, channels, inner) into parts of at most `EXACT_LIMIT` for a channel."""
     step, inner_step = max(EXACT_LIMIT // inner, 1), min(EXACT_LIMIT, inner)
@@ -170,7 +242,7 @@ _scratch = threading.local()
 def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     """Count one contiguous float32 or float64 range on this thread."""
     if x.size <= EXACT_LIMIT:
-        return count_channels(x.reshape(1, 1, -1))
+        return _count_channels(x.reshape(1, 1, -1))
     single = x.dtype == np.float32
     bits = x.view(np.int32 if single else np.int64)
     exponents = 256 if single else BINADES // 2

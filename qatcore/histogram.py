@@ -225,6 +225,23 @@ class LeadingBitHistogram:
             np.searchsorted(owner // BINADES, np.arange(self.channels + 1)),
         )
 
+    def edges(self) -> _FloatArray:
+        """Return the edges of all channels' bins, and of one that holds zero."""
+        pooled = self.pooled()
+        bins = pooled.bins()
+        low, high = bins.low + 0.0, bins.high + 0.0
+        if pooled.n_elements[0] == 0:
+            return low
+        if pooled.n_zero[0] or low[0] < 0.0 < high[-1]:
+            # The bin of zero reaches to its neighbours, or is one of them: the least subnormals'.
+            index = int(np.searchsorted(low, 0.0))
+            left = high[index - 1] if index else 0.0
+            right = low[index] if index < low.size else np.finfo(np.float64).smallest_subnormal * (index == 0)
+            if left < right:
+                low, high = np.insert(low, index, left), np.insert(high, index, right)
+        gaps = np.flatnonzero(high[:-1] < low[1:]) + 1
+        return np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
+
     def pieces(self) -> Pieces:
         """Return the distributions of the finite values as well as they are known.
 
