@@ -194,7 +194,7 @@ class Accumulator:
         """Return what it holds, in an order that tells nothing of how it came, and after how many changes."""
         copy = self.trimmed()
         stats, values, owners, _, counts, used = copy.arrays
-        order = np.argsort(owners)
+        order = np.argsort(owners, kind="stable")
         held = np.where(stats[:, N_ROWS] == 0, stats[:, N_NONZERO], 0)
         # As long as they all are, channel after channel, so by channel and then by value.
         if values.size and held.max() == held.min():

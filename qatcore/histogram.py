@@ -197,7 +197,9 @@ class LeadingBitHistogram:
         """Return the non-empty bins."""
         # Rows in ascending order of their values: of negative ones the last binade's last bin comes first.
         binade = self.owners % BINADES
-        order = np.argsort(self.owners + np.where(binade & _NEGATIVE, _NEGATIVE - 1 - 2 * binade, 0))
+        # Stable sorts are the same code on every CPU, and on emulated ones right.
+        position = self.owners + np.where(binade & _NEGATIVE, _NEGATIVE - 1 - 2 * binade, 0)
+        order = np.argsort(position, kind="stable")
         counts = self.counts[order]
         backwards = self.owners[order] & _NEGATIVE != 0
         counts[backwards] = counts[backwards, ::-1]

@@ -181,6 +181,8 @@ def interrupted_at(step, call):
                 raise KeyboardInterrupt
         return trace
 
+    # Python 3.12 heeds this of a frame at the next `settrace` only, then for all frames.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
