@@ -109,6 +109,7 @@ def test_module_is_the_command():
     assert done.stderr.startswith("qatcore: ")
 
 
+@pytest.mark.slow
 def test_demo_from_the_command_line():
     done = run_python("-m", "qatcore", "demo", "--seed", "1")
     assert (done.returncode, done.stderr) == (0, "")
@@ -116,6 +117,7 @@ def test_demo_from_the_command_line():
     assert done.stdout.endswith(".\n")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_gets_no_traceback():
     with subprocess.Popen(
         [sys.executable, "-m", "qatcore", "demo"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -36,6 +36,7 @@ DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("bits", list(QuantBits))
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -38,6 +38,7 @@ def errors(x, bits, symmetric):
     return {name: error / best for name, error in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
 @pytest.mark.parametrize("bits", list(BITS), ids=["int8", "int4"])
 @pytest.mark.parametrize("n", SIZES)
