@@ -112,7 +112,10 @@ class BuildLevels(build_ext):
                 kept.append(extension)
             else:
                 print(f"qatcore: no {extension.name}, this compiler lacks {' '.join(missing)}", file=sys.stderr)
-        self.extensions = kept
+        # The longest first, for the shorter ones to fill the time of the last.
+        self.extensions = sorted(
+            kept, key=lambda extension: ("_kernels" in extension.name, extension.name), reverse=True
+        )
         super().build_extensions()
 
 

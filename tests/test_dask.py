@@ -19,6 +19,8 @@ import dask.array
 
 from qatcore.dask import calibrate_model, collect
 
+pytestmark = pytest.mark.slow
+
 
 def observed(x, **keywords):
     collector = CalibrationCollector(**keywords)
@@ -130,7 +132,6 @@ def batch(index, seconds=0.0):
     return (rng.standard_normal((50, 8)) * 2.0 ** rng.integers(-4, 4, 8)).astype(np.float32)
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed(tmp_path):
     """Two worker processes, one of them killed in the middle of the job: the same bits as here."""
     distributed = pytest.importorskip("distributed")
