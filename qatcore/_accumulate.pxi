@@ -438,7 +438,8 @@ def tabulate_channels(
 
     `tables` are as `count_leading_bits` has them, all 0, and the first row of `row_tables` is all -1; both are left so.
     There has to be room for as many rows as the type has binades, for each channel, and in `buffer` for each
-    channel's run.  Subnormals are not counted: `incomplete` is set to 1 for a channel that has some.
+    channel's run, which is copied there unless it is in one piece.  Subnormals are not counted: `incomplete` is set
+    to 1 for a channel that has some.
     """
     cdef Py_ssize_t channel, n = x.shape[0] * x.shape[2], table_size = tables.shape[1], exponents
     cdef int64_t sign, exponent, first, last, binade, lowest
@@ -448,10 +449,14 @@ def tabulate_channels(
     cdef Py_ssize_t i
     cdef int32_t* table = &row_tables[0, 0]
     cdef double low, high
+    cdef bint in_place = x.shape[0] == 1 and x.strides[2] == sizeof(word)
     with nogil:
-        gather(x, 0, x.shape[1], buffer)
+        if not in_place:
+            gather(x, 0, x.shape[1], buffer)
         for channel in range(x.shape[1]):
-            scan_and_count(&buffer[channel, 0], n, &tables[0, 0], table_size, run)
+            scan_and_count(
+                &x[0, channel, 0] if in_place else &buffer[channel, 0], n, &tables[0, 0], table_size, run
+            )
             if word is int32_t:
                 exponents = 256
                 first = run[6] >> 23

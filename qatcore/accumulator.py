@@ -110,6 +110,11 @@ class Accumulator:
         return np.where(stats[:, N_LOW] == 0, (np.inf, -np.inf)[which], values)
 
     @property
+    def n_rows(self) -> int:
+        """How many rows of counts there are."""
+        return int(self.arrays.used[_ROWS])
+
+    @property
     def changes(self) -> int:
         """How often something was added."""
         return int(self.arrays.used[_CHANGES])

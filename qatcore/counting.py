@@ -15,14 +15,17 @@ import numpy.typing as npt
 from . import _dispatch
 from ._arrays import kernel_dtype
 from ._threads import for_ranges
-from .accumulator import COLUMNS, N_NAN, N_NONZERO, Accumulator, joined, key_of_value, summed
+from .accumulator import COLUMNS, N_NAN, N_NONZERO, Accumulator, Arrays, joined, key_of_value, summed
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
 _BUFFER = 1 << 16  # elements converted at a time
 _LARGEST_CALL = 1 << 30  # elements, well below what an int32 count holds
 _GRAIN = 1 << 19  # elements worth a thread: it has its own tables to drain
 _GATHERED = 1 << 17  # elements of many channels gathered at a time
+_RUN = 1 << 15  # elements of a channel, one beside the other, worth the tables' draining
 _COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
+_TABLES = 4  # as the kernels have it
+_KEPT_ROWS = 1 << 12  # rows of counts that a thread may keep for its next ones
 _PADDING = 8  # rows a power of two apart would compete for the same few places of a cache
 
 
@@ -93,62 +96,76 @@ def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = No
     if n <= EXACT_LIMIT and x.size <= _GATHERED:
         return _gathered(x, mask, dtype, np.empty((channels, n + _PADDING)))
     # Some channels at a time, so that their counts stay in a cache.
-    width = max(_GATHERED // min(n, EXACT_LIMIT), 1)
+    run = _RUN if inner >= _RUN // 2 else EXACT_LIMIT
+    width = max(_GATHERED // min(n, run), 1)
     starts = range(0, channels, width)
     parts: list[Accumulator] = [Accumulator(0)] * len(starts)
 
     def count_some(first: int, stop: int) -> None:
         for index in range(first, stop):
             some = slice(starts[index], starts[index] + width)
-            own, own_mask = x[:, some], None if mask is None else mask[:, some]
-            runs = [(own[run], None if own_mask is None else own_mask[run]) for run in _runs(outer, inner)]
-            part = _tabulated(runs, dtype) if n > EXACT_LIMIT else None
-            parts[index] = _gathered_runs(runs, dtype) if part is None else part
+            own = x[:, some], None if mask is None else mask[:, some]
+            part = _tabulated(*own, dtype, run) if n > EXACT_LIMIT else None
+            parts[index] = _gathered_runs(*own, dtype) if part is None else part
 
     for_ranges(len(starts), max(_GRAIN // (width * n), 1), count_some)
     return joined(parts)
 
 
-_Run = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]  # with at most EXACT_LIMIT elements of each channel
+_Run = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]  # elements, and which of them are seen
 
 
-def _gathered_runs(runs: list[_Run], dtype: np.dtype[Any]) -> Accumulator:
+def _gathered_runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, dtype: np.dtype[Any]) -> Accumulator:
     """Return some channels by way of their values, which are kept or counted in the channels' rows."""
+    runs = list(_runs(x, mask, EXACT_LIMIT))
     shape = runs[0][0].shape
     # The first run's buffer is built on, the other one is filled again and again.
     buffers = np.empty((2, shape[1], shape[0] * shape[2] + _PADDING))
     return summed(_gathered(*run, dtype, buffers[min(turn, 1)]) for turn, run in enumerate(runs)).trimmed()
 
 
-def _tabulated(runs: list[_Run], dtype: np.dtype[Any]) -> Accumulator | None:
+def _tabulated(
+    x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, dtype: np.dtype[Any], run: int
+) -> Accumulator | None:
     """Return some channels by way of tables, several times as fast; None if a channel needs its values after all."""
     single = dtype == np.float32
     integer = np.dtype(np.int32 if single else np.int64)
     binades = BINADES // 8 if single else BINADES
-    outer, channels, inner = runs[0][0].shape
-    buffer = np.empty((channels, outer * inner + _PADDING), integer)
-    counted = Accumulator(channels)
-    counted.make_room(channels * binades, binades, 0)
+    channels = x.shape[1]
+    buffer = np.empty((channels, run + _PADDING), integer)
+    tables = _take_zeros(integer.name, _TABLES, binades * FRACTION, np.int32)
+    counts = _take_zeros("counts", channels * binades, FRACTION, np.int64)
+    owners = np.empty(counts.shape[0], np.int64)
+    counted = Accumulator.of_arrays(Arrays.empty(channels, 0, binades)._replace(owners=owners, counts=counts))
     incomplete = np.zeros(channels, np.uint8)
-    tables = _take_tables(integer, binades * FRACTION)
-    for x, mask in runs:
-        counted.tabulate(_readable(x, dtype, mask).view(integer), buffer, tables, incomplete)
-        if mask is not None:
-            counted.stats[:, N_NAN] -= _left_out(mask)
-    _scratch.__dict__[integer.name] = tables
-    if incomplete.any() or (counted.stats[:, N_NONZERO] <= EXACT_LIMIT).any():
-        return None
-    return counted.trimmed()
+    for values, seen in _runs(x, mask, run):
+        counted.tabulate(_readable(values, dtype, seen).view(integer), buffer, tables, incomplete)
+        if seen is not None:
+            counted.stats[:, N_NAN] -= _left_out(seen)
+    _keep_zeros(integer.name, tables)
+    complete = not incomplete.any() and (counted.stats[:, N_NONZERO] > EXACT_LIMIT).all()
+    result = counted.trimmed() if complete else None
+    rows = counted.n_rows
+    if rows <= _KEPT_ROWS:
+        counts[:rows] = 0
+        _keep_zeros("counts", counts)
+    return result
 
 
-def _take_tables(integer: np.dtype[Any], size: int) -> npt.NDArray[np.int32]:
-    """Return this thread's tables, which are all zero between calls.
+_scratch = threading.local()
 
-    They are taken away while they are not, so that an interrupt in between loses them rather than spoils the next
-    counts.
+
+def _take_zeros(name: str, rows: int, columns: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return this thread's array of a name, with at least so many rows, which is all zero.
+
+    It is taken away while it is not, so that an interrupt in between loses it rather than spoils the next counts.
     """
-    tables: npt.NDArray[np.int32] | None = _scratch.__dict__.pop(integer.name, None)
-    return np.zeros((4, size), np.int32) if tables is None else tables
+    kept: npt.NDArray[Any] | None = _scratch.__dict__.pop(name, None)
+    return kept if kept is not None and kept.shape[0] >= rows else np.zeros((rows, columns), dtype)
+
+
+def _keep_zeros(name: str, array: npt.NDArray[Any]) -> None:
+    _scratch.__dict__[name] = array
 
 
 def _split_axis(array: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
@@ -193,14 +210,14 @@ def _parts(
     yield from parts
 
 
-def _runs(outer: int, inner: int) -> list[tuple[slice, slice, slice]]:
-    """Return slices that cut an array (outer, channels, inner) into parts of at most `EXACT_LIMIT` for a channel."""
-    step, inner_step = max(EXACT_LIMIT // inner, 1), min(EXACT_LIMIT, inner)
-    return [
-        (slice(o, o + step), slice(None), slice(i, i + inner_step))
-        for o in range(0, outer, step)
-        for i in range(0, inner, inner_step)
-    ]
+def _runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, most: int) -> Iterator[_Run]:
+    """Cut an array (outer, channels, inner) and its mask into parts with at most so many elements of a channel."""
+    outer, _, inner = x.shape
+    step, inner_step = max(most // inner, 1), min(most, inner)
+    for o in range(0, outer, step):
+        for i in range(0, inner, inner_step):
+            part = slice(o, o + step), slice(None), slice(i, i + inner_step)
+            yield x[part], None if mask is None else mask[part]
 
 
 def _readable(x: npt.NDArray[Any], dtype: np.dtype[Any], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
@@ -236,9 +253,6 @@ def _count_chunk(chunk: npt.NDArray[Any]) -> Accumulator:
     return summed(parts)
 
 
-_scratch = threading.local()
-
-
 def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     """Count one contiguous float32 or float64 range on this thread."""
     if x.size <= EXACT_LIMIT:
@@ -248,17 +262,17 @@ def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     exponents = 256 if single else BINADES // 2
     mantissa = 23 if single else 52
     scanned = np.empty(10, np.int64)
-    tables = _take_tables(bits.dtype, 2 * exponents * FRACTION)
+    tables = _take_zeros(bits.dtype.name, _TABLES, 2 * exponents * FRACTION, np.int32)
     _dispatch.kernels.count_leading_bits(bits, tables, scanned)
     low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most, n_low, n_high = scanned.tolist()
     first, last = max(least >> mantissa, 1), most >> mantissa
     binades = np.empty(2 * max(last - first + 1, 0), np.int32)
     counts = np.zeros((binades.size + 1, FRACTION), np.int64)  # a row to spare: no empty last one
     touched, lowest = _dispatch.kernels.drain_leading_bits(tables, exponents, first, last, binades, counts)
-    _scratch.__dict__[bits.dtype.name] = tables
+    _keep_zeros(bits.dtype.name, tables)
     n_nonzero = x.size - n_zero - n_nan - n_posinf - n_neginf
     if n_nonzero <= EXACT_LIMIT:  # these are kept as they are
-        return _gathered_runs([(x.reshape(1, 1, -1)[run], None) for run in _runs(1, x.size)], x.dtype)
+        return _gathered_runs(x.reshape(1, 1, -1), None, x.dtype)
     binades, counts = binades[:touched].copy(), counts[:touched].copy()
     if single:  # to float64's numbers
         binades = (binades >> 8) * np.int32(BINADES // 2) + (binades & 255) + np.int32(1023 - 127)

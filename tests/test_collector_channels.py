@@ -129,6 +129,15 @@ def test_a_large_batch_in_pieces_and_threads():
     assert expected.channel(7) == observed(x[:, 7])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_binade_in_every_channel(dtype):
+    """More rows of counts than are kept for the next run, and the next one."""
+    x = np.random.default_rng(2).integers(0, 256, (6, 40_000 * np.dtype(dtype).itemsize), np.uint8).view(dtype)
+    x[np.abs(x) < np.finfo(dtype).tiny] = 1.0
+    for _ in range(2):
+        assert_is_made_of(observed(x, axis=0), [observed(row) for row in x], ())
+
+
 @pytest.mark.parametrize("groups", [1, 2, 32, 64])
 def test_groups_of_channels_and_of_elements(groups):
     weights = uneven(np.random.default_rng(2), 64, 12).T
