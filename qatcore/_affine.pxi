@@ -1,24 +1,71 @@
 # ONNX's QuantizeLinear and DequantizeLinear: round half to even, then add the zero point, in the type of the
 # scale.  Elements `start` to `stop` of flat arrays are worked on, so that threads may split them anywhere.
 #
-# Scales lie along an axis with `inner` elements behind it: element i has scale (i // inner) % channels.  Where
-# `inner` is 1 the scales are a pattern that repeats, and a vector of them is loaded; else they are constant in a
-# run of elements.  Python sees to it that runs and patterns are long.
+# Scales lie in the order of the elements, in one of two ways.  With `inner` > 1 each one is for a run of `inner`
+# elements, and after the last one comes the first again.  With `inner` 1 neighbours have different ones: `pattern` of
+# them, which are loaded as vectors, come `repeats` times, then the next `pattern`.  Python sees to it that patterns
+# are long.
 
-cdef struct Run:  # elements with one scale, or with a stretch of the pattern
+ctypedef fused codeword:
+    uint8_t
+    uint16_t
+
+cdef struct Layout:
+    Py_ssize_t inner
+    Py_ssize_t pattern
+    Py_ssize_t repeats
+    Py_ssize_t scales
+
+cdef struct Run:  # elements with one scale, or with a pattern of them
     Py_ssize_t stop
-    Py_ssize_t channel  # of its first element
+    Py_ssize_t scale    # that of its first element
+    Py_ssize_t first    # of the pattern
+    Py_ssize_t repeat   # of the pattern
 
 
-cdef inline Run run_from(Py_ssize_t start, Py_ssize_t stop, Py_ssize_t inner, Py_ssize_t channels) noexcept nogil:
+cdef inline Layout layout_of(
+    Py_ssize_t inner, Py_ssize_t pattern, Py_ssize_t repeats, Py_ssize_t scales
+) noexcept nogil:
+    cdef Layout layout
+    layout.inner = inner
+    layout.pattern = pattern
+    layout.repeats = repeats
+    layout.scales = scales
+    return layout
+
+
+cdef inline Run run_at(Py_ssize_t start, Layout layout) noexcept nogil:
     cdef Run run
-    cdef Py_ssize_t row = start // inner
-    run.channel = row % channels
-    if inner == 1:
-        run.stop = min(start + channels - run.channel, stop)
+    cdef Py_ssize_t row
+    if layout.inner > 1:
+        row = start // layout.inner
+        run.stop = (row + 1) * layout.inner
+        run.scale = row % layout.scales
+        run.first = run.repeat = 0
     else:
-        run.stop = min((row + 1) * inner, stop)
+        row = start // layout.pattern
+        run.stop = (row + 1) * layout.pattern
+        run.first = row // layout.repeats * layout.pattern % layout.scales
+        run.repeat = row % layout.repeats
+        run.scale = run.first + start % layout.pattern
     return run
+
+
+cdef inline void next_run(Run* run, Layout layout) noexcept nogil:
+    if layout.inner > 1:
+        run.stop += layout.inner
+        run.scale += 1
+        if run.scale == layout.scales:
+            run.scale = 0
+    else:
+        run.stop += layout.pattern
+        run.repeat += 1
+        if run.repeat == layout.repeats:
+            run.repeat = 0
+            run.first += layout.pattern
+            if run.first == layout.scales:
+                run.first = 0
+        run.scale = run.first
 
 
 cdef inline floating nearest_step(floating x, floating scale, floating low, floating high) noexcept nogil:
@@ -47,11 +94,25 @@ cdef enum:
 
 
 cdef inline inlined quantize_stretch(
-    const floating* x, uint8_t* codes, Py_ssize_t n, floating scale, int32_t zero_point, floating low, floating high
+    const floating* x,
+    codeword* codes,
+    Py_ssize_t n,
+    floating scale,
+    int32_t zero_point,
+    floating low,
+    floating high,
+    int32_t mask,
 ) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        codes[i] = <uint8_t> (<int32_t> nearest_step(x[i], scale, low, high) + zero_point)
+        codes[i] = <codeword> ((<int32_t> nearest_step(x[i], scale, low, high) + zero_point) & mask)
+
+
+cdef inline int32_t sign_bit(int32_t least, int32_t greatest) noexcept nogil:
+    """The bit of codes' sign, 0 if they have none; the least code of all may be left out."""
+    if least < 0:
+        return greatest + 1
+    return 0
 
 
 cdef inline Py_ssize_t unaligned(const floating* x) noexcept nogil:
@@ -67,44 +128,51 @@ cdef inline void prefetch_stretch(const floating* x) noexcept nogil:
 
 def quantize_integer(
     const floating[::1] x,
-    uint8_t[::1] codes,
+    codeword[::1] codes,
     const floating[::1] scale,
     const int32_t[::1] zero_point,
     Py_ssize_t inner,
+    Py_ssize_t pattern,
+    Py_ssize_t repeats,
     int32_t least,
     int32_t greatest,
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
-    """codes = the bytes of codes from `least` to `greatest`, of either sign."""
-    cdef Py_ssize_t i, j, end
+    """codes = those from `least` to `greatest`, of either sign, in the lowest bits."""
+    cdef Py_ssize_t i, j, end, first
     cdef floating s, low, high
     cdef int32_t z
+    cdef int32_t mask = greatest + sign_bit(least, greatest)
+    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Run run
     with nogil:
+        run = run_at(start, layout)
         while start < stop:
-            run = run_from(start, stop, inner, scale.shape[0])
+            end = min(run.stop, stop)
             if inner == 1:
-                for i in range(start, run.stop):
-                    j = run.channel + i - start
+                for i in range(start, end):
+                    j = run.scale + i - start
                     z = zero_point[j]
-                    codes[i] = <uint8_t> (
+                    codes[i] = <codeword> ((
                         <int32_t> nearest_step(x[i], scale[j], <floating> (least - z), <floating> (greatest - z)) + z
-                    )
+                    ) & mask)
             else:
-                s = scale[run.channel]
-                z = zero_point[run.channel]
+                s = scale[run.scale]
+                z = zero_point[run.scale]
                 low = <floating> (least - z)
                 high = <floating> (greatest - z)
-                end = min(start + unaligned(&x[0] + start), run.stop)
-                quantize_stretch(&x[0] + start, &codes[0] + start, end - start, s, z, low, high)
-                start = end
-                while start + STRETCH <= run.stop:
-                    prefetch_stretch(&x[start])
-                    quantize_stretch(&x[start], &codes[start], STRETCH, s, z, low, high)
-                    start += STRETCH
-                quantize_stretch(&x[0] + start, &codes[0] + start, run.stop - start, s, z, low, high)
-            start = run.stop
+                if end - start >= 4 * STRETCH:
+                    first = min(start + unaligned(&x[start]), end)
+                    quantize_stretch(&x[start], &codes[start], first - start, s, z, low, high, mask)
+                    start = first
+                    while start + STRETCH <= end:
+                        prefetch_stretch(&x[start])
+                        quantize_stretch(&x[start], &codes[start], STRETCH, s, z, low, high, mask)
+                        start += STRETCH
+                quantize_stretch(&x[0] + start, &codes[0] + start, end - start, s, z, low, high, mask)
+            start = end
+            next_run(&run, layout)
 
 
 def quantize_dequantize_integer(
@@ -113,135 +181,168 @@ def quantize_dequantize_integer(
     const floating[::1] scale,
     const int32_t[::1] zero_point,
     Py_ssize_t inner,
+    Py_ssize_t pattern,
+    Py_ssize_t repeats,
     int32_t least,
     int32_t greatest,
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
     """out = the values of the codes of x."""
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, end
     cdef floating s, low, high
+    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Run run
     with nogil:
+        run = run_at(start, layout)
         while start < stop:
-            run = run_from(start, stop, inner, scale.shape[0])
+            end = min(run.stop, stop)
             if inner == 1:
-                for i in range(start, run.stop):
-                    j = run.channel + i - start
+                for i in range(start, end):
+                    j = run.scale + i - start
                     low = <floating> (least - zero_point[j])
                     high = <floating> (greatest - zero_point[j])
                     out[i] = nearest_step(x[i], scale[j], low, high) * scale[j]
             else:
-                s = scale[run.channel]
-                low = <floating> (least - zero_point[run.channel])
-                high = <floating> (greatest - zero_point[run.channel])
-                for i in range(start, run.stop):
+                s = scale[run.scale]
+                low = <floating> (least - zero_point[run.scale])
+                high = <floating> (greatest - zero_point[run.scale])
+                for i in range(start, end):
                     out[i] = nearest_step(x[i], s, low, high) * s
-            start = run.stop
+            start = end
+            next_run(&run, layout)
 
 
 def dequantize_integer(
-    const uint8_t[::1] codes,
+    const codeword[::1] codes,
     floating[::1] out,
     const floating[::1] scale,
     const int32_t[::1] zero_point,
     Py_ssize_t inner,
+    Py_ssize_t pattern,
+    Py_ssize_t repeats,
     int32_t least,
+    int32_t greatest,
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
-    """out = (code - zero point) * scale, for the bytes of codes whose least one is `least`: -128 or 0."""
-    cdef Py_ssize_t i, j
+    """out = (code - zero point) * scale, for codes from `least` to `greatest`, of which the lowest bits count."""
+    cdef Py_ssize_t i, j, end
     cdef floating s
     cdef int32_t z
-    cdef uint8_t sign = <uint8_t> least  # flipped and taken off again, it extends the byte
+    cdef int32_t sign = sign_bit(least, greatest)  # flipped and taken off again, it extends the code
+    cdef int32_t mask = greatest + sign
+    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Run run
     with nogil:
+        run = run_at(start, layout)
         while start < stop:
-            run = run_from(start, stop, inner, scale.shape[0])
+            end = min(run.stop, stop)
             if inner == 1:
-                for i in range(start, run.stop):
-                    j = run.channel + i - start
-                    out[i] = <floating> (<int32_t> (codes[i] ^ sign) + least - zero_point[j]) * scale[j]
+                for i in range(start, end):
+                    j = run.scale + i - start
+                    out[i] = <floating> (((<int32_t> codes[i] & mask) ^ sign) - sign - zero_point[j]) * scale[j]
             else:
-                s = scale[run.channel]
-                z = zero_point[run.channel] - least
-                for i in range(start, run.stop):
-                    out[i] = <floating> (<int32_t> (codes[i] ^ sign) - z) * s
-            start = run.stop
+                s = scale[run.scale]
+                z = zero_point[run.scale] + sign
+                for i in range(start, end):
+                    out[i] = <floating> (((<int32_t> codes[i] & mask) ^ sign) - z) * s
+            start = end
+            next_run(&run, layout)
 
 
-def quantize_e4m3(
+def quantize_float(
     const floating[::1] x,
     uint8_t[::1] codes,
     const floating[::1] scale,
     Py_ssize_t inner,
+    Py_ssize_t pattern,
+    Py_ssize_t repeats,
+    const int32_t[::1] format,
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
-    """codes = the E4M3 codes nearest to x / scale."""
-    cdef Py_ssize_t i
+    """codes = those of the format's values nearest to x / scale."""
+    cdef Py_ssize_t i, end
     cdef floating s
+    cdef Minifloat f = minifloat(format)
+    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Run run
     with nogil:
+        run = run_at(start, layout)
         while start < stop:
-            run = run_from(start, stop, inner, scale.shape[0])
+            end = min(run.stop, stop)
             if inner == 1:
-                for i in range(start, run.stop):
-                    codes[i] = e4m3_code(x[i] / scale[run.channel + i - start])
+                for i in range(start, end):
+                    codes[i] = minifloat_code(x[i] / scale[run.scale + i - start], f)
             else:
-                s = scale[run.channel]
-                for i in range(start, run.stop):
-                    codes[i] = e4m3_code(x[i] / s)
-            start = run.stop
+                s = scale[run.scale]
+                for i in range(start, end):
+                    codes[i] = minifloat_code(x[i] / s, f)
+            start = end
+            next_run(&run, layout)
 
 
-def quantize_dequantize_e4m3(
+def quantize_dequantize_float(
     const floating[::1] x,
     floating[::1] out,
     const floating[::1] scale,
     Py_ssize_t inner,
+    Py_ssize_t pattern,
+    Py_ssize_t repeats,
+    const int32_t[::1] format,
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
     """out = the values of the codes of x."""
-    cdef Py_ssize_t i, j
+    cdef Py_ssize_t i, j, end
     cdef floating s
+    cdef Minifloat f = minifloat(format)
+    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Run run
     with nogil:
+        run = run_at(start, layout)
         while start < stop:
-            run = run_from(start, stop, inner, scale.shape[0])
+            end = min(run.stop, stop)
             if inner == 1:
-                for i in range(start, run.stop):
-                    j = run.channel + i - start
-                    out[i] = nearest_e4m3(x[i] / scale[j]) * scale[j]
+                for i in range(start, end):
+                    j = run.scale + i - start
+                    out[i] = nearest_minifloat(x[i] / scale[j], f) * scale[j]
             else:
-                s = scale[run.channel]
-                for i in range(start, run.stop):
-                    out[i] = nearest_e4m3(x[i] / s) * s
-            start = run.stop
+                s = scale[run.scale]
+                for i in range(start, end):
+                    out[i] = nearest_minifloat(x[i] / s, f) * s
+            start = end
+            next_run(&run, layout)
 
 
-def dequantize_e4m3(
+def dequantize_float(
     const uint8_t[::1] codes,
     floating[::1] out,
     const floating[::1] scale,
     Py_ssize_t inner,
+    Py_ssize_t pattern,
+    Py_ssize_t repeats,
+    const int32_t[::1] format,
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
-    """out = the values of E4M3 codes times scale."""
-    cdef Py_ssize_t i
+    """out = the values of codes times scale."""
+    cdef Py_ssize_t i, end
     cdef floating s
+    cdef Minifloat f = minifloat(format)
+    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Run run
     with nogil:
+        run = run_at(start, layout)
         while start < stop:
-            run = run_from(start, stop, inner, scale.shape[0])
+            end = min(run.stop, stop)
             if inner == 1:
-                for i in range(start, run.stop):
-                    out[i] = <floating> e4m3_value(codes[i]) * scale[run.channel + i - start]
+                for i in range(start, end):
+                    out[i] = <floating> minifloat_value(codes[i], f) * scale[run.scale + i - start]
             else:
-                s = scale[run.channel]
-                for i in range(start, run.stop):
-                    out[i] = <floating> e4m3_value(codes[i]) * s
-            start = run.stop
+                s = scale[run.scale]
+                for i in range(start, end):
+                    out[i] = <floating> minifloat_value(codes[i], f) * s
+            start = end
+            next_run(&run, layout)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InvalidArgumentError
-from .formats import BFLOAT16
+from .formats import BFLOAT16, SUB_BYTE_INTEGERS
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -77,17 +77,22 @@ def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[An
         return np.require(array, dtype, ["C", "A"])
 
 
-def float_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
-    """Return the type of a result, float32 or float64: that of `out`, or of `dtype` if there is none."""
+SINGLE_OR_DOUBLE: tuple[type, ...] = (np.float32, np.float64)
+
+
+def float_dtype(dtype: Any, out: Any, allowed: tuple[type, ...] = SINGLE_OR_DOUBLE) -> np.dtype[Any]:
+    """Return the type of a result, an allowed one: that of `out`, or of `dtype` if there is none."""
     given = isinstance(out, np.ndarray)
+    names = [str(np.dtype(kind)) for kind in allowed]
+    expected = f"{', '.join(names[:-1])} or {names[-1]}"
     if dtype is None:  # which NumPy takes for float64
-        raise InvalidArgumentError("dtype: expected float32 or float64, got None")
+        raise InvalidArgumentError(f"dtype: expected {expected}, got None")
     try:
         kind: np.dtype[Any] = np.dtype(out.dtype if given else dtype).newbyteorder("=")
     except TypeError:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
-    if kind.type not in (np.float32, np.float64):
-        raise InvalidArgumentError(f"{'out' if given else 'dtype'}: expected float32 or float64, got {kind}")
+        raise TypeError(f"dtype: expected {expected}, got {dtype!r}") from None
+    if kind.type not in allowed:
+        raise InvalidArgumentError(f"{'out' if given else 'dtype'}: expected {expected}, got {kind}")
     return kind
 
 
@@ -193,39 +198,40 @@ def as_count(value: object, name: str, least: int = 1) -> int:
     return count
 
 
-def as_scales(value: object, channels: int | None, name: str) -> npt.NDArray[np.float64]:
-    """Return a scale, or one a channel where there are channels, as float64 of shape () or (channels,)."""
+def as_scales(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float64]:
+    """Return a scale, or as many as an array of a shape has, as float64 of shape () or of that one."""
     if isinstance(value, numbers.Number):
         return np.array(as_scale(value, name))
     if isinstance(value, (list, tuple)) and all(isinstance(item, numbers.Real) for item in value):
         value = np.array([as_scale(item, name) for item in value])  # whatever their size
     array = as_float64(value, name)
-    _check_channels(array, channels, name)
+    _check_shape(array, shape, name)
     if array.size and not (array.min() >= 0.0 and array.max() < np.inf):  # NaN is neither
         raise InvalidArgumentError(f"{name}: expected finite numbers that are not negative, got {value}")
     return array
 
 
-def as_zero_points(value: object, channels: int | None, name: str) -> npt.NDArray[np.int32]:
-    """Return a zero point, or one a channel where there are channels, as int32 of shape () or (channels,)."""
+def as_zero_points(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[np.int32]:
+    """Return a zero point, or as many as an array of a shape has, as int32 of shape () or of that one."""
     if isinstance(value, numbers.Number):
         return np.array(as_zero_point(value, name), np.int32)
     if isinstance(value, (list, tuple)) and all(isinstance(item, int) for item in value):
         value = np.array([as_zero_point(item, name) for item in value], np.int32)  # whatever their size
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.type in SUB_BYTE_INTEGERS:
+        value = value.astype(np.int32)  # which NumPy does not take for integers
     array = as_array(value, name)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
-    _check_channels(array, channels, name)
+    _check_shape(array, shape, name)
     if array.size and not (INT32.min <= array.min() and array.max() <= INT32.max):
         raise InvalidArgumentError(f"{name}: expected int32 values, {INT32.min} to {INT32.max}, got {value}")
     return _contiguous(array, np.dtype(np.int32))
 
 
-def _check_channels(array: npt.NDArray[Any], channels: int | None, name: str) -> None:
-    if array.ndim == 0 or (channels is not None and array.shape == (channels,)):
-        return
-    expected = "a scalar" if channels is None else f"a scalar or shape ({channels},)"
-    raise InvalidArgumentError(f"{name}: expected {expected}, got shape {array.shape}")
+def _check_shape(array: npt.NDArray[Any], shape: tuple[int, ...], name: str) -> None:
+    if array.ndim and array.shape != shape:
+        expected = f"a scalar or shape {shape}" if shape else "a scalar"
+        raise InvalidArgumentError(f"{name}: expected {expected}, got shape {array.shape}")
 
 
 def _kind(value: object) -> str:

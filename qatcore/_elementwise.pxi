@@ -42,7 +42,7 @@ def round_e4m3(const floating[::1] x, floating[::1] out):
     cdef Py_ssize_t i
     with nogil:
         for i in range(x.shape[0]):
-            out[i] = nearest_e4m3(x[i])
+            out[i] = nearest_minifloat(x[i], e4m3())
 
 
 def round_e4m3_reference(const double[::1] x, double[::1] out):
@@ -62,7 +62,7 @@ def encode_e4m3(const floating[::1] x, uint8_t[::1] codes, const double[::1] sca
         for channel in range(scale.shape[0]):
             s = scale[channel]
             for i in range(channel * inner, (channel + 1) * inner):
-                codes[i] = e4m3_code(x[i] / s)
+                codes[i] = minifloat_code(x[i] / s, e4m3())
 
 
 def glorot_weights(double[::1] out, double limit, double largest):

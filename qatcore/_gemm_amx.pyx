@@ -5,7 +5,7 @@
 # of two apart would fall into the same sets of the cache.
 
 from libc.math cimport copysign, floor, trunc
-from libc.stdint cimport INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 ctypedef fused floating:

@@ -1,7 +1,7 @@
 # The int8 product on AVX-VNNI, for CPUs with it but without AVX-512: vpdpbusd on 8 sums.
 
 from libc.math cimport copysign, floor, trunc
-from libc.stdint cimport INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 ctypedef fused floating:

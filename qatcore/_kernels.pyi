@@ -50,14 +50,16 @@ def encode_e4m3(
     scale: NDArray[np.float64],
 ) -> None: ...
 
-# --- elementwise, by ONNX's rounding; codes are bytes
+# --- elementwise, by ONNX's rounding; codes of less than 8 bits have a byte each
 
 def quantize_integer(
     x: NDArray[np.float32] | NDArray[np.float64],
-    codes: NDArray[np.uint8],
+    codes: NDArray[np.uint8] | NDArray[np.uint16],
     scale: NDArray[np.float32] | NDArray[np.float64],
     zero_point: NDArray[np.int32],
     inner: int,
+    pattern: int,
+    repeats: int,
     least: int,
     greatest: int,
     start: int,
@@ -69,45 +71,75 @@ def quantize_dequantize_integer(
     scale: NDArray[np.float32] | NDArray[np.float64],
     zero_point: NDArray[np.int32],
     inner: int,
+    pattern: int,
+    repeats: int,
     least: int,
     greatest: int,
     start: int,
     stop: int,
 ) -> None: ...
 def dequantize_integer(
-    codes: NDArray[np.uint8],
+    codes: NDArray[np.uint8] | NDArray[np.uint16],
     out: NDArray[np.float32] | NDArray[np.float64],
     scale: NDArray[np.float32] | NDArray[np.float64],
     zero_point: NDArray[np.int32],
     inner: int,
+    pattern: int,
+    repeats: int,
     least: int,
+    greatest: int,
     start: int,
     stop: int,
 ) -> None: ...
-def quantize_e4m3(
+def quantize_float(
     x: NDArray[np.float32] | NDArray[np.float64],
     codes: NDArray[np.uint8],
     scale: NDArray[np.float32] | NDArray[np.float64],
     inner: int,
+    pattern: int,
+    repeats: int,
+    format: NDArray[np.int32],
     start: int,
     stop: int,
 ) -> None: ...
-def quantize_dequantize_e4m3(
+def quantize_dequantize_float(
     x: NDArray[np.float32] | NDArray[np.float64],
     out: NDArray[np.float32] | NDArray[np.float64],
     scale: NDArray[np.float32] | NDArray[np.float64],
     inner: int,
+    pattern: int,
+    repeats: int,
+    format: NDArray[np.int32],
     start: int,
     stop: int,
 ) -> None: ...
-def dequantize_e4m3(
+def dequantize_float(
     codes: NDArray[np.uint8],
     out: NDArray[np.float32] | NDArray[np.float64],
     scale: NDArray[np.float32] | NDArray[np.float64],
     inner: int,
+    pattern: int,
+    repeats: int,
+    format: NDArray[np.int32],
     start: int,
     stop: int,
 ) -> None: ...
+
+# --- blocks
+
+def greatest_magnitudes(
+    x: NDArray[np.int32] | NDArray[np.int64],
+    out: NDArray[np.int32] | NDArray[np.int64],
+    size: int,
+    inner: int,
+    start: int,
+    stop: int,
+) -> None: ...
+def pack_codes(codes: NDArray[np.uint8], packed: NDArray[np.uint8], width: int, start: int, stop: int) -> None: ...
+def unpack_codes(packed: NDArray[np.uint8], codes: NDArray[np.uint8], width: int, start: int, stop: int) -> None: ...
+
+# --- weights
+
 def glorot_weights(out: NDArray[np.float64], limit: float, largest: float) -> None: ...
 
 # --- histograms

@@ -1,9 +1,11 @@
 # The compiled loops of qatcore, one file a subject:
 #
-#   _rounding.pxi     the scalar formulas: roundings, FP8, a logarithm of our own
+#   _rounding.pxi     the scalar formulas: roundings, the reference's FP8, a logarithm of our own
+#   _minifloat.pxi    those of FP8 and FP4
 #   _compiler.pxi     what compilers have to be told
 #   _elementwise.pxi  quantise, encode and round whole arrays, by the reference's rounding
 #   _affine.pxi       quantise and dequantise them, by ONNX's
+#   _blocks.pxi       the greatest magnitude of blocks, codes packed several a byte
 #   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
 #   _accumulate.pxi   histograms of leading bits of many channels, added to in place
 #   _thresholds.pxi   expected squared error and KL divergence of candidate clipping ranges
@@ -20,7 +22,7 @@
 
 from libc.math cimport copysign, fabs, floor, rint, rintf, trunc
 from libc.stdint cimport (
-    INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t,
+    INT32_MAX, INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from libc.string cimport memcpy, memset
 
@@ -29,9 +31,11 @@ ctypedef fused floating:
     double
 
 include "_rounding.pxi"
+include "_minifloat.pxi"
 include "_compiler.pxi"
 include "_elementwise.pxi"
 include "_affine.pxi"
+include "_blocks.pxi"
 include "_histogram.pxi"
 include "_accumulate.pxi"
 include "_thresholds.pxi"

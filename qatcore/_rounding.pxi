@@ -8,9 +8,6 @@ ctypedef fused word:
 cdef double HALF_BELOW = 0.49999999999999994  # the largest double below one half
 cdef uint64_t E4M3_REACH = 0x016800000000AA94  # see `reference_e4m3`; a constant, gcc would not shift in vectors
 
-cdef enum:
-    E4M3_NAN = 0x7F
-
 cdef extern from *:
     """
     #define QATCORE_MANTISSA64 0x000FFFFFFFFFFFFFLL
@@ -18,16 +15,12 @@ cdef extern from *:
     #define QATCORE_BITS_448 0x407C000000000000LL
     #define QATCORE_BITS_2M6 0x3F90000000000000LL
     #define QATCORE_INF32 0x7F800000
-    #define QATCORE_BITS32_448 0x43E00000
-    #define QATCORE_BITS32_2M6 0x3C800000
     """
     const int64_t MANTISSA64 "QATCORE_MANTISSA64"
     const int64_t INF64 "QATCORE_INF64"
     const int64_t BITS_448 "QATCORE_BITS_448"      # the largest E4M3 value
     const int64_t BITS_2M6 "QATCORE_BITS_2M6"      # 2**-6, the smallest normal E4M3 value
     const int32_t INF32 "QATCORE_INF32"
-    const int32_t BITS32_448 "QATCORE_BITS32_448"
-    const int32_t BITS32_2M6 "QATCORE_BITS32_2M6"
 
 
 cdef inline int64_t bits_of(double x) noexcept nogil:
@@ -95,70 +88,6 @@ cdef inline double decode_integer(double code, int32_t zero_point, double scale)
     """(code - zero_point) * scale, the difference wrapping in int32 as the reference's does."""
     cdef int32_t q = <int32_t> code
     return <double> <int32_t> (<uint32_t> q - <uint32_t> zero_point) * scale
-
-
-cdef inline floating nearest_e4m3(floating x) noexcept nogil:
-    """The nearest OCP E4M3 value, ties to even, saturating at 448; NaN and the sign of zero are kept.
-
-    Adding and subtracting 2**(e + 49) in float64, 2**(e + 20) in float32, leaves a multiple of 2**(e - 3),
-    E4M3's step in the binade of 2**e (and 2**-9 below the normal range), rounded once by the addition itself.
-    """
-    cdef int64_t bits, magnitude, clipped, result
-    cdef int32_t bits32, magnitude32, clipped32, result32
-    cdef double magic, rounded
-    cdef float magic32, rounded32
-    if floating is float:
-        bits32 = bits_of32(x)
-        magnitude32 = bits32 & INT32_MAX
-        clipped32 = least(magnitude32, BITS32_448)
-        magic32 = float_of((most(clipped32 >> 23, <int32_t> (127 - 6)) + 20) << 23)
-        rounded32 = (float_of(clipped32) + magic32) - magic32
-        result32 = bits_of32(rounded32) | (bits32 & ~INT32_MAX)
-        if magnitude32 > INF32:
-            result32 = bits32
-        return float_of(result32)
-    else:
-        bits = bits_of(x)
-        magnitude = bits & INT64_MAX
-        clipped = least(magnitude, BITS_448)
-        magic = double_of((most(clipped >> 52, <int64_t> (1023 - 6)) + 49) << 52)
-        rounded = (double_of(clipped) + magic) - magic
-        result = bits_of(rounded) | (bits & ~INT64_MAX)
-        if magnitude > INF64:
-            result = bits
-        return double_of(result)
-
-
-cdef inline uint8_t e4m3_code(floating x) noexcept nogil:
-    """The code of the nearest E4M3 value.
-
-    As in `nearest_e4m3`, adding the right power of two leaves a multiple of E4M3's step: the last bits of the sum
-    count the steps, 8 to 16 in a normal binade, and codes count on from binade to binade, 8 each, from that of 2**-6.
-    What that starts from, -8 * 121 modulo 256, is in the power of two already.
-    """
-    cdef int32_t bits, magnitude, clipped, exponent, code
-    if floating is float:
-        bits = bits_of32(x)
-        magnitude = bits & INT32_MAX
-        clipped = least(magnitude, BITS32_448)
-        exponent = most(clipped & INF32, BITS32_2M6)
-        code = bits_of32(float_of(clipped) + float_of(exponent + ((20 << 23) + 56))) + (exponent >> 20)
-        if magnitude > INF32:
-            code = E4M3_NAN
-        return <uint8_t> ((code & 0x7F) | ((bits >> 24) & 0x80))
-    else:
-        return e4m3_code(<float> nearest_e4m3(x))  # E4M3's values are float32's
-
-
-cdef inline float e4m3_value(uint8_t code) noexcept nogil:
-    """The value of a code; for subnormal ones it is their number of steps."""
-    cdef int32_t magnitude = code & 0x7F
-    cdef int32_t bits = (magnitude << 20) + ((127 - 7) << 23)
-    if magnitude < 8:
-        bits = bits_of32(<float> magnitude * <float> 0.001953125)
-    if magnitude == E4M3_NAN:
-        bits = 0x7FC00000
-    return float_of(bits | <int32_t> (<uint32_t> (code & 0x80) << 24))
 
 
 cdef inline double reference_e4m3(double x) noexcept nogil:

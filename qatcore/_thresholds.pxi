@@ -130,7 +130,7 @@ def e4m3_squared_error(
             for i in range(point_start[channel], point_start[channel + 1], 8):
                 for j in range(LANES):
                     u = points[i + j] / s
-                    u -= nearest_e4m3(u)
+                    u -= nearest_minifloat(u, e4m3())
                     lanes[j] += counts[i + j] * (u * u)
             out[channel, candidate] = lane_sum(lanes) * s * s
 

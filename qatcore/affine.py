@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch
-from ._arrays import as_array, as_floats, as_plain_array, as_zero_points, float_dtype, result_dtype, writable
+from ._arrays import (
+    as_array,
+    as_count,
+    as_floats,
+    as_plain_array,
+    as_zero_points,
+    float_dtype,
+    kernel_dtype,
+    result_dtype,
+    writable,
+)
 from ._threads import GRAIN, for_ranges
 from .errors import InvalidArgumentError
-from .formats import CodeFormat, as_code_format
+from .formats import BFLOAT16, CodeFormat, as_code_format
 
+#: Types of values.
+FLOATS: tuple[type, ...] = (np.float32, np.float64, np.float16, BFLOAT16.type)
 #: Elements with one scale that a kernel's inner loop should have at least.
 _RUN = 256
 #: Scales in between are positive and finite in every type.
@@ -30,6 +44,7 @@ def quantize(
     *,
     dtype: Any = "int8",
     axis: int | None = None,
+    block_size: int | None = None,
     out: npt.NDArray[Any] | None = None,
 ) -> Any:
     """Quantise to codes: ``saturate(round_half_even(x / scale) + zero_point)``.
@@ -39,13 +54,17 @@ def quantize(
     x : scalar or array_like, any shape
         float32, float64, float16 or bfloat16; integers are taken as float64.
     scale : float, or array_like, shape (x.shape[axis],)
-        Positive and finite, also as float32 if `x` is computed in float32.
-    zero_point : int, or array_like, shape (x.shape[axis],)
-        Among the codes; 0 for float8_e4m3fn.
-    dtype : {"int8", "uint8", "float8_e4m3fn"} or dtype
-        Of the codes.
+        Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
+        ``x.shape[axis] // block_size`` along the axis.
+    zero_point : int, or array_like, of the shape of `scale`
+        Among the codes; 0 for floating-point formats.
+    dtype : str or dtype
+        Of the codes: int2, uint2, int4, uint4, int8, uint8, int16, uint16, float8_e4m3fn, float8_e5m2 or
+        float4_e2m1fn.
     axis : int, optional
         Along which scales and zero points lie; without it there is one for all.
+    block_size : int, optional
+        How many neighbours along the axis share a scale and a zero point.
     out : ndarray of `dtype`, shape of `x`, optional
         Where the codes are written.
 
@@ -56,8 +75,8 @@ def quantize(
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit `axis`, `axis` is none of x's, or `dtype`
-        or `out` is not as described.
+        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, `block_size` does not
+        divide its length, or `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
@@ -65,7 +84,9 @@ def quantize(
     -----
     ONNX's QuantizeLinear.  float64 is computed in float64, the other floating types in float32, with the scale
     rounded to that type; the division is a true one.  The code of NaN is the zero point, which stands for 0;
-    infinities saturate.  float8_e4m3fn is rounded half to even, once, and saturates at ±448; its NaN stays NaN.
+    infinities saturate.  Floating-point formats are rounded half to even, once, and saturate at their greatest value;
+    NaN stays NaN, but in float4_e2m1fn, which has none, it is a zero (-0, and 0 where its sign is set, as in
+    ml_dtypes).
 
     Examples
     --------
@@ -74,17 +95,14 @@ def quantize(
     >>> quantize([[1.0, 2.0], [3.0, 4.0]], [0.1, 0.2], [0, 10], dtype="uint8", axis=1)
     array([[10, 20],
            [30, 30]], dtype=uint8)
+    >>> quantize([1.0, 3.0, 10.0, 30.0], [0.5, 10.0], dtype="float4_e2m1fn", axis=0, block_size=2)
+    array([2, 6, 1, 3], dtype='float4_e2m1fn')
     """
     code_format = as_code_format(dtype, "dtype")
     floats = as_floats(x, "x")
-    scaling = _scaling(floats.shape, floats.dtype, scale, zero_point, axis, code_format)
+    scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, block_size, code_format)
     with writable(out, floats.shape, code_format.dtype, (floats,)) as result:
-        flat, codes = floats.reshape(-1), result.reshape(-1).view(np.uint8)
-        kernels = _dispatch.kernels
-        if code_format.is_integer:
-            scaling.run(kernels.quantize_integer, flat, codes, code_format.least, code_format.greatest)
-        else:
-            scaling.run(kernels.quantize_e4m3, flat, codes)
+        scaled.quantize(floats, result)
     return _like_input(x, result, out)
 
 
@@ -94,6 +112,7 @@ def dequantize(
     zero_point: Any = 0,
     *,
     axis: int | None = None,
+    block_size: int | None = None,
     dtype: Any = "float32",
     out: npt.NDArray[Any] | None = None,
 ) -> Any:
@@ -101,15 +120,19 @@ def dequantize(
 
     Parameters
     ----------
-    codes : scalar or array_like of int8, uint8 or float8_e4m3fn, any shape
+    codes : scalar or array_like, any shape
+        Of one of the types that `quantize` gives.
     scale : float, or array_like, shape (codes.shape[axis],)
-        Positive and finite, also as `dtype`.
-    zero_point : int, or array_like, shape (codes.shape[axis],)
-        Among the codes; 0 for float8_e4m3fn.
+        Positive and finite, also as the type computed in.  With `block_size`, of the shape of `codes` but for
+        ``codes.shape[axis] // block_size`` along the axis.
+    zero_point : int, or array_like, of the shape of `scale`
+        Among the codes; 0 for floating-point formats.
     axis : int, optional
         Along which scales and zero points lie; without it there is one for all.
-    dtype : {"float32", "float64"} or dtype
-        Of the values, and of the multiplication; that of `out` where it is given.
+    block_size : int, optional
+        How many neighbours along the axis share a scale and a zero point.
+    dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
+        Of the values; that of `out` where it is given.  float64 is computed in float64, the others in float32.
     out : ndarray, shape of `codes`, optional
         Where the values are written.
 
@@ -120,8 +143,8 @@ def dequantize(
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit `axis`, `axis` is none of codes', or `dtype`
-        or `out` is not as described.
+        If a scale or zero point is out of its range or does not fit, `axis` is none of codes', `block_size` does not
+        divide its length, or `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
@@ -139,16 +162,12 @@ def dequantize(
         code_format = as_code_format(array.dtype, "codes")
     except InvalidArgumentError as error:
         raise TypeError(str(error)) from None
-    kind = float_dtype(dtype, out)
-    scaling = _scaling(array.shape, kind, scale, zero_point, axis, code_format)
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    with writable(out, array.shape, kind, (array,)) as result:
-        code_bytes, flat = array.reshape(-1).view(np.uint8), result.reshape(-1)
-        kernels = _dispatch.kernels
-        if code_format.is_integer:
-            scaling.run(kernels.dequantize_integer, code_bytes, flat, code_format.least)
-        else:
-            scaling.run(kernels.dequantize_e4m3, code_bytes, flat)
+    kind = float_dtype(dtype, out, FLOATS)
+    computed = kernel_dtype(kind, "dtype")
+    scaled = scaled_format(array.shape, computed, scale, zero_point, axis, block_size, code_format)
+    array = np.require(array, code_format.dtype, ["C", "A"])
+    with writable(out, array.shape, kind, (array,)) as result, floats_for(result, computed) as values:
+        scaled.dequantize(array, values)
     return _like_input(codes, result, out)
 
 
@@ -159,6 +178,7 @@ def fake_quantize(
     *,
     dtype: Any = "int8",
     axis: int | None = None,
+    block_size: int | None = None,
     out: npt.NDArray[Any] | None = None,
 ) -> Any:
     """Quantise and dequantise: what is left of values that were quantised.
@@ -185,8 +205,8 @@ def fake_quantize(
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit `axis`, `axis` is none of x's, or `dtype`
-        or `out` is not as described.
+        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, `block_size` does not
+        divide its length, or `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
@@ -204,79 +224,152 @@ def fake_quantize(
     given = as_array(x, "x")
     floats = as_floats(given, "x")
     kind = result_dtype(given.dtype)
-    scaling = _scaling(floats.shape, floats.dtype, scale, zero_point, axis, code_format)
-    with writable(out, floats.shape, kind, (floats,)) as result:
-        values = result if kind == floats.dtype else np.empty(floats.shape, floats.dtype)
-        flat, flat_values = floats.reshape(-1), values.reshape(-1)
-        kernels = _dispatch.kernels
-        if code_format.is_integer:
-            limits = code_format.least, code_format.greatest
-            scaling.run(kernels.quantize_dequantize_integer, flat, flat_values, *limits)
-        else:
-            scaling.run(kernels.quantize_dequantize_e4m3, flat, flat_values)
-        if values is not result:
-            with np.errstate(all="ignore"):  # NaN is no accident here, and float16 overflows
-                result[...] = values
+    scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, block_size, code_format)
+    with writable(out, floats.shape, kind, (floats,)) as result, floats_for(result, floats.dtype) as values:
+        scaled.quantize_dequantize(floats, values)
     return _like_input(x, result, out)
 
 
+@contextlib.contextmanager
+def floats_for(result: npt.NDArray[Any], computed: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield an array to compute in, and see that its values end up in `result`, rounded if need be."""
+    if result.dtype == computed:
+        yield result
+        return
+    values = np.empty(result.shape, computed)
+    yield values
+    with np.errstate(all="ignore"):  # NaN is no accident here, and float16 overflows
+        result[...] = values
+
+
 @dataclass(frozen=True)
-class _Scaling:
-    """Scales and zero points as the kernels take them."""
+class ScaledFormat:
+    """A format of codes with scales and zero points in the order of an array's elements, as _affine.pxi has it."""
 
+    code_format: CodeFormat
     scale: npt.NDArray[Any]
-    zero_point: npt.NDArray[np.int32] | None  # None for formats without
+    zero_point: npt.NDArray[np.int32]
     inner: int
+    pattern: int = 1
+    repeats: int = 1
 
-    def run(self, kernel: Any, source: npt.NDArray[Any], target: npt.NDArray[Any], *limits: int) -> None:
-        """Apply a kernel of `_affine.pxi` to flat arrays."""
+    def quantize(self, x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
+        """Write the codes of an array of the type computed in."""
+        kernels = _dispatch.kernels
+        kernel = kernels.quantize_float if self._is_float else kernels.quantize_integer
+        self._run(kernel, x.reshape(-1), self._stored(codes))
+
+    def dequantize(self, codes: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+        """Write the values of codes."""
+        kernels = _dispatch.kernels
+        kernel = kernels.dequantize_float if self._is_float else kernels.dequantize_integer
+        self._run(kernel, self._stored(codes), out.reshape(-1))
+
+    def quantize_dequantize(self, x: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+        """Write the values of the codes of an array."""
+        kernels = _dispatch.kernels
+        kernel = kernels.quantize_dequantize_float if self._is_float else kernels.quantize_dequantize_integer
+        self._run(kernel, x.reshape(-1), out.reshape(-1))
+
+    @property
+    def _is_float(self) -> bool:
+        return self.code_format.parameters is not None
+
+    def _stored(self, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return codes.reshape(-1).view(self.code_format.storage)
+
+    def _run(self, kernel: Any, source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
         n = source.size
         if not n:
             return
-        parameters = (self.scale,) if self.zero_point is None else (self.scale, self.zero_point)
-        inner = self.inner
+        code_format = self.code_format
+        layout = (self.inner, self.pattern, self.repeats)
+        arguments: tuple[Any, ...] = (self.scale, *layout, code_format.parameters)
+        if not self._is_float:
+            arguments = self.scale, self.zero_point, *layout, code_format.least, code_format.greatest
 
         def task(start: int, stop: int) -> None:
-            kernel(source, target, *parameters, inner, *limits, start, stop)
+            kernel(source, target, *arguments, start, stop)
 
         for_ranges(n, GRAIN, task)
 
 
-def _scaling(
+def scaled_format(
     shape: tuple[int, ...],
     computed: np.dtype[Any],
     scale: Any,
     zero_point: Any,
     axis: int | None,
+    block_size: int | None,
     code_format: CodeFormat,
-) -> _Scaling:
-    channels, inner = None, math.prod(shape)
+) -> ScaledFormat:
+    """Return a format with the scales for an array of a shape, from arguments that are checked."""
+    size = math.prod(shape)
     least, greatest = code_format.least, code_format.greatest
-    usual = axis is None and type(scale) is float and type(zero_point) is int
+    usual = axis is None and block_size is None and type(scale) is float and type(zero_point) is int
     if usual and _LEAST_USUAL < scale < _GREATEST_USUAL and least <= zero_point <= greatest:
         # Its checks by way of arrays would take longer than a small array itself.
-        offsets = np.array([zero_point], np.int32) if code_format.is_integer else None
-        return _Scaling(np.array([scale], computed), offsets, inner)
-    if axis is not None:
-        position = _as_axis(axis, len(shape))
-        channels = shape[position]
-        inner = math.prod(shape[position + 1 :])
-    scales = _as_positive(scale, channels, computed)
-    zero_points = as_zero_points(zero_point, channels, "zero_point")
+        return _constant(code_format, np.array([scale], computed), np.array([zero_point], np.int32), size)
+    position = None if axis is None else as_axis(axis, len(shape))
+    blocks = None if block_size is None else as_blocks(block_size, shape, position)
+    if blocks is not None:
+        expected = blocks
+    elif position is not None:
+        expected = (shape[position],)
+    else:
+        expected = ()
+    scales = _as_positive(scale, expected, computed)
+    zero_points = as_zero_points(zero_point, expected, "zero_point")
     if not ((zero_points >= least) & (zero_points <= greatest)).all():
-        expected = f"{least} to {greatest}" if code_format.is_integer else "0"
-        raise InvalidArgumentError(f"zero_point: expected {expected} for {code_format.dtype}, got {zero_point}")
-    if channels is not None:
-        zero_points = np.broadcast_to(zero_points, scales.shape)
-        if inner < _RUN:  # one pattern of scales, as long as a run should be
-            repeats = max(1, -(-_RUN // max(1, channels * inner)))
-            scales, zero_points = (np.tile(np.repeat(array, inner), repeats) for array in (scales, zero_points))
-            inner = 1
-    scales, zero_points = np.atleast_1d(scales), np.array(zero_points, ndmin=1)  # copies: `out` may lie where they do
-    return _Scaling(scales, zero_points if code_format.is_integer else None, inner)
+        range_of_codes = f"{least} to {greatest}" if greatest else "0"
+        raise InvalidArgumentError(f"zero_point: expected {range_of_codes} for {code_format.dtype}, got {zero_point}")
+    # Copies: `out` may lie where they do.
+    scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, scales.shape)).reshape(-1)
+    if position is None or not size:
+        return _constant(code_format, scales, zero_points, size)
+    inner = math.prod(shape[position + 1 :])
+    if blocks is None:
+        return _channelwise(code_format, scales, zero_points, inner)
+    return blockwise(code_format, scales, zero_points, inner, shape[position] // blocks[position])
 
 
-def _as_axis(axis: object, ndim: int) -> int:
+def _constant(
+    code_format: CodeFormat, scale: npt.NDArray[Any], zero_point: npt.NDArray[np.int32], size: int
+) -> ScaledFormat:
+    return ScaledFormat(code_format, scale, zero_point, inner=max(size, 2))
+
+
+def _channelwise(
+    code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int
+) -> ScaledFormat:
+    """Return a format in which each scale is for a run of `inner` elements, again and again."""
+    if inner >= _RUN:
+        return ScaledFormat(code_format, scales, zero_points, inner)
+    # One pattern, as long as a run should be.
+    repeats = max(1, -(-_RUN // (scales.size * inner)))
+    scales, zero_points = (np.tile(np.repeat(array, inner), repeats) for array in (scales, zero_points))
+    return ScaledFormat(code_format, scales, zero_points, 1, pattern=scales.size)
+
+
+def blockwise(
+    code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int, block: int
+) -> ScaledFormat:
+    """Return a format in which `inner` scales are for `block` rows of `inner` elements, and then the next ones."""
+    if block == 1:
+        return ScaledFormat(code_format, scales, zero_points, 1, pattern=scales.size)
+    if inner == 1:
+        return ScaledFormat(code_format, scales, zero_points, block)
+    # Several rows are one pattern if they are short: that costs memory.
+    rows = next(n for n in (8, 4, 2, 1) if n == 1 or (block % n == 0 and inner * n <= _RUN))
+    if rows > 1:
+        scales, zero_points = (
+            np.tile(array.reshape(-1, inner), (1, rows)).reshape(-1) for array in (scales, zero_points)
+        )
+    return ScaledFormat(code_format, scales, zero_points, 1, pattern=inner * rows, repeats=block // rows)
+
+
+def as_axis(axis: object, ndim: int) -> int:
+    """Return an axis of an array with so many dimensions, counted from the first."""
     try:
         position = operator.index(axis)  # type: ignore[arg-type]
     except TypeError:
@@ -286,15 +379,24 @@ def _as_axis(axis: object, ndim: int) -> int:
     return position % ndim
 
 
-def _as_positive(scale: Any, channels: int | None, computed: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return scales of shape () or (channels,), positive and finite in the type computed in."""
+def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) -> tuple[int, ...]:
+    """Return the shape of an array's blocks."""
+    size = as_count(block_size, "block_size")
+    if position is None:
+        raise InvalidArgumentError("axis: expected one, along which blocks lie, got None")
+    if shape[position] % size:
+        raise InvalidArgumentError(f"block_size: expected a divisor of the axis's length {shape[position]}, got {size}")
+    return *shape[:position], shape[position] // size, *shape[position + 1 :]
+
+
+def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return scales of the expected shape, positive and finite in the type computed in."""
     array = as_array(scale, "scale")
-    expected: tuple[int, ...] = () if channels is None else (channels,)
     if array.shape != expected:
-        wanted = "a scalar" if channels is None else f"shape {expected}"
+        wanted = f"shape {expected}" if expected else "a scalar"
         raise InvalidArgumentError(f"scale: expected {wanted}, got {_shown_shape(array)}")
     with np.errstate(all="ignore"):
-        scales = np.array(array, computed)  # a copy, contiguous
+        scales = np.array(array, computed)  # a copy
     if not ((scales > 0) & (scales < np.inf)).all():
         raise InvalidArgumentError(f"scale: expected positive finite numbers, in {computed} too, got {scale}")
     return scales

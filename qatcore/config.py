@@ -16,6 +16,7 @@ _Member = TypeVar("_Member", bound=enum.Enum)
 class QuantBits(enum.Enum):
     """The number format of codes."""
 
+    INT2 = "int2"
     INT4 = "int4"
     INT8 = "int8"
     FP8 = "fp8"  # OCP E4M3FN

@@ -30,7 +30,11 @@ class IntegerFormat:
         return (-self.high if symmetric else self.low), self.high
 
 
-INTEGERS = {QuantBits.INT8: IntegerFormat(-128, 127), QuantBits.INT4: IntegerFormat(-8, 7)}
+INTEGERS = {
+    QuantBits.INT8: IntegerFormat(-128, 127),
+    QuantBits.INT4: IntegerFormat(-8, 7),
+    QuantBits.INT2: IntegerFormat(-2, 1),
+}
 
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E4M3_MAX = 448.0
@@ -40,21 +44,54 @@ E4M3_VALUES: npt.NDArray[np.float64] = np.arange(256, dtype=np.uint8).view(E4M3)
 E4M3_VALUES.setflags(write=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodeFormat:
-    """A format that whole arrays are quantised to: the type of its codes and, of integers, their limits."""
+    """A format that whole arrays are quantised to: the type of its codes, and what kernels have to know.
+
+    Integers have limits, and `width` bits; floating-point formats have parameters, in the order of _minifloat.pxi.
+    """
 
     dtype: np.dtype[Any]
+    width: int
     least: int = 0
     greatest: int = 0
+    parameters: npt.NDArray[np.int32] | None = None
 
     @property
-    def is_integer(self) -> bool:
-        """Whether codes are integers, which have a zero point."""
-        return self.greatest > self.least
+    def storage(self) -> type[np.unsignedinteger[Any]]:
+        """What kernels take an array of codes for; those of less than 8 bits have a byte each."""
+        return np.uint16 if self.width == 16 else np.uint8
 
 
-CODE_FORMATS = [CodeFormat(np.dtype(np.int8), -128, 127), CodeFormat(np.dtype(np.uint8), 0, 255), CodeFormat(E4M3)]
+def _integer(dtype: Any, width: int, signed: bool) -> CodeFormat:
+    least = -(1 << (width - 1)) if signed else 0
+    return CodeFormat(np.dtype(dtype), width, least, least + (1 << width) - 1)
+
+
+_NONE = 0x100  # beyond all codes
+
+
+def _minifloat(
+    dtype: Any, width: int, mantissa: int, exponent: int, greatest: int, infinity: int, least_nan: int, nan: int
+) -> CodeFormat:
+    parameters = np.array([width, mantissa, exponent, greatest, infinity, least_nan, nan], np.int32)
+    parameters.setflags(write=False)
+    return CodeFormat(np.dtype(dtype), width, parameters=parameters)
+
+
+CODE_FORMATS = [
+    _integer(ml_dtypes.int2, 2, signed=True),
+    _integer(ml_dtypes.uint2, 2, signed=False),
+    _integer(ml_dtypes.int4, 4, signed=True),
+    _integer(ml_dtypes.uint4, 4, signed=False),
+    _integer(np.int8, 8, signed=True),
+    _integer(np.uint8, 8, signed=False),
+    _integer(np.int16, 16, signed=True),
+    _integer(np.uint16, 16, signed=False),
+    _minifloat(E4M3, 8, 3, -6, 0x7E, _NONE, 0x7F, 0x7F),
+    _minifloat(ml_dtypes.float8_e5m2, 8, 2, -14, 0x7B, 0x7C, 0x7D, 0x7E),
+    _minifloat(ml_dtypes.float4_e2m1fn, 4, 1, 0, 0x7, _NONE, _NONE, 0x8),  # NaN is a zero, as in ml_dtypes
+]
 # By the name, the type and the scalar type of their codes.
 _FORMAT_OF: dict[Any, CodeFormat] = {}
 for _format in CODE_FORMATS:
@@ -76,3 +113,4 @@ def as_code_format(dtype: Any, name: str) -> CodeFormat:
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SUB_BYTE_INTEGERS = (ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)

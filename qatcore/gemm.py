@@ -191,10 +191,10 @@ def int8_linear(
         raise InvalidArgumentError(f"bias: expected a scalar or shape ({n},), got shape {biases.shape}")
     scaling = Scaling(
         right,
-        as_scales(scale, n, "scale"),
+        as_scales(scale, (n,), "scale"),
         biases,
         as_zero_point(a_zero_point, "a_zero_point"),
-        as_zero_points(b_zero_point, n, "b_zero_point"),
+        as_zero_points(b_zero_point, (n,), "b_zero_point"),
     )
     kind = float_dtype(dtype, out)
     shape = (left.shape[0], n)

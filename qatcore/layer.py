@@ -194,8 +194,7 @@ class QatLayer:
 
     @weight_scale.setter
     def weight_scale(self, scale: Any) -> None:
-        channels = self._out_features if self._config.per_channel else None
-        self._weight_scale, _ = self._per_channel(as_scales(scale, channels, "weight_scale"), 0)
+        self._weight_scale, _ = self._per_channel(as_scales(scale, self._channels, "weight_scale"), 0)
         self._drop_codes()
 
     @property
@@ -205,9 +204,13 @@ class QatLayer:
 
     @weight_zero_point.setter
     def weight_zero_point(self, zero_point: Any) -> None:
-        channels = self._out_features if self._config.per_channel else None
-        _, self._weight_zero_point = self._per_channel(0.0, as_zero_points(zero_point, channels, "weight_zero_point"))
+        zero_points = as_zero_points(zero_point, self._channels, "weight_zero_point")
+        _, self._weight_zero_point = self._per_channel(0.0, zero_points)
         self._drop_codes()
+
+    @property
+    def _channels(self) -> tuple[int, ...]:
+        return (self._out_features,) if self._config.per_channel else ()
 
     def _shown(self, parameter: npt.NDArray[Any]) -> Any:
         return parameter.copy() if self._config.per_channel else parameter.item()
@@ -219,7 +222,7 @@ class QatLayer:
 
     @activation_scale.setter
     def activation_scale(self, scale: Any) -> None:
-        self._activation_scale = as_scales(scale, None, "activation_scale").item()
+        self._activation_scale = as_scales(scale, (), "activation_scale").item()
         self._drop_inference()
 
     @property
@@ -229,7 +232,7 @@ class QatLayer:
 
     @activation_zero_point.setter
     def activation_zero_point(self, zero_point: Any) -> None:
-        self._activation_zero_point = as_zero_points(zero_point, None, "activation_zero_point").item()
+        self._activation_zero_point = as_zero_points(zero_point, (), "activation_zero_point").item()
         self._drop_inference()
 
     # --- calibration --------------------------------------------------------------------------------

@@ -290,7 +290,7 @@ class QatLayer:
     Raises
     ------
     InvalidArgumentError
-        If a number of features is negative.
+        If a number of features is negative, or the config's format is INT2, which the reference has not.
     TypeError
         If an argument has a wrong type.
     """
@@ -299,6 +299,7 @@ class QatLayer:
         self.in_features = as_count(in_features, "in_features", 0)
         self.out_features = as_count(out_features, "out_features", 0)
         self.config = as_config(config)
+        _bits(self.config)
         self.weights: Any = np.empty((self.out_features, self.in_features))
         if self.weights.size:
             limit = math.sqrt(6.0 / (self.in_features + self.out_features))
@@ -342,10 +343,11 @@ class QatLayer:
             If `x` does not hold real numbers.
         """
         activations, weights, bias = self._operands(x)
-        if self.config.bits is QuantBits.FP8:
+        bits = _bits(self.config)
+        if bits is QuantBits.FP8:
             activations, weights = quantize_fp8(activations), quantize_fp8(weights)
         else:
-            quantize = quantize_int4 if self.config.bits is QuantBits.INT4 else quantize_int8
+            quantize = quantize_int4 if bits is QuantBits.INT4 else quantize_int8
             activations = quantize(activations, self.activation_scale, self.activation_zero_point)
             weights = quantize(weights, self.weight_scale, self.weight_zero_point)
         with np.errstate(all="ignore"):
@@ -407,6 +409,12 @@ def _int8_codes(x: npt.NDArray[np.float64], scale: Any, zero_point: Any) -> npt.
     return codes.encode(x, scale, np.array(as_zero_point(zero_point), np.int32), QuantBits.INT8)
 
 
+def _bits(config: QatConfig) -> QuantBits:
+    if config.bits is QuantBits.INT2:
+        raise InvalidArgumentError("config: expected a format that the reference has, INT4, INT8 or FP8, got INT2")
+    return config.bits
+
+
 def _min_max(x: Any) -> tuple[float, int]:
     collector = CalibrationCollector()
     collector.observe(x)
@@ -430,13 +438,15 @@ def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tup
 
     Raises
     ------
+    InvalidArgumentError
+        If the config's format is INT2, which the reference has not.
     TypeError
         If `weights` does not hold real numbers.
     """
     config = as_config(config)
     array = as_float64(weights, "weights")
     scale, zero_point = _min_max(array)
-    bits = QuantBits.INT4 if config.bits is QuantBits.INT4 else QuantBits.INT8
+    bits = QuantBits.INT4 if _bits(config) is QuantBits.INT4 else QuantBits.INT8
     return codes.encode(array, np.array(scale), np.array(zero_point, np.int32), bits), scale, zero_point
 
 

@@ -92,9 +92,8 @@ def dequantize_weights(codes: Any, scale: Any, zero_point: Any = 0) -> npt.NDArr
             array = array.astype(np.int8)  # an empty list has no type of its own
         else:
             raise TypeError(f"codes: expected an array of int8 or float8_e4m3fn, got {array.dtype}")
-    channels = array.shape[0] if array.ndim > 0 else None
-    scales = as_scales(scale, channels, "scale")
-    zero_points = as_zero_points(zero_point, channels, "zero_point")
+    scales = as_scales(scale, array.shape[:1], "scale")
+    zero_points = as_zero_points(zero_point, array.shape[:1], "zero_point")
     if array.dtype.type is E4M3.type and zero_points.any():
         raise InvalidArgumentError(f"zero_point: expected 0 for FP8 codes, got {zero_point}")
     return decode(array, *np.broadcast_arrays(scales, zero_points))

@@ -3,21 +3,52 @@
 import math
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from digest import adversarial, random_bits, words
-from inputs import E4M3, E4M3_VALUES
+from inputs import E4M3_VALUES
 
 from qatcore import _dispatch
 
 every_level = pytest.mark.parametrize("level", _dispatch.available_levels(), indirect=True)
 both_types = pytest.mark.parametrize("kind", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
 
-LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "float8_e4m3fn": (0, 0)}  # of zero points
-INTEGER_FORMATS = [("int8", -128), ("int8", -3), ("int8", 127), ("uint8", 0), ("uint8", 131), ("uint8", 255)]
-FORMATS = [*INTEGER_FORMATS, ("float8_e4m3fn", 0)]
+WIDTHS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+INTEGER_TYPES = list(WIDTHS)
+LIMITS = {  # of zero points
+    name: (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if name[0] == "i" else (0, 2**width - 1)
+    for name, width in WIDTHS.items()
+}
+INTEGER_FORMATS = [
+    *[("int8", -128), ("int8", -3), ("int8", 127), ("uint8", 0), ("uint8", 131), ("uint8", 255)],
+    *[("int2", -2), ("int2", 1), ("uint2", 1), ("int4", -8), ("int4", 5), ("uint4", 0), ("uint4", 15)],
+    *[("int16", -32768), ("int16", 77), ("uint16", 0), ("uint16", 65535)],
+]
+
+# Of the floating-point formats: the finite values that are not negative, by their codes, those of NaN (exclusive or of
+# the sign's), and the sign's bit.
+FLOAT_VALUES = {
+    "float8_e4m3fn": np.array(E4M3_VALUES),
+    "float8_e5m2": np.arange(0x7C, dtype=np.uint8).view(ml_dtypes.float8_e5m2).astype(np.float64),
+    "float4_e2m1fn": np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]),
+}
+NAN_CODES = {"float8_e4m3fn": 0x7F, "float8_e5m2": 0x7E, "float4_e2m1fn": 0x08}
+SIGNS = {"float8_e4m3fn": 0x80, "float8_e5m2": 0x80, "float4_e2m1fn": 0x08}
+FLOAT_TYPES = list(FLOAT_VALUES)
+WIDTHS |= {"float8_e4m3fn": 8, "float8_e5m2": 8, "float4_e2m1fn": 4}
+LIMITS |= dict.fromkeys(FLOAT_TYPES, (0, 0))
+
+FORMATS = [*INTEGER_FORMATS, *((name, 0) for name in FLOAT_TYPES)]
 every_format = pytest.mark.parametrize(("dtype", "zero_point"), FORMATS)
 every_code_type = pytest.mark.parametrize("dtype", LIMITS)
+every_float_type = pytest.mark.parametrize("dtype", FLOAT_TYPES)
+
+
+def every_code(dtype):
+    """All codes of a type."""
+    width = WIDTHS[dtype]
+    return np.arange(2**width, dtype=np.uint16 if width == 16 else np.uint8).view(dtype)
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -45,18 +76,33 @@ def near_multiples(points, scales):
 
 
 TIES = np.arange(-258, 258) + 0.5
-# Between neighbours among E4M3's values, and where rounding would overflow.
-MIDPOINTS = np.add(E4M3_VALUES, [*E4M3_VALUES[1:], 480.0]) / 2.0
-E4M3_POINTS = np.concatenate([E4M3_VALUES, MIDPOINTS, [480.0, 512.0]])
-E4M3_POINTS = np.concatenate([E4M3_POINTS, -E4M3_POINTS])
+ENDS = np.array([-65536, -65535, -32769, -32768, 32766, 32767, 65534, 65535])
+ENDS = np.concatenate([ENDS - 0.5, ENDS + 0.5])
+
+
+def _midpoints(dtype):
+    """Between neighbours among the values, and where rounding would overflow."""
+    values = FLOAT_VALUES[dtype]
+    return np.add(values, [*values[1:], 2.0 * values[-1] - values[-2]]) / 2.0
+
+
+MIDPOINTS = {dtype: _midpoints(dtype) for dtype in FLOAT_TYPES}
+
+
+def points_of(dtype):
+    """Quotients at which the code changes, and others."""
+    if dtype not in FLOAT_VALUES:
+        return TIES if WIDTHS[dtype] < 16 else np.concatenate([TIES, ENDS])
+    values, midpoints = FLOAT_VALUES[dtype], MIDPOINTS[dtype]
+    points = np.concatenate([values, midpoints, [2.0 * values[-1] - values[-2], 1.2 * values[-1]]])
+    return np.concatenate([points, -points])
 
 
 def hard_values(scale, dtype):
     """Hard ones for any scale, then for this."""
     scale = np.asarray(scale)
-    points = E4M3_POINTS if dtype == "float8_e4m3fn" else TIES
     bits = random_bits(4_000, 60, scale.dtype)
-    return np.concatenate([adversarial(scale.dtype), bits, near_multiples(points, scale.reshape(1))[0]])
+    return np.concatenate([adversarial(scale.dtype), bits, near_multiples(points_of(dtype), scale.reshape(1))[0]])
 
 
 SCALES = {
@@ -90,20 +136,22 @@ def divided(x, scale):
         return x / scale
 
 
-def nearest_e4m3(v):
+def nearest_float(v, dtype):
     """The codes nearest to v by bisection over the midpoints."""
+    midpoints, sign = MIDPOINTS[dtype], SIGNS[dtype]
+    last = FLOAT_VALUES[dtype].size - 1
     magnitude = np.abs(v)
-    code = np.searchsorted(MIDPOINTS[:-1], magnitude, side="left")  # a tie stays below ...
-    tie = MIDPOINTS[np.minimum(code, 125)] == magnitude
-    code += tie & (code < 126) & (code % 2 == 1)  # ... unless that code is odd
-    code = np.where(np.isnan(v), 127, code) + np.where(np.signbit(v), 128, 0)
-    return code.astype(np.uint8).view(E4M3)
+    code = np.searchsorted(midpoints[:-1], magnitude, side="left")  # a tie stays below ...
+    tie = midpoints[np.minimum(code, last - 1)] == magnitude
+    code += tie & (code < last) & (code % 2 == 1)  # ... unless that code is odd
+    code = np.where(np.isnan(v), NAN_CODES[dtype], code) ^ np.where(np.signbit(v), sign, 0)
+    return code.astype(np.uint8).view(dtype)
 
 
 def codes_of(quotient, zero_point, dtype):
     """What NumPy makes of x / scale."""
-    if dtype == "float8_e4m3fn":
-        return nearest_e4m3(quotient)
+    if dtype in FLOAT_VALUES:
+        return nearest_float(quotient, dtype)
     least, greatest = LIMITS[dtype]
     steps = np.rint(np.where(np.isnan(quotient), 0.0, quotient))
     return (np.clip(steps, least - zero_point, greatest - zero_point) + zero_point).astype(dtype)
@@ -111,7 +159,7 @@ def codes_of(quotient, zero_point, dtype):
 
 def values_of(codes, scale, zero_point):
     """(codes - zero_point) * scale in the scale's type."""
-    steps = codes if codes.dtype == E4M3 else codes.astype(np.int32) - zero_point
+    steps = codes if codes.dtype.name in FLOAT_VALUES else codes.astype(np.int32) - zero_point
     with np.errstate(over="ignore"):
         return steps.astype(scale.dtype) * scale
 
@@ -143,33 +191,27 @@ def exact_code(x, scale, zero_point, dtype):
     return min(max(round(Fraction(quotient)) + zero_point, least), greatest)
 
 
-ONNX_TYPES = {"float32": "FLOAT", "int8": "INT8", "uint8": "UINT8", "float8_e4m3fn": "FLOAT8E4M3FN"}
-
-
-def by_onnx_runtime(operator, x, scale, zero_point, axis=0):
+def by_onnx_runtime(operator, x, scale, zero_point, axis=0, block_size=0):
     """The operator on the CPU.
 
-    Its arguments are constants and codes of E4M3 leave as floats: from NumPy, the runtime takes no E4M3.
+    Its arguments are constants, and codes that NumPy has no type of its own for leave as floats.
     """
     import onnx
     import onnxruntime
 
-    def type_of(array):
-        return getattr(onnx.TensorProto, ONNX_TYPES[array.dtype.name])
-
     arguments = {"x": x, "scale": scale, "zero_point": zero_point}
-    constants = [
-        onnx.helper.make_tensor(name, type_of(array), array.shape, array.tobytes(), raw=True)
-        for name, array in arguments.items()
-    ]
-    nodes = [onnx.helper.make_node(operator, list(arguments), ["y"], axis=axis)]
+    constants = [onnx.numpy_helper.from_array(np.ascontiguousarray(array), n) for n, array in arguments.items()]
+    # Else opset 23 and later round the quotient of float16 to float16.
+    precision = {"precision": onnx.TensorProto.FLOAT} if operator == "QuantizeLinear" else {}
+    nodes = [onnx.helper.make_node(operator, list(arguments), ["y"], axis=axis, block_size=block_size, **precision)]
     result = zero_point if operator == "QuantizeLinear" else scale
-    if result.dtype == E4M3:
+    name, of = "y", result.dtype
+    if of.kind == "V" or of.name.startswith("float8"):
         nodes.append(onnx.helper.make_node("Cast", ["y"], ["values"], to=onnx.TensorProto.FLOAT))
-    name, of = ("values", onnx.TensorProto.FLOAT) if result.dtype == E4M3 else ("y", type_of(result))
-    outputs = [onnx.helper.make_tensor_value_info(name, of, x.shape)]
+        name, of = "values", np.dtype(np.float32)
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(of), x.shape)]
     graph = onnx.helper.make_graph(nodes, "graph", [], outputs, constants)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 25)], ir_version=13)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # other tests fork

@@ -134,9 +134,14 @@ def divergences():
     yield "single", [np.array([reference.kl_divergence_symmetric(*pair) for pair in pairs])]
 
 
+FORMATS = (
+    *(("int8", -5), ("uint8", 131), ("float8_e4m3fn", 0), ("float8_e5m2", 0), ("float4_e2m1fn", 0)),
+    *(("int2", -1), ("uint2", 2), ("int4", 3), ("uint4", 15), ("int16", 300), ("uint16", 40_000)),
+)
+
+
 def affine():
-    formats = (("int8", -5), ("uint8", 131), ("float8_e4m3fn", 0))
-    for (name, x), (dtype, zero_point) in itertools.product(arrays(), formats):
+    for (name, x), (dtype, zero_point) in itertools.product(arrays(), FORMATS):
         for scale in (0.1, 2.0**-140, 3e38)[: 1 if name == "long" else 3]:
             codes = qatcore.quantize(x, scale, zero_point, dtype=dtype)
             yield name, [codes, qatcore.fake_quantize(x, scale, zero_point, dtype=dtype)]
@@ -146,6 +151,24 @@ def affine():
             options = {"zero_point": zero_point, "axis": axis, "dtype": dtype}
             scales = uniform(rows.shape[axis], 36) + 2.0**-6
             yield name, [f(rows, scales, **options) for f in (qatcore.quantize, qatcore.fake_quantize)]
+        blocks = x[: x.size // 96 * 96].reshape(6, -1, 16)
+        for axis, size in ((0, 3), (2, 8)):
+            scales = uniform(blocks.size // size, 37).reshape(
+                [n // (size if i == axis else 1) for i, n in enumerate(blocks.shape)]
+            )
+            options = {"zero_point": zero_point, "axis": axis, "dtype": dtype, "block_size": size}
+            yield name, [f(blocks, scales + 2.0**-6, **options) for f in (qatcore.quantize, qatcore.fake_quantize)]
+
+
+def microscaling():
+    for name, values in arrays():
+        x = values[: values.size // 32 * 32]
+        for dtype in ("float4_e2m1fn", "float8_e4m3fn", "float8_e5m2", "int8"):
+            codes, scale = qatcore.quantize_mx(x, dtype)
+            yield name, [codes, scale, qatcore.dequantize_mx(codes, scale)]
+        codes, scale, tensor_scale = qatcore.quantize_nvfp4(x)
+        yield name, [qatcore.pack_int4(codes), scale, tensor_scale]
+        yield name, [qatcore.dequantize_nvfp4(codes, scale, tensor_scale)]
 
 
 def products():
@@ -172,22 +195,24 @@ def layers():
         yield f"{config}", [layer.forward_infer(data.astype(t)) for t in (np.float64, np.float32, np.float16)]
         codes, scale, zero_point = qatcore.quantize_model_weights(weights, config)
         yield f"{config}", [codes, scale, zero_point, qatcore.dequantize_weights(codes, scale, zero_point)]
-        yield f"{config}", reference.quantize_model_weights(weights, config)
+        if config.bits is not QuantBits.INT2:
+            yield f"{config}", reference.quantize_model_weights(weights, config)
     layer = reference.QatLayer(70, 37)
     layer.weights, layer.bias = weights, bias
     layer.calibrate_from_data(data)
     yield "reference", [layer.forward_infer(data)]
 
 
-SECTIONS = (elementwise, affine, collectors, reference_collectors, divergences, products, layers)
+SECTIONS = (elementwise, affine, microscaling, collectors, reference_collectors, divergences, products, layers)
 
 
 def add(digest, name, values):
     """Hash arrays with their types and shapes; all NaNs are one."""
     for value in values:
         array = np.ascontiguousarray(value)
-        if array.dtype.kind not in "biu":
-            array = np.where(np.isnan(array), np.array(np.nan, array.dtype), array)
+        nan = array != array  # noqa: PLR0124 (for types that `isnan` does not know)
+        if nan.any():
+            array = np.where(nan, np.array(np.nan, array.dtype), array)
         digest.update(f"{name} {array.dtype} {np.shape(value)} ".encode())
         digest.update(array.tobytes())
 

@@ -2,6 +2,7 @@
 
 import math
 
+import ml_dtypes
 import numpy as np
 import pytest
 from affine_oracles import both_types, codes_of, divided, every_code_type, every_level, values_of
@@ -25,7 +26,7 @@ def test_layouts(layout, axis, dtype, tmp_path):
     codes, values = qatcore.quantize(x, scale, **options), qatcore.fake_quantize(x, scale, **options)
     assert_same(qatcore.quantize(given, scale, **options), codes)
     assert_same(qatcore.fake_quantize(given, scale, **options), values)
-    if layout != "buffer" or dtype != "float8_e4m3fn":  # the array interface has no name for this type
+    if layout != "buffer" or np.dtype(dtype).kind in "iu":  # the array interface has no name for other types
         given = laid_out(layout, codes, tmp_path)
         assert_same(qatcore.dequantize(given, scale, axis=axis), values)
 
@@ -59,13 +60,20 @@ def test_integers_as_scales(scale):
     [
         ("int8", ["int8", "i1", "b", np.int8, np.dtype(np.int8)]),
         ("uint8", ["uint8", "u1", "B", np.uint8, np.dtype(np.uint8)]),
+        ("uint16", ["uint16", "u2", "H", np.uint16, np.dtype(">u2")]),
         ("float8_e4m3fn", ["float8_e4m3fn", E4M3, E4M3.type]),
+        ("int4", ["int4", ml_dtypes.int4, np.dtype(ml_dtypes.int4)]),
     ],
 )
 def test_names_of_code_types(name, forms):
     for form in forms:
         assert qatcore.quantize([1.0], 1.0, dtype=form).dtype.name == name
-        assert qatcore.fake_quantize([1e9], 1.0, dtype=form) == {"int8": 127, "uint8": 255}.get(name, 448)
+        assert qatcore.fake_quantize([1e9], 1.0, dtype=form) == {
+            "int8": 127,
+            "uint8": 255,
+            "uint16": 65535,
+            "int4": 7,
+        }.get(name, 448)
 
 
 def test_scalars():
@@ -152,10 +160,11 @@ def test_codes_and_values_in_one_memory(dtype, kind, offset):
     x = np.random.default_rng(4).normal(size=5000).astype(kind)
     codes, values = qatcore.quantize(x, 0.01, dtype=dtype), qatcore.fake_quantize(x, 0.01, dtype=dtype)
     memory = x.copy()
-    out = memory.view(np.uint8)[offset:][:5000].view(dtype)
+    size = 5000 * np.dtype(dtype).itemsize
+    out = memory.view(np.uint8)[offset:][:size].view(dtype)
     assert_same(qatcore.quantize(memory, 0.01, dtype=dtype, out=out), codes)
     memory = np.empty_like(x)
-    given = memory.view(np.uint8)[offset:][:5000].view(dtype)
+    given = memory.view(np.uint8)[offset:][:size].view(dtype)
     given[...] = codes
     assert_same(qatcore.dequantize(given, 0.01, out=memory), values)
 
@@ -209,13 +218,14 @@ def test_outs_that_are_refused(dtype):
             options = {} if function is qatcore.dequantize else {"dtype": dtype}
             with pytest.raises(error, match=f"^{message}"):
                 function(given, 0.5, **options, out=out)
-            assert (np.asarray(out) == 7).all()
+            untouched = np.full(1, 7).astype(np.asarray(out).dtype)  # 2 bits hold no 7
+            assert (np.asarray(out) == untouched).all()
     with pytest.raises(InvalidArgumentError, match=r"^out: expected float8_e4m3fn, got uint8$"):
         qatcore.quantize(x, 0.5, dtype=E4M3, out=np.empty((3, 4), np.uint8))
     with pytest.raises(InvalidArgumentError, match=r"^out: expected float32, got float64$"):
         qatcore.fake_quantize(x, 0.5, out=np.empty((3, 4)))
-    with pytest.raises(InvalidArgumentError, match=r"^out: expected float32 or float64, got float16$"):
-        qatcore.dequantize(codes, 0.5, out=np.empty((3, 4), np.float16))
+    with pytest.raises(InvalidArgumentError, match=r"^out: expected float32, float64, float16 or bfloat16, got int64$"):
+        qatcore.dequantize(codes, 0.5, out=np.empty((3, 4), np.int64))
 
 
 def test_out_is_untouched_by_errors():
@@ -405,34 +415,36 @@ def test_no_axis_of_a_scalar():
 
 
 @pytest.mark.parametrize("function", [qatcore.quantize, qatcore.fake_quantize])
-@pytest.mark.parametrize("dtype", ["int4", "int16", "float8_e5m2", "float32", np.int32, "", "?", [], {}], ids=repr)
+@pytest.mark.parametrize("dtype", ["int3", "int32", "float8_e4m3", "float32", np.int32, "", "?", [], {}], ids=repr)
 def test_code_types_that_are_none(function, dtype):
-    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected one of int8, uint8, float8_e4m3fn, got "):
+    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected one of int2, .*, int8, uint8, .*, got "):
         function(X, 1.0, dtype=dtype)
 
 
 @pytest.mark.parametrize("function", [qatcore.quantize, qatcore.fake_quantize])
 def test_code_type_none_is_none(function):
     """To NumPy None is float64."""
-    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected one of int8, uint8, float8_e4m3fn, got None$"):
+    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected one of int2, .*, got None$"):
         function(X, 1.0, dtype=None)
 
 
 @pytest.mark.parametrize(
-    "codes", [[1, 2], 1, 1.0, np.int16([1]), np.int32([1]), np.bool_([True]), np.float32([1]), ["1"], None], ids=repr
+    "codes", [[1, 2], 1, 1.0, np.int32([1]), np.bool_([True]), np.float32([1]), ["1"], None], ids=repr
 )
 def test_codes_of_another_type(codes):
     given = np.asarray(codes).dtype
-    message = f"^codes: expected one of int8, uint8, float8_e4m3fn, got {given}$"
+    message = f"^codes: expected one of int2, .*, got {given}$"
     with pytest.raises(TypeError, match=message):
         qatcore.dequantize(codes, 1.0)
 
 
-@pytest.mark.parametrize("dtype", ["float16", BFLOAT16, "int8", np.longdouble, "float8_e4m3fn"], ids=str)
+@pytest.mark.parametrize("dtype", ["int8", np.longdouble, "float8_e4m3fn"], ids=str)
 def test_value_types_that_are_none(dtype):
-    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected float32 or float64, got "):
+    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected float32, float64, float16 or bfloat16, got "):
         qatcore.dequantize(np.int8([1]), 1.0, dtype=dtype)
-    with pytest.raises(TypeError, match=r"^dtype: expected float32 or float64, got 'text'$"):
+    with pytest.raises(TypeError, match=r"^dtype: expected float32, float64, float16 or bfloat16, got 'text'$"):
         qatcore.dequantize(np.int8([1]), 1.0, dtype="text")
-    with pytest.raises(InvalidArgumentError, match=r"^dtype: expected float32 or float64, got None$"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"^dtype: expected float32, float64, float16 or bfloat16, got None$"
+    ):
         qatcore.dequantize(np.int8([1]), 1.0, dtype=None)

@@ -180,3 +180,14 @@ def test_top_level_calibrate_layer(case):
     given = batches(case)
     assert sum(batch.size for batch in given) <= 8192
     assert_pair(qatcore.calibrate_layer(given, method_of(case)), (case["scale"], case["zero_point"]))
+
+
+def test_the_reference_has_no_int2():
+    config = qatcore.QatConfig("int2")
+    for call in (lambda: reference.QatLayer(2, 3, config), lambda: reference.quantize_model_weights([1.0], config)):
+        with pytest.raises(qatcore.InvalidArgumentError, match="config: expected a format that the reference has"):
+            call()
+    layer = reference.QatLayer(2, 3)
+    layer.config = config
+    with pytest.raises(qatcore.InvalidArgumentError, match="config: expected a format that the reference has"):
+        layer.forward_train([1.0, 2.0])

@@ -43,7 +43,7 @@ NOT_REAL = {
     "timedelta": lambda shape: np.full(shape, np.timedelta64(1, "s")),
     "structured": lambda shape: np.ones(shape, [("a", np.float64)]),
     "void": lambda shape: np.zeros(shape, "V8"),
-    "float8_e5m2": lambda shape: np.ones(shape, ml_dtypes.float8_e5m2),
+    "float8_e4m3": lambda shape: np.ones(shape, ml_dtypes.float8_e4m3),
     "list of complex": lambda shape: np.ones(shape, np.complex128).tolist(),
     "list of str": lambda shape: np.full(shape, "1.0").tolist(),
     "list of None": lambda shape: np.full(shape, None).tolist(),
@@ -384,7 +384,7 @@ def test_methods(name):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_bits(name):
-    expected = "bits: expected one of QuantBits.INT4, QuantBits.INT8, QuantBits.FP8, got"
+    expected = "bits: expected one of QuantBits.INT2, QuantBits.INT4, QuantBits.INT8, QuantBits.FP8, got"
     for unknown in ("int16", "INT8", ""):
         with pytest.raises(InvalidArgumentError, match=re.escape(f"{expected} {unknown!r}")):
             OPTIONS[name](bits=unknown)

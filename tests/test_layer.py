@@ -17,7 +17,7 @@ every_config = pytest.mark.parametrize(
     [QatConfig(bits, c, s) for bits in QuantBits for c in (True, False) for s in (True, False)],
     ids=lambda c: f"{c.bits.value}-{'channel' if c.per_channel else 'tensor'}-{'sym' if c.symmetric else 'affine'}",
 )
-HIGH = {QuantBits.INT8: 127, QuantBits.INT4: 7}
+HIGH = {QuantBits.INT8: 127, QuantBits.INT4: 7, QuantBits.INT2: 1}
 
 
 def integer_code(x, scale, zero_point, bits, symmetric):

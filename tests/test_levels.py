@@ -16,7 +16,7 @@ from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 import qatcore
 from qatcore import InvalidArgumentError, _dispatch, _threads
 from qatcore.accumulator import Accumulator, Arrays
-from qatcore.formats import E4M3_MAX, E4M3_VALUES
+from qatcore.formats import CODE_FORMATS, E4M3_MAX, E4M3_VALUES
 
 LEVELS = _dispatch.available_levels()
 DIGEST = Path(__file__).with_name("digest.py")
@@ -34,6 +34,7 @@ def run(*arguments, **environment):
 # --- one digest ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_digest():
     settings = [
         {"QATCORE_CPU": level, "QATCORE_NUM_THREADS": threads} for level in LEVELS for threads in ("1", "2", "3")
@@ -348,81 +349,124 @@ def multiply_scaled(kernels, n):
 
 
 def affine(n, dtype):
-    """Scales, int8 zero points, how many elements in a row have one scale, and where to start and stop."""
+    """Scales, int8 zero points, how they lie, and where to start and stop."""
     info = np.finfo(dtype)
-    scale = np.array([0.5, 0.1, info.smallest_subnormal * 3, info.max / 2, 7.3], info.dtype)
-    zero_point = np.array([0, -3, 5, -128, 127], np.int32)
-    patterns = [(np.tile(scale, repeats), np.tile(zero_point, repeats), 1) for repeats in (1, 11)]
-    runs = [(scale, zero_point, inner) for inner in (3, 1500)]
-    whole = [(scale[1:2].copy(), zero_point[1:2].copy(), max(n, 2))]
-    for parameters in (*patterns, *runs, *whole):
+    scale = np.array([0.5, 0.1, info.smallest_subnormal * 3, info.max / 2, 7.3, 1e-3], info.dtype)
+    zero_point = np.array([0, -3, 5, -128, 127, 1], np.int32)
+    patterns = [(np.tile(scale, repeats), np.tile(zero_point, repeats), 1, 6 * repeats, 1) for repeats in (1, 11)]
+    blocks = [(scale, zero_point, 1, pattern, repeats) for pattern, repeats in ((2, 3), (3, 1), (3, 70))]
+    runs = [(scale, zero_point, inner, 1, 1) for inner in (3, 32, 1500)]
+    whole = [(scale[1:2].copy(), zero_point[1:2].copy(), max(n, 2), 1, 1)]
+    for parameters in (*patterns, *blocks, *runs, *whole):
         for start, stop in ((0, n), (n // 3, n - n // 5)):
             yield *parameters, start, stop
 
 
+INTEGERS = [code_format for code_format in CODE_FORMATS if code_format.parameters is None]
+MINIFLOATS = [code_format for code_format in CODE_FORMATS if code_format.parameters is not None]
+CODES_OF = {8: INTEGERS[4:6], 16: INTEGERS[6:], 4: INTEGERS[2:4]}
+
+
+def untouched(out, start, stop):
+    assert (np.delete(out, slice(start, stop)) == 77).all()
+    return out
+
+
 def quantize_integer(kernels, n):
-    for dtype in (np.float32, np.float64):
+    for dtype, width in ((np.float32, 8), (np.float64, 8), (np.float32, 16), (np.float64, 4)):
         x = values(n, dtype)
-        for scale, zero_point, inner, start, stop in affine(n, dtype):
-            for least, greatest in ((-128, 127), (0, 255)):
-                codes = np.full(n, 77, np.uint8)
-                z = zero_point + (least + 128)
-                kernels.quantize_integer(x, codes, scale, z, inner, least, greatest, start, stop)
-                assert (np.delete(codes, slice(start, stop)) == 77).all()
-                yield codes
+        for scale, zero_point, *layout, start, stop in affine(n, dtype):
+            for code_format in CODES_OF[width]:
+                least, greatest = code_format.least, code_format.greatest
+                codes = np.full(n, 77, code_format.storage)
+                z = np.clip(zero_point, least, greatest)
+                kernels.quantize_integer(x, codes, scale, z, *layout, least, greatest, start, stop)
+                yield untouched(codes, start, stop)
 
 
 def quantize_dequantize_integer(kernels, n):
     for dtype in (np.float32, np.float64):
         x = values(n, dtype)
-        for scale, zero_point, inner, start, stop in affine(n, dtype):
-            for least, greatest in ((-128, 127), (0, 255)):
+        for scale, zero_point, *layout, start, stop in affine(n, dtype):
+            for code_format in CODES_OF[8]:
+                least, greatest = code_format.least, code_format.greatest
                 out = np.full(n, 77, dtype)
                 z = zero_point + (least + 128)
-                kernels.quantize_dequantize_integer(x, out, scale, z, inner, least, greatest, start, stop)
-                assert (np.delete(out, slice(start, stop)) == 77).all()
-                yield out
+                kernels.quantize_dequantize_integer(x, out, scale, z, *layout, least, greatest, start, stop)
+                yield untouched(out, start, stop)
 
 
 def dequantize_integer(kernels, n):
-    codes = words(n, 27).view(np.uint8)[:n]
-    for dtype in (np.float32, np.float64):
-        for scale, zero_point, inner, start, stop in affine(n, dtype):
-            for least in (-128, 0):
+    for dtype, width in ((np.float32, 8), (np.float64, 8), (np.float32, 16), (np.float64, 4)):
+        for scale, zero_point, *layout, start, stop in affine(n, dtype):
+            for code_format in CODES_OF[width]:
+                codes = words(n, 27).view(code_format.storage)[:n]
                 out = np.full(n, 77, dtype)
-                kernels.dequantize_integer(codes, out, scale, zero_point + (least + 128), inner, least, start, stop)
-                assert (np.delete(out, slice(start, stop)) == 77).all()
-                yield out
+                least, greatest = code_format.least, code_format.greatest
+                kernels.dequantize_integer(codes, out, scale, zero_point, *layout, least, greatest, start, stop)
+                yield untouched(out, start, stop)
 
 
-def quantize_e4m3(kernels, n):
-    for dtype in (np.float32, np.float64):
+def quantize_float(kernels, n):
+    for dtype, code_format in itertools.product((np.float32, np.float64), MINIFLOATS):
         x = values(n, dtype)
-        for scale, _, inner, start, stop in affine(n, dtype):
+        for scale, _, *layout, start, stop in affine(n, dtype):
             codes = np.full(n, 77, np.uint8)
-            kernels.quantize_e4m3(x, codes, scale, inner, start, stop)
-            assert (np.delete(codes, slice(start, stop)) == 77).all()
-            yield codes
+            kernels.quantize_float(x, codes, scale, *layout, code_format.parameters, start, stop)
+            yield untouched(codes, start, stop)
 
 
-def quantize_dequantize_e4m3(kernels, n):
-    for dtype in (np.float32, np.float64):
+def quantize_dequantize_float(kernels, n):
+    for dtype, code_format in itertools.product((np.float32, np.float64), MINIFLOATS):
         x = values(n, dtype)
-        for scale, _, inner, start, stop in affine(n, dtype):
+        for scale, _, *layout, start, stop in affine(n, dtype):
             out = np.full(n, 77, dtype)
-            kernels.quantize_dequantize_e4m3(x, out, scale, inner, start, stop)
-            assert (np.delete(out, slice(start, stop)) == 77).all()
-            yield out
+            kernels.quantize_dequantize_float(x, out, scale, *layout, code_format.parameters, start, stop)
+            yield untouched(out, start, stop)
 
 
-def dequantize_e4m3(kernels, n):
+def dequantize_float(kernels, n):
     codes = words(n, 28).view(np.uint8)[:n]
-    for dtype in (np.float32, np.float64):
-        for scale, _, inner, start, stop in affine(n, dtype):
+    for dtype, code_format in itertools.product((np.float32, np.float64), MINIFLOATS):
+        for scale, _, *layout, start, stop in affine(n, dtype):
             out = np.full(n, 77, dtype)
-            kernels.dequantize_e4m3(codes, out, scale, inner, start, stop)
-            assert (np.delete(out, slice(start, stop)) == 77).all()
+            kernels.dequantize_float(codes, out, scale, *layout, code_format.parameters, start, stop)
+            yield untouched(out, start, stop)
+
+
+def greatest_magnitudes(kernels, n):
+    for dtype in (np.int32, np.int64):
+        x = words(n, 29).view(dtype)[:n]
+        for size, inner in ((32, 1), (5, 1), (4, 3), (2, 70), (1, 1)):
+            rows = n // (size * inner)
+            out = np.full(rows * inner + 1, 77, dtype)
+            for start, stop in ((0, rows // 2), (rows // 2, rows)):
+                if start < stop:
+                    kernels.greatest_magnitudes(x, out, size, inner, start, stop)
+            assert out[-1] == 77
+            magnitudes = x[: rows * size * inner].reshape(rows, size, inner) & np.iinfo(dtype).max
+            assert np.array_equal(out[:-1].reshape(rows, inner), magnitudes.max(axis=1, initial=0))
             yield out
+
+
+def pack_codes(kernels, n):
+    for width in (4, 2):
+        size = n // (8 // width)
+        codes, packed = words(n, 30).view(np.uint8)[: size * (8 // width)], np.full(size + 1, 77, np.uint8)
+        if size:
+            kernels.pack_codes(codes, packed, width, 0, size)
+        assert packed[-1] == 77
+        yield packed
+
+
+def unpack_codes(kernels, n):
+    packed = words(n, 31).view(np.uint8)[:n]
+    for width in (4, 2):
+        codes = np.full(n * (8 // width) + 1, 77, np.uint8)
+        if n:
+            kernels.unpack_codes(packed, codes, width, 0, n)
+        assert codes[-1] == 77
+        yield codes
 
 
 CASES = [
@@ -451,9 +495,12 @@ CASES = [
     quantize_integer,
     quantize_dequantize_integer,
     dequantize_integer,
-    quantize_e4m3,
-    quantize_dequantize_e4m3,
-    dequantize_e4m3,
+    quantize_float,
+    quantize_dequantize_float,
+    dequantize_float,
+    greatest_magnitudes,
+    pack_codes,
+    unpack_codes,
 ]
 PRODUCTS = [multiply, multiply_scaled]
 

@@ -54,7 +54,7 @@ def test_everything_can_be_drawn(name, bits, symmetric, tmp_path):
     labels = [text.get_text() for text in above.get_legend().get_texts()]
     assert [label.partition(":")[0] for label in labels] == ["min_max", "percentile", "kl", "mse"]
     places = [line.get_xdata()[0] for line in above.lines]
-    steps = {QuantBits.INT8: 127, QuantBits.INT4: 7, QuantBits.FP8: 448}[bits]
+    steps = {QuantBits.INT8: 127, QuantBits.INT4: 7, QuantBits.INT2: 1, QuantBits.FP8: 448}[bits]
     if name != "tiny" and (symmetric or bits is QuantBits.FP8):
         scale, _ = collector.mse_scale(bits=bits, symmetric=symmetric)
         assert abs(places[-1]) == pytest.approx(scale * steps, rel=1e-9)

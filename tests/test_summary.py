@@ -62,7 +62,7 @@ def test_signal_to_noise(name, symmetric):
         if bits is QuantBits.FP8:
             error = np.mean((qatcore.quantize_fp8(x / spec.scale) * spec.scale - x) ** 2)
         else:
-            codes = code_range({QuantBits.INT8: 8, QuantBits.INT4: 4}[bits], symmetric)
+            codes = code_range({QuantBits.INT8: 8, QuantBits.INT4: 4, QuantBits.INT2: 2}[bits], symmetric)
             error = squared_error(x, spec.scale, spec.zero_point, codes)
         measured = 10 * np.log10(np.mean(x**2) / error)
         assert sqnr[bits][method] == pytest.approx(measured, abs=1e-9 if x.size <= 8192 else 0.15)
@@ -116,7 +116,7 @@ def test_the_table():
     lines = text.splitlines()
     assert lines[0] == "values       60,001 finite, 1 zero, 1 NaN"
     assert max(map(len, lines)) <= 80
-    assert lines[-4].split() == ["SQNR", "in", "dB", "min_max", "percentile", "kl", "mse", "(symmetric)"]
+    assert lines[-5].split() == ["SQNR", "in", "dB", "min_max", "percentile", "kl", "mse", "(symmetric)"]
     assert str(CalibrationCollector().summary()) == "values       0 finite"
     with pytest.raises(TypeError, match="symmetric: expected a bool"):
         CalibrationCollector().summary(symmetric=1)

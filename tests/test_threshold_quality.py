@@ -12,7 +12,7 @@ from brute_force import best_affine, best_symmetric, code_range, distributions, 
 import qatcore
 from qatcore import QuantBits
 
-BITS = {QuantBits.INT8: 8, QuantBits.INT4: 4}
+BITS = {QuantBits.INT8: 8, QuantBits.INT4: 4, QuantBits.INT2: 2}
 SIZES = (3_000, 120_000)
 HEAVY_TAILS = ("student_t", "lognormal", "outlier")
 
@@ -40,7 +40,7 @@ def errors(x, bits, symmetric):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
-@pytest.mark.parametrize("bits", list(BITS), ids=["int8", "int4"])
+@pytest.mark.parametrize("bits", list(BITS), ids=["int8", "int4", "int2"])
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("name", list(distributions(2)))
 def test_ranges(name, n, bits, symmetric):
