@@ -12,6 +12,7 @@ from typing import Any
 #: Package as pip names it, module.
 PACKAGES = {
     "torch": "torch",
+    "torchao": "torchao",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "fast-histogram": "fast_histogram",

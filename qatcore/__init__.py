@@ -21,6 +21,8 @@ from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
 from .errors import InvalidArgumentError
 from .gemm import PackedInt8Matrix, int8_linear, int8_matmul
 from .layer import QatLayer
+from .microscaling import dequantize_mx, dequantize_nvfp4, quantize_mx, quantize_nvfp4
+from .packing import pack_int2, pack_int4, unpack_int2, unpack_int4
 from .reference import kl_divergence_symmetric
 from .summary import CalibrationSummary
 from .weights import dequantize_weights, quantize_model_weights
@@ -45,6 +47,8 @@ __all__ = [
     "choose_specs",
     "cpu_level",
     "dequantize",
+    "dequantize_mx",
+    "dequantize_nvfp4",
     "dequantize_weights",
     "fake_quantize",
     "get_num_threads",
@@ -53,14 +57,20 @@ __all__ = [
     "kl_divergence_symmetric",
     "load_calibration",
     "load_specs",
+    "pack_int2",
+    "pack_int4",
     "quantize",
     "quantize_fp8",
     "quantize_int4",
     "quantize_int8",
     "quantize_model_weights",
+    "quantize_mx",
+    "quantize_nvfp4",
     "reference",
     "save_calibration",
     "save_specs",
     "set_num_threads",
     "show_config",
+    "unpack_int2",
+    "unpack_int4",
 ]
