@@ -159,7 +159,7 @@ def microscaling(x: np.ndarray, settings: Settings) -> Iterator[Row]:
     for dtype, power in (("float8_e4m3fn", 8), ("float8_e5m2", 15), ("float4_e2m1fn", 2), ("int8", 0)):
         scale = np.exp2(np.floor(np.log2(largest)) - power).astype(np.float32)
         if dtype == "int8":
-            expected = np.clip(np.rint(x / scale * 64), -128, 127).astype(np.int8)
+            expected = np.clip(np.rint(x / scale * 64), -127, 127).astype(np.int8)
         else:
             greatest = float(ml_dtypes.finfo(dtype).max)
             expected = np.clip(x / scale, -greatest, greatest).astype(dtype)

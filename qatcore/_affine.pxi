@@ -91,6 +91,8 @@ cdef inline floating nearest_step(floating x, floating scale, floating low, floa
 cdef enum:
     PAGE = 4096     # bytes
     STRETCH = 64    # elements
+    LONG = 256      # a run that long is worth its beginning and its end
+    SHORT = 16      # elements of short runs: where their number is a constant, vectors of them need no loop
 
 
 cdef inline inlined quantize_stretch(
@@ -120,9 +122,9 @@ cdef inline Py_ssize_t unaligned(const floating* x) noexcept nogil:
     return <Py_ssize_t> (-<size_t> x % 64 // sizeof(floating))
 
 
-cdef inline void prefetch_stretch(const floating* x) noexcept nogil:
+cdef inline void prefetch_stretch(const floating* x, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(0, STRETCH * <Py_ssize_t> sizeof(floating), 64):
+    for i in range(0, n * <Py_ssize_t> sizeof(floating), 64):
         prefetch(<const char*> x + PAGE + i)
 
 
@@ -162,17 +164,31 @@ def quantize_integer(
                 z = zero_point[run.scale]
                 low = <floating> (least - z)
                 high = <floating> (greatest - z)
-                if end - start >= 4 * STRETCH:
+                if end - start >= LONG:
                     first = min(start + unaligned(&x[start]), end)
                     quantize_stretch(&x[start], &codes[start], first - start, s, z, low, high, mask)
                     start = first
                     while start + STRETCH <= end:
-                        prefetch_stretch(&x[start])
+                        prefetch_stretch(&x[start], STRETCH)
                         quantize_stretch(&x[start], &codes[start], STRETCH, s, z, low, high, mask)
                         start += STRETCH
+                elif end - start < 2 * SHORT:
+                    while start + SHORT <= end:
+                        quantize_stretch(&x[start], &codes[start], SHORT, s, z, low, high, mask)
+                        start += SHORT
+                else:
+                    prefetch_stretch(&x[start], end - start)
                 quantize_stretch(&x[0] + start, &codes[0] + start, end - start, s, z, low, high, mask)
             start = end
             next_run(&run, layout)
+
+
+cdef inline inlined quantize_dequantize_stretch(
+    const floating* x, floating* out, Py_ssize_t n, floating scale, floating low, floating high
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = nearest_step(x[i], scale, low, high) * scale
 
 
 def quantize_dequantize_integer(
@@ -207,10 +223,21 @@ def quantize_dequantize_integer(
                 s = scale[run.scale]
                 low = <floating> (least - zero_point[run.scale])
                 high = <floating> (greatest - zero_point[run.scale])
-                for i in range(start, end):
-                    out[i] = nearest_step(x[i], s, low, high) * s
+                if end - start < 2 * SHORT:
+                    while start + SHORT <= end:
+                        quantize_dequantize_stretch(&x[start], &out[start], SHORT, s, low, high)
+                        start += SHORT
+                quantize_dequantize_stretch(&x[0] + start, &out[0] + start, end - start, s, low, high)
             start = end
             next_run(&run, layout)
+
+
+cdef inline inlined dequantize_stretch(
+    const codeword* codes, floating* out, Py_ssize_t n, floating scale, int32_t zero_point, int32_t mask, int32_t sign
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> (((<int32_t> codes[i] & mask) ^ sign) - zero_point) * scale
 
 
 def dequantize_integer(
@@ -245,10 +272,21 @@ def dequantize_integer(
             else:
                 s = scale[run.scale]
                 z = zero_point[run.scale] + sign
-                for i in range(start, end):
-                    out[i] = <floating> (((<int32_t> codes[i] & mask) ^ sign) - z) * s
+                if end - start < 2 * SHORT:
+                    while start + SHORT <= end:
+                        dequantize_stretch(&codes[start], &out[start], SHORT, s, z, mask, sign)
+                        start += SHORT
+                dequantize_stretch(&codes[0] + start, &out[0] + start, end - start, s, z, mask, sign)
             start = end
             next_run(&run, layout)
+
+
+cdef inline inlined quantize_float_stretch(
+    const floating* x, uint8_t* codes, Py_ssize_t n, floating scale, Minifloat f
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        codes[i] = minifloat_code(x[i] / scale, f)
 
 
 def quantize_float(
@@ -277,10 +315,21 @@ def quantize_float(
                     codes[i] = minifloat_code(x[i] / scale[run.scale + i - start], f)
             else:
                 s = scale[run.scale]
-                for i in range(start, end):
-                    codes[i] = minifloat_code(x[i] / s, f)
+                if end - start < 2 * SHORT:
+                    while start + SHORT <= end:
+                        quantize_float_stretch(&x[start], &codes[start], SHORT, s, f)
+                        start += SHORT
+                quantize_float_stretch(&x[0] + start, &codes[0] + start, end - start, s, f)
             start = end
             next_run(&run, layout)
+
+
+cdef inline inlined quantize_dequantize_float_stretch(
+    const floating* x, floating* out, Py_ssize_t n, floating scale, Minifloat f
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = nearest_minifloat(x[i] / scale, f) * scale
 
 
 def quantize_dequantize_float(
@@ -310,10 +359,21 @@ def quantize_dequantize_float(
                     out[i] = nearest_minifloat(x[i] / scale[j], f) * scale[j]
             else:
                 s = scale[run.scale]
-                for i in range(start, end):
-                    out[i] = nearest_minifloat(x[i] / s, f) * s
+                if end - start < 2 * SHORT:
+                    while start + SHORT <= end:
+                        quantize_dequantize_float_stretch(&x[start], &out[start], SHORT, s, f)
+                        start += SHORT
+                quantize_dequantize_float_stretch(&x[0] + start, &out[0] + start, end - start, s, f)
             start = end
             next_run(&run, layout)
+
+
+cdef inline inlined dequantize_float_stretch(
+    const uint8_t* codes, floating* out, Py_ssize_t n, floating scale, Minifloat f
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <floating> minifloat_value(codes[i], f) * scale
 
 
 def dequantize_float(
@@ -342,7 +402,10 @@ def dequantize_float(
                     out[i] = <floating> minifloat_value(codes[i], f) * scale[run.scale + i - start]
             else:
                 s = scale[run.scale]
-                for i in range(start, end):
-                    out[i] = <floating> minifloat_value(codes[i], f) * s
+                if end - start < 2 * SHORT:
+                    while start + SHORT <= end:
+                        dequantize_float_stretch(&codes[start], &out[start], SHORT, s, f)
+                        start += SHORT
+                dequantize_float_stretch(&codes[0] + start, &out[0] + start, end - start, s, f)
             start = end
             next_run(&run, layout)
