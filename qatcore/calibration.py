@@ -6,7 +6,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ from ._arrays import as_array
 from .collector import CalibrationCollector
 from .config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
 from .errors import InvalidArgumentError
-from .storage import PathLike, read_specs, read_states, write_specs, write_states
 from .thresholds import PERCENTILE
+
+if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
+    from .storage import PathLike
 
 #: A range from fewer values says little of the data to come.
 _FEW_VALUES = 256
@@ -321,6 +323,8 @@ def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollect
     >>> load_calibration(path) == {"fc1": collector}
     True
     """
+    from .storage import write_states
+
     write_states(path, {name: collector._to_state() for name, collector in named_collectors(collectors).items()})
 
 
@@ -343,6 +347,8 @@ def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
     OSError
         If it cannot be read.
     """
+    from .storage import read_states
+
     return {name: CalibrationCollector._of_state(state) for name, state in read_states(path).items()}
 
 
@@ -367,6 +373,8 @@ def save_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
     for spec in chosen:
         if not isinstance(spec, QuantizationSpec):
             raise TypeError(f"specs: expected QuantizationSpecs, got {type(spec).__name__}")
+    from .storage import write_specs
+
     write_specs(path, chosen)
 
 
@@ -388,6 +396,8 @@ def load_specs(path: PathLike) -> list[QuantizationSpec]:
     OSError
         If it cannot be read.
     """
+    from .storage import read_specs
+
     return read_specs(path)
 
 

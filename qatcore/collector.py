@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,13 @@ from .accumulator import COUNTS, Accumulator
 from .config import CalibMethod, QuantBits, as_flag, as_member
 from .counting import count, count_along
 from .errors import InvalidArgumentError
-from .histogram import LARGEST_COUNT, LeadingBitHistogram
+from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
 from .scale import scale_and_zero_point
-from .storage import MOST_AXES, PathLike, State, read_states, write_states
 from .summary import CalibrationSummary, summarize
 from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
+
+if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
+    from .storage import PathLike
 
 
 class CalibrationCollector:
@@ -587,6 +589,8 @@ class CalibrationCollector:
         OSError
             If the file cannot be written.
         """
+        from .storage import write_states
+
         write_states(path, {"": self._to_state()})
 
     @classmethod
@@ -615,6 +619,8 @@ class CalibrationCollector:
         >>> CalibrationCollector.load(path) == collector
         True
         """
+        from .storage import read_states
+
         states = read_states(path)
         if len(states) != 1:
             raise InvalidArgumentError(

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 FRACTION = 128  # bins in a binade
 BINADES = 4096  # a binade's number is sign * 2048 + biased exponent of float64
 _NEGATIVE = 2048
+MOST_AXES = 64  # of NumPy's arrays
 
 #: Up to so many nonzero values are kept as they are.  A scale is judged by where values fall between codes,
 #: and of a few values 0.8 % wide bins do not tell; of many they do.
@@ -343,3 +344,12 @@ def _ranges(start: _Integers, channels: _Integers) -> tuple[_Integers, _Integers
     sizes = start[channels + 1] - start[channels]
     owner = np.repeat(np.arange(channels.size), sizes)
     return np.arange(owner.size) + (start[channels] - _starts(sizes)[:-1])[owner], owner
+
+
+class State(NamedTuple):
+    """What a collector is made of."""
+
+    axis: tuple[int, ...] | None
+    groups: int
+    shape: tuple[int, ...] | None
+    histogram: LeadingBitHistogram

@@ -17,14 +17,14 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .config import QuantizationSpec
 from .errors import InvalidArgumentError
-from .histogram import BINADES, COUNT_FIELDS, FRACTION, LARGEST_COUNT, LeadingBitHistogram
+from .histogram import BINADES, COUNT_FIELDS, FRACTION, LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
 
 PathLike = str | os.PathLike[str]
 
@@ -33,17 +33,7 @@ _STATES_FORMAT = "qatcore calibration"
 _SPECS_FORMAT = "qatcore specifications"
 _HEADER = "header.json"
 _DEFLATE_RATIO = 1032  # what deflate can gain at most
-MOST_AXES = 64  # NumPy's limit
 _MOST_CHANNELS = 1 << 50  # a channel and a binade are one int64
-
-
-class State(NamedTuple):
-    """What a collector is made of."""
-
-    axis: tuple[int, ...] | None
-    groups: int
-    shape: tuple[int, ...] | None
-    histogram: LeadingBitHistogram
 
 
 def write_states(path: PathLike, states: dict[str, State]) -> None:
