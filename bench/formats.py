@@ -10,11 +10,11 @@ import numpy as np
 import qatcore
 
 from .checks import near, require, same
+from .elementwise import SCALE
 from .peers import OneNode
 from .settings import Settings, counted
 from .timing import Row
 
-SCALE = 0.0371
 FLOATS = {"float8_e5m2": 57344.0, "float4_e2m1fn": 6.0}
 LIMITS = {
     "int2": (-2, 1),

@@ -83,17 +83,20 @@ SINGLE_OR_DOUBLE: tuple[type, ...] = (np.float32, np.float64)
 def float_dtype(dtype: Any, out: Any, allowed: tuple[type, ...] = SINGLE_OR_DOUBLE) -> np.dtype[Any]:
     """Return the type of a result, an allowed one: that of `out`, or of `dtype` if there is none."""
     given = isinstance(out, np.ndarray)
-    names = [str(np.dtype(kind)) for kind in allowed]
-    expected = f"{', '.join(names[:-1])} or {names[-1]}"
     if dtype is None:  # which NumPy takes for float64
-        raise InvalidArgumentError(f"dtype: expected {expected}, got None")
+        raise InvalidArgumentError(f"dtype: expected {_one_of(allowed)}, got None")
     try:
         kind: np.dtype[Any] = np.dtype(out.dtype if given else dtype).newbyteorder("=")
     except TypeError:
-        raise TypeError(f"dtype: expected {expected}, got {dtype!r}") from None
+        raise TypeError(f"dtype: expected {_one_of(allowed)}, got {dtype!r}") from None
     if kind.type not in allowed:
-        raise InvalidArgumentError(f"{'out' if given else 'dtype'}: expected {expected}, got {kind}")
+        raise InvalidArgumentError(f"{'out' if given else 'dtype'}: expected {_one_of(allowed)}, got {kind}")
     return kind
+
+
+def _one_of(types: tuple[type, ...]) -> str:
+    *names, last = (str(np.dtype(kind)) for kind in types)
+    return f"{', '.join(names)} or {last}"
 
 
 @contextlib.contextmanager

@@ -97,8 +97,8 @@ def quantize_mx(
     powers = np.clip(powers, -127, 127)
     has_nan = greatest > infinity
     steps = np.ldexp(floats.dtype.type(unit), np.where(has_nan, 0, powers))
-    codes = _quantized(floats, steps, _SYMMETRIC_INT8 if code_format.dtype == np.int8 else code_format, position)
-    _in_blocks(codes, position, blocks)[has_nan] = 0
+    element = _SYMMETRIC_INT8 if code_format.dtype == np.int8 else code_format
+    codes = _quantized(floats, steps, has_nan, element, position)
     scale = np.where(has_nan, 255, powers + 127).astype(np.uint8)
     return codes, scale.view(_E8M0)
 
@@ -214,8 +214,7 @@ def quantize_nvfp4(
     _dispatch.kernels.round_e4m3(scale.reshape(-1), rounded.reshape(-1))
     steps = rounded * floats.dtype.type(all_scale)
     steps = np.maximum(steps, np.finfo(floats.dtype).smallest_subnormal)
-    codes = _quantized(floats, steps, _E2M1, position)
-    _in_blocks(codes, position, blocks)[has_nan] = 0
+    codes = _quantized(floats, steps, has_nan, _E2M1, position)
     rounded[has_nan] = np.nan
     return codes, rounded.astype(E4M3), all_scale
 
@@ -329,7 +328,7 @@ def _greatest_magnitudes(x: npt.NDArray[Any], position: int, blocks: tuple[int, 
 
 def _in_blocks(array: npt.NDArray[Any], position: int, blocks: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return a view of codes' bytes with the elements of a block along the last axis."""
-    size = array.shape[position] // max(blocks[position], 1)
+    size = array.shape[position] // blocks[position]
     split = array.view(np.uint8).reshape(*blocks[: position + 1], size, *blocks[position + 1 :])
     return np.moveaxis(split, position + 1, -1)
 
@@ -341,11 +340,17 @@ def _scaled(shape: tuple[int, ...], steps: npt.NDArray[Any], code_format: CodeFo
 
 
 def _quantized(
-    x: npt.NDArray[Any], steps: npt.NDArray[Any], code_format: CodeFormat, position: int
+    x: npt.NDArray[Any],
+    steps: npt.NDArray[Any],
+    has_nan: npt.NDArray[np.bool_],
+    code_format: CodeFormat,
+    position: int,
 ) -> npt.NDArray[Any]:
+    """Return codes, of blocks that hold a NaN 0."""
     codes = np.empty(x.shape, code_format.dtype)
     if x.size:
         _scaled(x.shape, steps, code_format, position).quantize(x, codes)
+        _in_blocks(codes, position, steps.shape)[has_nan] = 0
     return codes
 
 

@@ -12,7 +12,7 @@ from . import _dispatch
 from ._arrays import as_count, as_plain_array
 from ._threads import GRAIN, for_ranges
 from .errors import InvalidArgumentError
-from .formats import CODE_FORMATS, CodeFormat, as_code_format
+from .formats import CODE_FORMATS, as_code_format
 
 
 def pack_int4(codes: Any) -> npt.NDArray[np.uint8]:
@@ -151,13 +151,13 @@ def unpack_int2(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int2
     return _unpacked(packed, shape, dtype, 2)
 
 
-def _formats(width: int) -> list[CodeFormat]:
-    return [code_format for code_format in CODE_FORMATS if code_format.width == width]
+def _names(width: int) -> str:
+    """Return the types whose codes have so many bits."""
+    return ", ".join(str(code_format.dtype) for code_format in CODE_FORMATS if code_format.width == width)
 
 
 def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
     array = as_plain_array(codes, "codes")
-    names = ", ".join(str(code_format.dtype) for code_format in _formats(width))
     if array.dtype.type in (np.int8, np.uint8):
         least = -(1 << (width - 1)) if array.dtype.type is np.int8 else 0
         greatest = least + (1 << width) - 1
@@ -165,8 +165,8 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
             raise InvalidArgumentError(
                 f"codes: expected {least} to {greatest} for {array.dtype}, got {array.min()} to {array.max()}"
             )
-    elif all(array.dtype.type is not code_format.dtype.type for code_format in _formats(width)):
-        raise TypeError(f"codes: expected an array of {names}, int8 or uint8, got {array.dtype}")
+    elif all(array.dtype.type is not each.dtype.type for each in CODE_FORMATS if each.width == width):
+        raise TypeError(f"codes: expected an array of {_names(width)}, int8 or uint8, got {array.dtype}")
     per_byte = 8 // width
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     packed = np.empty(-(-flat.size // per_byte), np.uint8)
@@ -183,8 +183,7 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
 def _unpacked(packed: Any, shape: int | tuple[int, ...], dtype: Any, width: int) -> npt.NDArray[Any]:
     code_format = as_code_format(dtype, "dtype")
     if code_format.width != width:
-        names = ", ".join(str(code_format.dtype) for code_format in _formats(width))
-        raise InvalidArgumentError(f"dtype: expected one of {names}, got {code_format.dtype}")
+        raise InvalidArgumentError(f"dtype: expected one of {_names(width)}, got {code_format.dtype}")
     sizes = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
     if isinstance(packed, bytes | bytearray | memoryview):
         packed = np.frombuffer(packed, np.uint8)

@@ -15,7 +15,6 @@ every_level = pytest.mark.parametrize("level", _dispatch.available_levels(), ind
 both_types = pytest.mark.parametrize("kind", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
 
 WIDTHS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
-INTEGER_TYPES = list(WIDTHS)
 LIMITS = {  # of zero points
     name: (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if name[0] == "i" else (0, 2**width - 1)
     for name, width in WIDTHS.items()
