@@ -1,11 +1,16 @@
 # Histograms of many channels, added to in place.  Their arrays, as `accumulator.Arrays` has them:
 #
-#   stats (channels, 12)   a row of statistics for each, with the columns below
-#   values                 the finite nonzero values of channels that have few, each channel's in a stretch of its own
+#   stats (channels, 13)   a row of statistics for each, with the columns below
+#   values                 finite nonzero values, each channel's in a stretch of its own: all of them where they are
+#                          few, and where there are more those that are yet to be counted
 #   owners, counts         rows of counts, one for each binade that a channel with more values has touched, and whose
 #                          they are: channel * 4096 + binade
 #   owned (channels, n)    the numbers of each channel's rows; while a channel is worked on, a table has them by binade
 #   used                   how many rows there are, how many values' places are taken, how often all this was changed
+#
+# Values wait to be counted until a channel has many, since a channel's rows are far from those of the one before: of a
+# thousand channels that get a few values each, every value would wait for memory.  Which ones wait is no part of what a
+# histogram is, so whoever makes one counts them first, in a copy.
 #
 # What is shared is read and changed with the GIL, by one call: so no thread, signal or fork ever meets it half changed.
 
@@ -20,8 +25,9 @@ cdef enum:
     N_NEGINF = 7
     N_NONZERO = 8     # finite values beside the zeros
     N_ROWS = 9        # rows of counts
-    FIRST_VALUE = 10  # where its stretch of values begins
-    ROOM = 11         # and how many it can hold
+    N_HELD = 10       # values in its stretch
+    FIRST_VALUE = 11  # where that begins
+    ROOM = 12         # and how many it can hold
 
     ROWS = 0
     PLACES = 1
@@ -120,12 +126,13 @@ cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept n
     stats[N_LOW] = zeros if low == 0 else occurrences_of(x, kept, order_key(low))
     stats[N_HIGH] = zeros if high == 0 else occurrences_of(x, kept, order_key(high))
     stats[N_ROWS] = 0
+    stats[N_HELD] = kept
 
 
 def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, ::1] stats):
     """Write the finite nonzero values of each channel of x (outer, channels, inner) to the front of its row.
 
-    `stats` (channels, 12) is filled; rows of `values` have at least outer * inner elements.
+    `stats` (channels, 13) is filled; rows of `values` have at least outer * inner elements.
     """
     cdef Py_ssize_t channel, t, width, n = x.shape[0] * x.shape[2]
     with nogil:
@@ -135,7 +142,7 @@ def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, :
             for t in range(channel, channel + width):
                 scan_values(&values[t, 0], n, &stats[t, 0])
                 stats[t, FIRST_VALUE] = t * values.shape[1]
-                stats[t, ROOM] = values.shape[1]
+                stats[t, ROOM] = stats[t, N_HELD]
 
 
 cdef inline int64_t binade_of(double value) noexcept nogil:
@@ -165,22 +172,24 @@ cdef inline int32_t row_of(
     int64_t* stats,
     int64_t[::1] owners,
     int32_t[:, ::1] owned,
+    int64_t[:, ::1] counts,
     int64_t* used,
     int32_t* table,
 ) noexcept nogil:
-    """The row of a channel's binade, a new one if it has none."""
+    """The row of a channel's binade, a new one of zeros if it has none."""
     cdef int32_t row = table[binade]
     if row < 0:
         row = <int32_t> used[0]
         used[0] += 1
         owners[row] = channel * BINADES + binade
+        memset(&counts[row, 0], 0, FRACTION * sizeof(int64_t))
         owned[channel, stats[N_ROWS]] = row
         stats[N_ROWS] += 1
         table[binade] = row
     return row
 
 
-cdef inline void count_values(
+cdef void count_values(
     const double* x,
     Py_ssize_t n,
     Py_ssize_t channel,
@@ -190,12 +199,27 @@ cdef inline void count_values(
     int64_t[:, ::1] counts,
     int64_t* used,
     int32_t* table,
+    int32_t* found,
 ) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef int64_t bin
+    """Add values to a channel's rows by way of counts for all bins, which are 0 and left so."""
+    cdef Py_ssize_t i, j
+    cdef uint64_t bin
+    cdef int32_t missing = 0, row
+    cdef int32_t* own
     for i in range(n):
-        bin = <int64_t> (<uint64_t> bits_of(x[i]) >> 45)
-        counts[row_of(bin >> 7, channel, stats, owners, owned, used, table), bin & (FRACTION - 1)] += 1
+        bin = <uint64_t> bits_of(x[i]) >> 45
+        missing = least(missing, table[bin >> 7])
+        found[bin] += 1
+    if missing < 0:
+        for i in range(n):
+            row_of(binade_of(x[i]), channel, stats, owners, owned, counts, used, table)
+    # Row by row is how memory is read ahead; rows one value after the other would be waited for.
+    for i in range(stats[N_ROWS]):
+        row = owned[channel, i]
+        own = &found[(owners[row] & (BINADES - 1)) * FRACTION]
+        for j in range(FRACTION):
+            counts[row, j] += own[j]
+        memset(own, 0, FRACTION * sizeof(int32_t))
 
 
 cdef inline Py_ssize_t mark(int64_t binade, int32_t* table, int32_t* marked, Py_ssize_t n) noexcept nogil:
@@ -209,7 +233,7 @@ cdef inline Py_ssize_t mark(int64_t binade, int32_t* table, int32_t* marked, Py_
 
 cdef inline int64_t room_for(int64_t n, int64_t limit) noexcept nogil:
     """How many values a stretch that has to hold n is made for."""
-    return min(n + n // 2 + 8, limit)
+    return min(4 * n, limit)
 
 
 cdef inline void add_extreme(
@@ -237,20 +261,30 @@ cdef bint holds_too_many(const int64_t[:, ::1] stats, const int64_t[:, ::1] othe
     return False
 
 
-def add_channels(object target, object source, int64_t limit, int64_t most, int32_t[:, ::1] tables):
+def add_channels(
+    object target,
+    object source,
+    int64_t limit,
+    int64_t pending,
+    int64_t most,
+    int32_t[:, ::1] tables,
+    int32_t[::1] found,
+):
     """Add the values and counts of the channels of one accumulator to those of another, all or nothing.
 
-    Channels of at most `limit` values keep them.  Returns None if done; if there is not enough room, how many rows,
-    rows of a channel, and places for values there have to be; and -1 if a count would be more than `most`.  `tables`
-    (2, 4096) is all -1, and its first row is left so.
+    Channels of at most `limit` values have no counts, and of others at most `pending` values wait to be counted.
+    Returns None if done; if there is not enough room, how many rows, rows of a channel, and places for values there
+    have to be; and -1 if a count would be more than `most`.  `tables` (2, 4096) is all -1, and its first row left so;
+    `found` (2**19) is all 0, and left so.
     """
     cdef Py_ssize_t channel, i, j, n, rows, width = 0
-    cdef int64_t own, others, room, places, start
+    cdef int64_t own, others, start, places, held, binade
     cdef int32_t row, into
     cdef int32_t* table = &tables[0, 0]
     cdef int32_t* marked = &tables[1, 0]
     cdef int64_t* mine
     cdef const int64_t* theirs
+    cdef const double* x
     own_arrays, other_arrays = target.arrays, source.arrays
     cdef int64_t[:, ::1] stats = own_arrays.stats
     cdef double[::1] values = own_arrays.values
@@ -269,66 +303,69 @@ def add_channels(object target, object source, int64_t limit, int64_t most, int3
     rows = used[ROWS]
     places = used[PLACES]
     for channel in range(stats.shape[0]):
-        own = stats[channel, N_NONZERO]
-        others = other_stats[channel, N_NONZERO]
-        if others == 0:
-            continue
-        if own + others <= limit:
-            if own + others > stats[channel, ROOM]:
-                places += room_for(own + others, limit)
+        mine = &stats[channel, 0]
+        theirs = &other_stats[channel, 0]
+        own = mine[N_HELD]
+        others = theirs[N_HELD]
+        held = limit if mine[N_NONZERO] + theirs[N_NONZERO] <= limit else pending
+        if others <= held:
+            n = own + others if own + others <= held else others
+            if n > mine[ROOM]:
+                places += room_for(n, held)
+        if own + others <= held and theirs[N_ROWS] == 0:
             continue
         n = 0
-        fill_table(owned, owners, channel, stats[channel, N_ROWS], table)
-        if own <= limit:
-            for i in range(stats[channel, FIRST_VALUE], stats[channel, FIRST_VALUE] + own):
+        fill_table(owned, owners, channel, mine[N_ROWS], table)
+        if own + others > held:
+            for i in range(mine[FIRST_VALUE], mine[FIRST_VALUE] + own):
                 n = mark(binade_of(values[i]), table, marked, n)
-        if others <= limit:
-            for i in range(other_stats[channel, FIRST_VALUE], other_stats[channel, FIRST_VALUE] + others):
+        if others > held:
+            for i in range(theirs[FIRST_VALUE], theirs[FIRST_VALUE] + others):
                 n = mark(binade_of(other_values[i]), table, marked, n)
-        else:
-            for i in range(other_stats[channel, N_ROWS]):
-                n = mark(other_owners[other_owned[channel, i]] & (BINADES - 1), table, marked, n)
+        for i in range(theirs[N_ROWS]):
+            n = mark(other_owners[other_owned[channel, i]] & (BINADES - 1), table, marked, n)
         for i in range(n):
             table[marked[i]] = -1
-        clear_table(owned, owners, channel, stats[channel, N_ROWS], table)
+        clear_table(owned, owners, channel, mine[N_ROWS], table)
         rows += n
-        width = max(width, <Py_ssize_t> stats[channel, N_ROWS] + n)
+        width = max(width, <Py_ssize_t> mine[N_ROWS] + n)
     if rows > owners.shape[0] or width > owned.shape[1] or places > values.shape[0]:
         return rows, width, places
 
     for channel in range(stats.shape[0]):
         mine = &stats[channel, 0]
         theirs = &other_stats[channel, 0]
-        own = mine[N_NONZERO]
-        others = theirs[N_NONZERO]
-        if others and own + others <= limit:
-            if own + others > mine[ROOM]:
-                start = used[PLACES]
-                room = room_for(own + others, limit)
-                if own:
-                    memcpy(&values[start], &values[mine[FIRST_VALUE]], own * sizeof(double))
-                mine[FIRST_VALUE] = start
-                mine[ROOM] = room
-                used[PLACES] += room
-            memcpy(&values[mine[FIRST_VALUE] + own], &other_values[theirs[FIRST_VALUE]], others * sizeof(double))
-        elif others:
+        own = mine[N_HELD]
+        others = theirs[N_HELD]
+        held = limit if mine[N_NONZERO] + theirs[N_NONZERO] <= limit else pending
+        if own + others > held or theirs[N_ROWS]:
             fill_table(owned, owners, channel, mine[N_ROWS], table)
-            if 0 < own <= limit:
-                count_values(&values[mine[FIRST_VALUE]], own, channel, mine, owners, owned, counts, &used[ROWS], table)
-            if others <= limit:
-                count_values(
-                    &other_values[theirs[FIRST_VALUE]], others, channel, mine, owners, owned, counts, &used[ROWS], table
-                )
-            else:
-                for i in range(theirs[N_ROWS]):
-                    row = other_owned[channel, i]
-                    into = row_of(
-                        other_owners[row] & (BINADES - 1), channel, mine, owners, owned, &used[ROWS], table
-                    )
-                    for j in range(FRACTION):
-                        counts[into, j] += other_counts[row, j]
+            if own and own + others > held:
+                x = &values[mine[FIRST_VALUE]]
+                count_values(x, own, channel, mine, owners, owned, counts, &used[ROWS], table, &found[0])
+                own = 0
+            if others > held:
+                x = &other_values[theirs[FIRST_VALUE]]
+                count_values(x, others, channel, mine, owners, owned, counts, &used[ROWS], table, &found[0])
+                others = 0
+            for i in range(theirs[N_ROWS]):
+                row = other_owned[channel, i]
+                binade = other_owners[row] & (BINADES - 1)
+                into = row_of(binade, channel, mine, owners, owned, counts, &used[ROWS], table)
+                for j in range(FRACTION):
+                    counts[into, j] += other_counts[row, j]
             clear_table(owned, owners, channel, mine[N_ROWS], table)
-            mine[ROOM] = 0
+        if own + others > mine[ROOM]:
+            start = used[PLACES]
+            if own:
+                memcpy(&values[start], &values[mine[FIRST_VALUE]], own * sizeof(double))
+            mine[FIRST_VALUE] = start
+            mine[ROOM] = room_for(own + others, held)
+            used[PLACES] += mine[ROOM]
+        if others:
+            memcpy(&values[mine[FIRST_VALUE] + own], &other_values[theirs[FIRST_VALUE]], others * sizeof(double))
+        mine[N_HELD] = own + others
+        mine[ROOM] = min(mine[ROOM], held)
         add_extreme(
             &mine[LOW_KEY], theirs[LOW_KEY], &mine[N_LOW], theirs[N_LOW], theirs[LOW_KEY] < mine[LOW_KEY]
         )
@@ -350,18 +387,17 @@ def measure_channels(object accumulator, bint with_room):
     cdef int64_t width = 0, places = 0
     for channel in range(stats.shape[0]):
         width = max(width, stats[channel, N_ROWS])
-        if stats[channel, N_ROWS] == 0:
-            places += stats[channel, ROOM] if with_room else stats[channel, N_NONZERO]
+        places += stats[channel, ROOM] if with_room else stats[channel, N_HELD]
     return used[ROWS], width, places
 
 
-def copy_channels(object accumulator, object arrays, bint replace):
-    """Copy the state of an accumulator into other arrays, without places for values that nothing is in any more.
+def copy_channels(object accumulator, object own_arrays, object arrays, bint replace):
+    """Copy the state of an accumulator from its arrays into others, without values' places that nothing is in any more.
 
-    If that is asked for they replace the accumulator's own, and what stretches can hold is kept; else it is what they
-    do hold.  Returns False, and has done nothing of use, if they are too small.
+    If that is asked for they replace its own: then what stretches can hold is kept, else it is what they do hold, and
+    the two may have the values, or the counts and their owners, in common.  Returns False, and has done nothing of use,
+    if the others are too small or the accumulator has got other arrays meanwhile.
     """
-    own_arrays = accumulator.arrays
     cdef const int64_t[:, ::1] stats = own_arrays.stats
     cdef const double[::1] values = own_arrays.values
     cdef const int64_t[::1] owners = own_arrays.owners
@@ -376,27 +412,32 @@ def copy_channels(object accumulator, object arrays, bint replace):
     cdef int64_t[::1] new_used = arrays.used
     cdef Py_ssize_t channel, i, n_rows = used[ROWS]
     cdef int64_t n, room, place = 0
-    if n_rows > new_owners.shape[0]:
+    cdef bint has_values = arrays.values is own_arrays.values
+    if accumulator.arrays is not own_arrays or n_rows > new_owners.shape[0]:
         return False
     for channel in range(stats.shape[0]):
-        n = stats[channel, N_NONZERO] if stats[channel, N_ROWS] == 0 else 0
+        n = stats[channel, N_HELD]
         room = stats[channel, ROOM] if replace else n
-        if place + room > new_values.shape[0] or stats[channel, N_ROWS] > new_owned.shape[1]:
+        if has_values:
+            place = stats[channel, FIRST_VALUE]
+        elif place + room > new_values.shape[0]:
             return False
-        if n:
+        elif n:
             memcpy(&new_values[place], &values[stats[channel, FIRST_VALUE]], n * sizeof(double))
-        for i in range(FIRST_VALUE):
+        if stats[channel, N_ROWS] > new_owned.shape[1]:
+            return False
+        for i in range(N_HELD + 1):
             new_stats[channel, i] = stats[channel, i]
         new_stats[channel, FIRST_VALUE] = place
         new_stats[channel, ROOM] = room
         place += room
         for i in range(stats[channel, N_ROWS]):
             new_owned[channel, i] = owned[channel, i]
-    if n_rows:
+    if n_rows and arrays.counts is not own_arrays.counts:
         memcpy(&new_owners[0], &owners[0], n_rows * sizeof(int64_t))
         memcpy(&new_counts[0, 0], &counts[0, 0], n_rows * FRACTION * sizeof(int64_t))
     new_used[ROWS] = n_rows
-    new_used[PLACES] = place
+    new_used[PLACES] = used[PLACES] if has_values else place
     new_used[CHANGES] = used[CHANGES]
     if replace:
         accumulator.arrays = arrays
@@ -479,7 +520,7 @@ def tabulate_channels(
                         binade = sign * 2048 + exponent
                         if word is int32_t:
                             binade += 1023 - 127
-                        row = row_of(binade, channel, &stats[channel, 0], owners, owned, &used[0], table)
+                        row = row_of(binade, channel, &stats[channel, 0], owners, owned, counts, &used[ROWS], table)
                         for i in range(FRACTION):
                             counts[row, i] += found[i]
                 lowest += drain_binade(&tables[0, 0], table_size, sign * exponents, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ from .histogram import BINADES, COUNT_FIELDS, EXACT_LIMIT, FRACTION, LARGEST_COU
 _Integers = npt.NDArray[np.int64]
 
 # Columns of the statistics, as _accumulate.pxi has them.
-LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO, N_ROWS, _FIRST_VALUE, _ROOM = range(12)
-COLUMNS = 12
+LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO = range(9)
+N_ROWS, N_HELD, FIRST_VALUE, _ROOM = range(9, 13)
+COLUMNS = 13
 
 #: Those that count, by the names of a histogram's fields.
 COUNTS = dict(zip(COUNT_FIELDS, range(N_LOW, N_ROWS), strict=True))
@@ -25,14 +26,14 @@ COUNTS = dict(zip(COUNT_FIELDS, range(N_LOW, N_ROWS), strict=True))
 _INT64 = np.iinfo(np.int64)
 _ROWS, _PLACES, _CHANGES = range(3)
 
+PENDING = 4096  # values worth fetching a channel's rows of counts, which take some times as much memory
+_FEW_PLACES = 1 << 14  # values that are not worth tidying up
+
 _scratch = threading.local()
 
 
 class Arrays(NamedTuple):
-    """What an accumulator is made of; _accumulate.pxi says what is in them.
-
-    Beyond what is used `counts` are zero.
-    """
+    """What an accumulator is made of; _accumulate.pxi says what is in them."""
 
     stats: _Integers
     values: npt.NDArray[np.float64]
@@ -49,9 +50,9 @@ class Arrays(NamedTuple):
         return cls(
             stats,
             np.empty(places),
-            np.zeros(rows, np.int64),
+            np.empty(rows, np.int64),
             np.zeros((channels, width), np.int32),
-            np.zeros((rows, FRACTION), np.int64),
+            np.empty((rows, FRACTION), np.int64),
             np.zeros(3, np.int64),
         )
 
@@ -75,9 +76,12 @@ class Accumulator:
 
     @classmethod
     def of_values(cls, values: npt.NDArray[np.float64], stats: _Integers) -> Accumulator:
-        """Return channels that have kept their values, as the kernel has gathered them; both are kept."""
+        """Return channels that have kept their values, as the kernel has gathered them."""
         used = np.array([0, values.size, 0])
-        return cls.of_arrays(Arrays.empty(stats.shape[0])._replace(stats=stats, values=values.reshape(-1), used=used))
+        arrays = Arrays.empty(stats.shape[0])._replace(stats=stats, values=values.reshape(-1), used=used)
+        self = cls.of_arrays(arrays)
+        self._tidy_up()
+        return self
 
     @classmethod
     def of_binades(cls, stats: _Integers, binades: npt.NDArray[Any], counts: _Integers) -> Accumulator:
@@ -119,8 +123,10 @@ class Accumulator:
         """How often something was added."""
         return int(self.arrays.used[_CHANGES])
 
-    def add(self, other: Accumulator) -> None:
+    def add(self, other: Accumulator, pending: int = PENDING) -> None:
         """Add what another one, not this one, of as many channels holds, all or nothing.
+
+        In channels of more than `EXACT_LIMIT` values up to `pending` of them wait to be counted.
 
         Raises
         ------
@@ -128,41 +134,58 @@ class Accumulator:
             If that would be more values than can be counted.
         """
         while True:
-            needed = _dispatch.kernels.add_channels(self, other, EXACT_LIMIT, LARGEST_COUNT, _row_tables())
+            needed = _dispatch.kernels.add_channels(
+                self, other, EXACT_LIMIT, pending, LARGEST_COUNT, _row_tables(), _bin_table()
+            )
             if needed is None:
                 break
             if needed == -1:
                 raise InvalidArgumentError(f"expected at most {LARGEST_COUNT} values, got more in all")
             self.make_room(*needed)
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Let go of places for values where they are many and little used."""
         arrays = self.arrays
-        if arrays.values.size > _FEW_PLACES and arrays.values.size > 4 * (arrays.stats[:, _ROOM].sum() + 1):
-            self._move(0, 0, 0)
+        if arrays.values.size > _FEW_PLACES and arrays.values.size > 3 * (arrays.stats[:, _ROOM].sum() + 1):
+            self._move(lambda old: old._replace(values=self._place()))
 
     def make_room(self, rows: int, width: int, places: int) -> None:
         """Make room for so many rows, rows of a channel, and places for values."""
-        arrays = self.arrays
-        # Growing by a share makes it rare.
-        rows = max(rows, arrays.owners.size + arrays.owners.size // 2) if rows > arrays.owners.size else 0
-        width = max(width, arrays.owned.shape[1] + arrays.owned.shape[1] // 2) if width > arrays.owned.shape[1] else 0
-        self._move(rows, width, max(places - int(arrays.used[_PLACES]), 0))
 
-    def _move(self, rows: int, width: int, more_places: int) -> None:
-        """Move into other arrays, with at least so much room."""
+        def larger(old: Arrays) -> Arrays:
+            # Growing by a share makes it rare.
+            new = old
+            if rows > old.owners.size:
+                n = max(rows, old.owners.size + old.owners.size // 2)
+                new = new._replace(owners=np.empty(n, np.int64), counts=np.empty((n, FRACTION), np.int64))
+            if width > old.owned.shape[1]:
+                n = max(width, old.owned.shape[1] + old.owned.shape[1] // 2)
+                new = new._replace(owned=np.empty((self.channels, n), np.int32))
+            if places > old.values.size:
+                new = new._replace(values=self._place(max(places - int(old.used[_PLACES]), old.values.size // 2)))
+            return new
+
+        self._move(larger)
+
+    def _place(self, more: int = 0) -> npt.NDArray[np.float64]:
+        """Return an array for as many values as the stretches can hold, and more."""
+        return np.empty(_dispatch.kernels.measure_channels(self, True)[2] + more)
+
+    def _move(self, changed: Callable[[Arrays], Arrays]) -> None:
+        """Move to arrays of which some are others, as the function makes them."""
         moved = False
         while not moved:  # another thread may have added something meanwhile
-            _, _, places = _dispatch.kernels.measure_channels(self, True)
             old = self.arrays
-            new = Arrays.empty(0, max(rows, old.owners.size), 0, places + more_places)._replace(
-                stats=np.empty_like(old.stats),
-                owned=np.zeros((self.channels, max(width, old.owned.shape[1])), np.int32),
-            )
-            moved = _dispatch.kernels.copy_channels(self, new, True)
+            new = changed(old)._replace(stats=np.empty_like(old.stats), used=np.empty_like(old.used))
+            moved = _dispatch.kernels.copy_channels(self, old, new, True)
 
     def trimmed(self) -> Accumulator:
         """Return another one with the same state, in no more memory than needed."""
         while True:
+            old = self.arrays
             copy = Arrays.empty(self.channels, *_dispatch.kernels.measure_channels(self, False))
-            if _dispatch.kernels.copy_channels(self, copy, False):
+            if _dispatch.kernels.copy_channels(self, old, copy, False):
                 return Accumulator.of_arrays(copy)
 
     def placed(self, places: _Integers, channels: int) -> Accumulator:
@@ -198,16 +221,20 @@ class Accumulator:
     def histogram(self) -> tuple[int, LeadingBitHistogram]:
         """Return what it holds, in an order that tells nothing of how it came, and after how many changes."""
         copy = self.trimmed()
-        stats, values, owners, _, counts, used = copy.arrays
+        changes = copy.changes
+        if (copy.stats[:, N_HELD] > 0)[copy.stats[:, N_NONZERO] > EXACT_LIMIT].any():
+            copy.add(Accumulator(self.channels), pending=0)
+            copy = copy.trimmed()
+        stats, values, owners, _, counts, _ = copy.arrays
         order = np.argsort(owners, kind="stable")
-        held = np.where(stats[:, N_ROWS] == 0, stats[:, N_NONZERO], 0)
+        held = stats[:, N_HELD]
         # As long as they all are, channel after channel, so by channel and then by value.
         if values.size and held.max() == held.min():
             values = np.sort(values.reshape(held.size, -1), axis=1).reshape(-1)
         elif values.size:
             for start, stop in zip(np.cumsum(held) - held, np.cumsum(held), strict=True):
                 values[start:stop].sort()
-        return int(used[_CHANGES]), LeadingBitHistogram(
+        return changes, LeadingBitHistogram(
             low=copy.extreme(0),
             high=copy.extreme(1),
             **{name: stats[:, column].copy() for name, column in COUNTS.items()},
@@ -232,12 +259,10 @@ class Accumulator:
         for name, column in COUNTS.items():
             arrays.stats[:, column] = getattr(h, name)
         arrays.stats[:, N_ROWS] = rows
-        arrays.stats[:, _FIRST_VALUE], arrays.stats[:, _ROOM] = h.value_start[:-1], np.diff(h.value_start)
+        arrays.stats[:, FIRST_VALUE] = h.value_start[:-1]
+        arrays.stats[:, N_HELD] = arrays.stats[:, _ROOM] = np.diff(h.value_start)
         arrays.owned[np.arange(arrays.owned.shape[1]) < rows[:, np.newaxis]] = np.arange(h.owners.size)
         return cls.of_arrays(arrays)
-
-
-_FEW_PLACES = 1 << 14  # values that are not worth tidying up
 
 
 def _row_tables() -> npt.NDArray[np.int32]:
@@ -247,6 +272,15 @@ def _row_tables() -> npt.NDArray[np.int32]:
     except AttributeError:
         tables = _scratch.tables = np.full((2, BINADES), -1, np.int32)
     return tables
+
+
+def _bin_table() -> npt.NDArray[np.int32]:
+    """Return this thread's counts for all bins, all 0 between calls."""
+    try:
+        table: npt.NDArray[np.int32] = _scratch.bins
+    except AttributeError:
+        table = _scratch.bins = np.zeros(BINADES * FRACTION, np.int32)
+    return table
 
 
 def summed(parts: Iterable[Accumulator]) -> Accumulator:
@@ -271,7 +305,7 @@ def joined(parts: list[Accumulator]) -> Accumulator:
         stats, values, owners, owned, counts, _ = part.arrays
         own = slice(channel, channel + n_channels)
         whole.stats[own] = stats
-        whole.stats[own, _FIRST_VALUE] += place
+        whole.stats[own, FIRST_VALUE] += place
         whole.values[place : place + n_values] = values
         whole.owned[own, :width] = owned + np.int32(row)
         whole.owners[row : row + rows] = owners + channel * BINADES

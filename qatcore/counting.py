@@ -15,7 +15,7 @@ import numpy.typing as npt
 from . import _dispatch
 from ._arrays import kernel_dtype
 from ._threads import for_ranges
-from .accumulator import COLUMNS, N_NAN, N_NONZERO, Accumulator, Arrays, joined, key_of_value, summed
+from .accumulator import COLUMNS, FIRST_VALUE, N_NAN, N_NONZERO, Accumulator, Arrays, joined, key_of_value, summed
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
 _BUFFER = 1 << 16  # elements converted at a time
@@ -93,7 +93,7 @@ def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = No
     if x.size == 0:
         return Accumulator(channels)
     dtype = kernel_dtype(x.dtype, "x")
-    if n <= EXACT_LIMIT and x.size <= _GATHERED:
+    if n <= EXACT_LIMIT:
         return _gathered(x, mask, dtype, np.empty((channels, n + _PADDING)))
     # Some channels at a time, so that their counts stay in a cache.
     run = _RUN if inner >= _RUN // 2 else EXACT_LIMIT
@@ -105,7 +105,7 @@ def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = No
         for index in range(first, stop):
             some = slice(starts[index], starts[index] + width)
             own = x[:, some], None if mask is None else mask[:, some]
-            part = _tabulated(*own, dtype, run) if n > EXACT_LIMIT else None
+            part = _tabulated(*own, dtype, run)
             parts[index] = _gathered_runs(*own, dtype) if part is None else part
 
     for_ranges(len(starts), max(_GRAIN // (width * n), 1), count_some)
@@ -133,8 +133,8 @@ def _tabulated(
     binades = BINADES // 8 if single else BINADES
     channels = x.shape[1]
     buffer = np.empty((channels, run + _PADDING), integer)
-    tables = _take_zeros(integer.name, _TABLES, binades * FRACTION, np.int32)
-    counts = _take_zeros("counts", channels * binades, FRACTION, np.int64)
+    tables = _take(integer.name, _TABLES, binades * FRACTION, np.int32)
+    counts = _take("counts", channels * binades, FRACTION, np.int64)
     owners = np.empty(counts.shape[0], np.int64)
     counted = Accumulator.of_arrays(Arrays.empty(channels, 0, binades)._replace(owners=owners, counts=counts))
     incomplete = np.zeros(channels, np.uint8)
@@ -142,29 +142,27 @@ def _tabulated(
         counted.tabulate(_readable(values, dtype, seen).view(integer), buffer, tables, incomplete)
         if seen is not None:
             counted.stats[:, N_NAN] -= _left_out(seen)
-    _keep_zeros(integer.name, tables)
+    _keep(integer.name, tables)
     complete = not incomplete.any() and (counted.stats[:, N_NONZERO] > EXACT_LIMIT).all()
     result = counted.trimmed() if complete else None
-    rows = counted.n_rows
-    if rows <= _KEPT_ROWS:
-        counts[:rows] = 0
-        _keep_zeros("counts", counts)
+    if counted.n_rows <= _KEPT_ROWS:
+        _keep("counts", counts)
     return result
 
 
 _scratch = threading.local()
 
 
-def _take_zeros(name: str, rows: int, columns: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return this thread's array of a name, with at least so many rows, which is all zero.
+def _take(name: str, rows: int, columns: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Return this thread's array of a name, with at least so many rows, as it was kept; a new one is zero.
 
-    It is taken away while it is not, so that an interrupt in between loses it rather than spoils the next counts.
+    It is taken away, so that an interrupt before it is kept again loses it rather than spoils the next counts.
     """
     kept: npt.NDArray[Any] | None = _scratch.__dict__.pop(name, None)
     return kept if kept is not None and kept.shape[0] >= rows else np.zeros((rows, columns), dtype)
 
 
-def _keep_zeros(name: str, array: npt.NDArray[Any]) -> None:
+def _keep(name: str, array: npt.NDArray[Any]) -> None:
     _scratch.__dict__[name] = array
 
 
@@ -241,7 +239,14 @@ def _gathered(
 ) -> Accumulator:
     """Return the channels of an array that has at most `EXACT_LIMIT` elements of each; their values go to `values`."""
     stats = np.empty((x.shape[1], COLUMNS), np.int64)
-    _dispatch.kernels.gather_values(_readable(x, dtype, mask), values, stats)
+
+    def gather(start: int, stop: int) -> None:
+        own = slice(start, stop)
+        seen = None if mask is None else mask[:, own]
+        _dispatch.kernels.gather_values(_readable(x[:, own], dtype, seen), values[own], stats[own])
+        stats[own, FIRST_VALUE] += start * values.shape[1]
+
+    for_ranges(x.shape[1], max(_GRAIN // (x.shape[0] * x.shape[2]), 1), gather)
     if mask is not None:
         stats[:, N_NAN] -= _left_out(mask)
     return Accumulator.of_values(values, stats)
@@ -262,14 +267,14 @@ def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     exponents = 256 if single else BINADES // 2
     mantissa = 23 if single else 52
     scanned = np.empty(10, np.int64)
-    tables = _take_zeros(bits.dtype.name, _TABLES, 2 * exponents * FRACTION, np.int32)
+    tables = _take(bits.dtype.name, _TABLES, 2 * exponents * FRACTION, np.int32)
     _dispatch.kernels.count_leading_bits(bits, tables, scanned)
     low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most, n_low, n_high = scanned.tolist()
     first, last = max(least >> mantissa, 1), most >> mantissa
     binades = np.empty(2 * max(last - first + 1, 0), np.int32)
     counts = np.zeros((binades.size + 1, FRACTION), np.int64)  # a row to spare: no empty last one
     touched, lowest = _dispatch.kernels.drain_leading_bits(tables, exponents, first, last, binades, counts)
-    _keep_zeros(bits.dtype.name, tables)
+    _keep(bits.dtype.name, tables)
     n_nonzero = x.size - n_zero - n_nan - n_posinf - n_neginf
     if n_nonzero <= EXACT_LIMIT:  # these are kept as they are
         return _gathered_runs(x.reshape(1, 1, -1), None, x.dtype)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import qatcore
 from qatcore import CalibrationCollector, InvalidArgumentError, QuantBits
+from qatcore.accumulator import N_HELD, N_NONZERO, PENDING
 from qatcore.histogram import EXACT_LIMIT
 
 OPTIONS = [
@@ -208,6 +209,31 @@ def assert_same_answers(one, other):
 def test_pooled_is_a_collector_of_everything(seed, channels, n):
     x = uneven(np.random.default_rng(seed), n // channels, channels)
     assert observed(x, axis=1).pooled() == observed(x)
+
+
+def test_values_that_wait_to_be_counted_leave_no_trace(tmp_path):
+    """Of channels with more values than are kept small batches are counted some thousands at a time."""
+    x = uneven(np.random.default_rng(6), 3 * EXACT_LIMIT, 5)
+    collector = CalibrationCollector(axis=1)
+    waited = set()
+    for part in np.array_split(x, 70):
+        before = pickle.dumps(collector)
+        collector.merge(CalibrationCollector(axis=1))
+        assert pickle.dumps(collector) == before
+        collector.observe(part)
+        stats = collector._state[1].stats
+        waited.update(stats[stats[:, N_NONZERO] > EXACT_LIMIT, N_HELD].tolist())
+    assert len(waited) > 10
+    assert max(waited) <= PENDING
+    for part in np.array_split(x[::-1], 9):  # waiting values to waiting values, and to counts
+        collector.merge(observed(part, axis=1))
+        collector.merge(observed(part[:100], axis=1))
+    expected = observed(x, x, *(part[:100] for part in np.array_split(x[::-1], 9)), axis=1)
+    collector.save(tmp_path / "saved.npz")
+    for other in (collector, pickle.loads(pickle.dumps(collector)), CalibrationCollector.load(tmp_path / "saved.npz")):
+        assert other == expected
+        assert pickle.dumps(other) == pickle.dumps(expected)
+    assert_same_answers(collector, expected)
 
 
 def test_threads():

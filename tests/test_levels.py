@@ -223,34 +223,38 @@ def accumulators(kernels, n):
     """Channels gathered, and added to others that keep the values, or count them once there are more than n."""
     for dtype, (outer, inner) in itertools.product((np.float32, np.float64), ((n, 1), (1, n), (2, n // 2))):
         batch = np.stack([values(outer * inner, dtype)] * 20).reshape(20, outer, inner).swapaxes(0, 1)
-        kept, stats = np.zeros((20, outer * inner + 3)), np.zeros((20, 12), np.int64)
+        kept, stats = np.zeros((20, outer * inner + 3)), np.zeros((20, 13), np.int64)
         kernels.gather_values(batch, kept, stats)
         yield from (kept, stats)
-        for limit in (n, 10 * n):
+        for limit, pending in ((n, 0), (n, 2 * n), (10 * n, 0)):
             gathered, total = Accumulator.of_values(kept, stats), Accumulator(20)
-            tables = np.full((2, 4096), -1, np.int32)
+            tables, found = np.full((2, 4096), -1, np.int32), np.zeros(1 << 19, np.int32)
             for turn in range(4):
                 # At last what it holds itself: rows to rows, or values to values.
                 other = gathered if turn < 3 else Accumulator.of_arrays(Arrays(*(a.copy() for a in total.arrays)))
                 before = [a.copy() for a in total.arrays]
-                while needed := kernels.add_channels(total, other, limit, 2**52, tables):
+                while needed := kernels.add_channels(total, other, limit, pending, 2**52, tables, found):
                     assert all(np.array_equal(*pair) for pair in zip(before, total.arrays, strict=True))
                     assert (tables[0] == -1).all()
                     moved = Arrays.empty(20, *needed)
-                    assert kernels.copy_channels(total, moved, True)
+                    assert kernels.copy_channels(total, total.arrays, moved, True)
                     assert total.arrays is moved
                     before = [a.copy() for a in moved]
                     moved.values[moved.used[1] :] = 0.0
                 assert needed is None
                 assert (tables[0] == -1).all()
-                assert total.arrays.counts.sum() in (0, total.stats[:, 8].sum())
+                assert not found.any()
+                counted = total.arrays.counts[: total.n_rows].sum()
+                assert counted + total.stats[:, 10].sum() == total.stats[:, 8].sum()
+                assert (total.stats[:, 10] <= np.where(total.stats[:, 8] <= limit, limit, pending)).all()
+                assert (total.stats[total.stats[:, 8] <= limit, 9] == 0).all()
                 yield from used_of(total.arrays)
                 for with_room in (False, True):
                     size = kernels.measure_channels(total, with_room)
                     yield size
                     copy = Arrays.empty(20, *size)
                     copy.values[:] = 0.0
-                    assert kernels.copy_channels(total, copy, with_room)
+                    assert kernels.copy_channels(total, total.arrays, copy, with_room)
                     yield from used_of(copy)
                     total.arrays = copy
                     too_small = [max(s - 1, 0) for s in size]
@@ -260,11 +264,11 @@ def accumulators(kernels, n):
                         (*size[:2], too_small[2]),
                     ):
                         if small != size:
-                            assert not kernels.copy_channels(total, Arrays.empty(20, *small), True)
+                            assert not kernels.copy_channels(total, copy, Arrays.empty(20, *small), True)
                             assert total.arrays is copy
             too_many = int(total.stats[:, 2:9].max(initial=0))
             expected = -1 if stats[:, 2:9].any() else None
-            assert kernels.add_channels(total, gathered, limit, too_many, tables) == expected
+            assert kernels.add_channels(total, gathered, limit, pending, too_many, tables, found) == expected
 
 
 def spread_counts(kernels, n):
