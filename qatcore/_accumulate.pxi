@@ -34,7 +34,7 @@ cdef enum:
     CHANGES = 2
 
     BINADES = 4096    # by sign and exponent of float64
-    AHEAD = 16        # rows that gathering asks for ahead: the next one may be pages away
+    AHEAD = 64        # rows that gathering asks for ahead: the next one may be pages away
     TILE = 16         # channels gathered side by side: float32 values of one cache line
 
 
@@ -54,15 +54,22 @@ cdef inline void gather(
     const element[:, :, :] x, Py_ssize_t channel, Py_ssize_t width, gathered[:, ::1] values
 ) noexcept nogil:
     """Copy `width` channels of x (outer, channels, inner) to the front of as many rows of values."""
-    cdef Py_ssize_t o, i, t, k, inner = x.shape[2]
+    cdef Py_ssize_t o, i, t, k = 0, inner = x.shape[2], step = x.strides[1], row = values.shape[1]
+    cdef const char* source
+    cdef gathered* target
     if inner < TILE:  # neighbours in memory are different channels
-        k = 0
         for o in range(x.shape[0]):
             if o + AHEAD < x.shape[0]:
                 prefetch(&x[o + AHEAD, channel, 0])
             for i in range(inner):
-                for t in range(width):
-                    values[channel + t, k] = <gathered> x[o, channel + t, i]
+                source = <const char*> &x[o, channel, i]
+                target = &values[channel, k]
+                if width == TILE:  # which is a constant: the loop is unrolled
+                    for t in range(TILE):
+                        target[t * row] = <gathered> (<const element*> (source + t * step))[0]
+                else:
+                    for t in range(width):
+                        target[t * row] = <gathered> (<const element*> (source + t * step))[0]
                 k += 1
     else:
         for t in range(width):
@@ -129,10 +136,11 @@ cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept n
     stats[N_HELD] = kept
 
 
-def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, ::1] stats):
+def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, ::1] stats, Py_ssize_t first):
     """Write the finite nonzero values of each channel of x (outer, channels, inner) to the front of its row.
 
-    `stats` (channels, 13) is filled; rows of `values` have at least outer * inner elements.
+    `stats` (channels, 13) is filled; rows of `values` have at least outer * inner elements, and the first one is the
+    row of that number in an array.
     """
     cdef Py_ssize_t channel, t, width, n = x.shape[0] * x.shape[2]
     with nogil:
@@ -141,7 +149,7 @@ def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, :
             gather(x, channel, width, values)
             for t in range(channel, channel + width):
                 scan_values(&values[t, 0], n, &stats[t, 0])
-                stats[t, FIRST_VALUE] = t * values.shape[1]
+                stats[t, FIRST_VALUE] = (first + t) * values.shape[1]
                 stats[t, ROOM] = stats[t, N_HELD]
 
 

@@ -17,7 +17,7 @@ _Integers = npt.NDArray[np.int64]
 
 # Columns of the statistics, as _accumulate.pxi has them.
 LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO = range(9)
-N_ROWS, N_HELD, FIRST_VALUE, _ROOM = range(9, 13)
+N_ROWS, N_HELD, _FIRST_VALUE, _ROOM = range(9, 13)
 COLUMNS = 13
 
 #: Those that count, by the names of a histogram's fields.
@@ -47,14 +47,12 @@ class Arrays(NamedTuple):
         """Return arrays in which nothing is, with room for so many rows, rows of a channel, and places for values."""
         stats = np.zeros((channels, COLUMNS), np.int64)
         stats[:, [LOW_KEY, HIGH_KEY]] = _INT64.max, _INT64.min
-        return cls(
-            stats,
-            np.empty(places),
-            np.empty(rows, np.int64),
-            np.zeros((channels, width), np.int32),
-            np.empty((rows, FRACTION), np.int64),
-            np.zeros(3, np.int64),
-        )
+        return cls(stats, np.empty(places), *_rows(channels, rows, width), np.zeros(3, np.int64))
+
+
+def _rows(channels: int, rows: int, width: int) -> tuple[_Integers, npt.NDArray[np.int32], _Integers]:
+    """Return owners, owned and counts with so much room."""
+    return np.empty(rows, np.int64), np.zeros((channels, width), np.int32), np.empty((rows, FRACTION), np.int64)
 
 
 class Accumulator:
@@ -78,8 +76,7 @@ class Accumulator:
     def of_values(cls, values: npt.NDArray[np.float64], stats: _Integers) -> Accumulator:
         """Return channels that have kept their values, as the kernel has gathered them."""
         used = np.array([0, values.size, 0])
-        arrays = Arrays.empty(stats.shape[0])._replace(stats=stats, values=values.reshape(-1), used=used)
-        self = cls.of_arrays(arrays)
+        self = cls.of_arrays(Arrays(stats, values.reshape(-1), *_rows(stats.shape[0], 0, 0), used))
         self._tidy_up()
         return self
 
@@ -259,7 +256,7 @@ class Accumulator:
         for name, column in COUNTS.items():
             arrays.stats[:, column] = getattr(h, name)
         arrays.stats[:, N_ROWS] = rows
-        arrays.stats[:, FIRST_VALUE] = h.value_start[:-1]
+        arrays.stats[:, _FIRST_VALUE] = h.value_start[:-1]
         arrays.stats[:, N_HELD] = arrays.stats[:, _ROOM] = np.diff(h.value_start)
         arrays.owned[np.arange(arrays.owned.shape[1]) < rows[:, np.newaxis]] = np.arange(h.owners.size)
         return cls.of_arrays(arrays)
@@ -305,7 +302,7 @@ def joined(parts: list[Accumulator]) -> Accumulator:
         stats, values, owners, owned, counts, _ = part.arrays
         own = slice(channel, channel + n_channels)
         whole.stats[own] = stats
-        whole.stats[own, FIRST_VALUE] += place
+        whole.stats[own, _FIRST_VALUE] += place
         whole.values[place : place + n_values] = values
         whole.owned[own, :width] = owned + np.int32(row)
         whole.owners[row : row + rows] = owners + channel * BINADES

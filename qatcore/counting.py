@@ -15,7 +15,7 @@ import numpy.typing as npt
 from . import _dispatch
 from ._arrays import kernel_dtype
 from ._threads import for_ranges
-from .accumulator import COLUMNS, FIRST_VALUE, N_NAN, N_NONZERO, Accumulator, Arrays, joined, key_of_value, summed
+from .accumulator import COLUMNS, N_NAN, N_NONZERO, Accumulator, Arrays, joined, key_of_value, summed
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
 _BUFFER = 1 << 16  # elements converted at a time
@@ -82,7 +82,6 @@ def _count_all(x: npt.NDArray[Any]) -> Accumulator:
     return total
 
 
-@np.errstate(all="ignore")
 def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> Accumulator:
     """Return the channels of an array (outer, channels, inner) of any real type and layout.
 
@@ -220,11 +219,12 @@ def _runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, most: int) ->
 
 def _readable(x: npt.NDArray[Any], dtype: np.dtype[Any], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
     """Return an array as kernels read it; NaN, which has no influence but on its own count, is where it is masked."""
-    if mask is not None:
-        return np.where(mask, x, dtype.type(np.nan)).astype(dtype, copy=False)
-    if x.dtype != dtype or not x.flags.aligned:
+    if mask is None and x.dtype == dtype and x.flags.aligned:
+        return x
+    with np.errstate(all="ignore"):
+        if mask is not None:
+            return np.where(mask, x, dtype.type(np.nan)).astype(dtype, copy=False)
         return np.require(x, dtype, ["C", "A"])
-    return x
 
 
 def _left_out(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -243,8 +243,7 @@ def _gathered(
     def gather(start: int, stop: int) -> None:
         own = slice(start, stop)
         seen = None if mask is None else mask[:, own]
-        _dispatch.kernels.gather_values(_readable(x[:, own], dtype, seen), values[own], stats[own])
-        stats[own, FIRST_VALUE] += start * values.shape[1]
+        _dispatch.kernels.gather_values(_readable(x[:, own], dtype, seen), values[own], stats[own], start)
 
     for_ranges(x.shape[1], max(_GRAIN // (x.shape[0] * x.shape[2]), 1), gather)
     if mask is not None:

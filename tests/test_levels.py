@@ -224,7 +224,7 @@ def accumulators(kernels, n):
     for dtype, (outer, inner) in itertools.product((np.float32, np.float64), ((n, 1), (1, n), (2, n // 2))):
         batch = np.stack([values(outer * inner, dtype)] * 20).reshape(20, outer, inner).swapaxes(0, 1)
         kept, stats = np.zeros((20, outer * inner + 3)), np.zeros((20, 13), np.int64)
-        kernels.gather_values(batch, kept, stats)
+        kernels.gather_values(batch, kept, stats, 0)
         yield from (kept, stats)
         for limit, pending in ((n, 0), (n, 2 * n), (10 * n, 0)):
             gathered, total = Accumulator.of_values(kept, stats), Accumulator(20)
