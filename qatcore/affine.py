@@ -187,13 +187,16 @@ def fake_quantize(
     ----------
     x : scalar or array_like, any shape
     scale : float, or array_like, shape (x.shape[axis],)
-        Positive and finite, also as float32 if `x` is computed in float32.
-    zero_point : int, or array_like, shape (x.shape[axis],)
-        Among the codes; 0 for float8_e4m3fn.
-    dtype : {"int8", "uint8", "float8_e4m3fn"} or dtype
-        Of the codes in between.
+        Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
+        ``x.shape[axis] // block_size`` along the axis.
+    zero_point : int, or array_like, of the shape of `scale`
+        Among the codes; 0 for floating-point formats.
+    dtype : str or dtype
+        Of the codes in between, one of those that `quantize` gives.
     axis : int, optional
         Along which scales and zero points lie; without it there is one for all.
+    block_size : int, optional
+        How many neighbours along the axis share a scale and a zero point.
     out : ndarray of the result's type, shape of `x`, optional
         Where the values are written; may be `x`.
 
