@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InvalidArgumentError
-from .formats import BFLOAT16, SUB_BYTE_INTEGERS
+from .formats import BFLOAT16, MINIFLOATS, SUB_BYTE_INTEGERS
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -209,8 +209,11 @@ def as_scales(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[n
         value = np.array([as_scale(item, name) for item in value])  # whatever their size
     array = as_float64(value, name)
     _check_shape(array, shape, name)
-    if array.size and not (array.min() >= 0.0 and array.max() < np.inf):  # NaN is neither
-        raise InvalidArgumentError(f"{name}: expected finite numbers that are not negative, got {value}")
+    right = (array >= 0.0) & (array < np.inf)
+    if not right.all():
+        raise InvalidArgumentError(
+            f"{name}: expected finite numbers that are not negative, got {first_wrong(array, right)}"
+        )
     return array
 
 
@@ -220,15 +223,28 @@ def as_zero_points(value: object, shape: tuple[int, ...], name: str) -> npt.NDAr
         return np.array(as_zero_point(value, name), np.int32)
     if isinstance(value, (list, tuple)) and all(isinstance(item, int) for item in value):
         value = np.array([as_zero_point(item, name) for item in value], np.int32)  # whatever their size
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.type in SUB_BYTE_INTEGERS:
-        value = value.astype(np.int32)  # which NumPy does not take for integers
-    array = as_array(value, name)
+    array = as_plain_array(value, name)
+    if array.dtype.type in SUB_BYTE_INTEGERS:
+        array = array.astype(np.int32)  # which NumPy does not take for integers
+    elif array.dtype.type in MINIFLOATS and not array.astype(np.float32).any():
+        array = np.zeros(array.shape, np.int32)  # as ONNX has them, of the codes' type
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     _check_shape(array, shape, name)
-    if array.size and not (INT32.min <= array.min() and array.max() <= INT32.max):
-        raise InvalidArgumentError(f"{name}: expected int32 values, {INT32.min} to {INT32.max}, got {value}")
+    right = (array >= INT32.min) & (array <= INT32.max)
+    if not right.all():
+        raise InvalidArgumentError(
+            f"{name}: expected int32 values, {INT32.min} to {INT32.max}, got {first_wrong(array, right)}"
+        )
     return _contiguous(array, np.dtype(np.int32))
+
+
+def first_wrong(array: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> str:
+    """Return the first number of an array that is not right, and where it is."""
+    place = np.unravel_index(int(np.argmin(right)), right.shape)
+    if not place:
+        return str(array[()])
+    return f"{array[place]} at index {place[0] if len(place) == 1 else tuple(map(int, place))}"
 
 
 def _check_shape(array: npt.NDArray[Any], shape: tuple[int, ...], name: str) -> None:

@@ -20,6 +20,7 @@ from ._arrays import (
     as_floats,
     as_plain_array,
     as_zero_points,
+    first_wrong,
     float_dtype,
     kernel_dtype,
     result_dtype,
@@ -58,7 +59,7 @@ def quantize(
         ``x.shape[axis] // block_size`` along the axis.
     zero_point : int, or array_like, of the shape of `scale`
         Among the codes; 0 for floating-point formats.
-    dtype : str or dtype
+    dtype : str, dtype or QuantBits
         Of the codes: int2, uint2, int4, uint4, int8, uint8, int16, uint16, float8_e4m3fn, float8_e5m2 or
         float4_e2m1fn.
     axis : int, optional
@@ -191,7 +192,7 @@ def fake_quantize(
         ``x.shape[axis] // block_size`` along the axis.
     zero_point : int, or array_like, of the shape of `scale`
         Among the codes; 0 for floating-point formats.
-    dtype : str or dtype
+    dtype : str, dtype or QuantBits
         Of the codes in between, one of those that `quantize` gives.
     axis : int, optional
         Along which scales and zero points lie; without it there is one for all.
@@ -323,9 +324,12 @@ def scaled_format(
         expected = ()
     scales = _as_positive(scale, expected, computed)
     zero_points = as_zero_points(zero_point, expected, "zero_point")
-    if not ((zero_points >= least) & (zero_points <= greatest)).all():
+    right = (zero_points >= least) & (zero_points <= greatest)
+    if not right.all():
         range_of_codes = f"{least} to {greatest}" if greatest else "0"
-        raise InvalidArgumentError(f"zero_point: expected {range_of_codes} for {code_format.dtype}, got {zero_point}")
+        raise InvalidArgumentError(
+            f"zero_point: expected {range_of_codes} for {code_format.dtype}, got {first_wrong(zero_points, right)}"
+        )
     # Copies: `out` may lie where they do.
     scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, scales.shape)).reshape(-1)
     if position is None or not size:
@@ -400,8 +404,11 @@ def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any])
         raise InvalidArgumentError(f"scale: expected {wanted}, got {_shown_shape(array)}")
     with np.errstate(all="ignore"):
         scales = np.array(array, computed)  # a copy
-    if not ((scales > 0) & (scales < np.inf)).all():
-        raise InvalidArgumentError(f"scale: expected positive finite numbers, in {computed} too, got {scale}")
+    right = (scales > 0) & (scales < np.inf)
+    if not right.all():
+        raise InvalidArgumentError(
+            f"scale: expected positive finite numbers, in {computed} too, got {first_wrong(array, right)}"
+        )
     return scales
 
 

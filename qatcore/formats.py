@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,25 +94,37 @@ CODE_FORMATS = [
     _minifloat(ml_dtypes.float8_e5m2, 8, 2, -14, 0x7B, 0x7C, 0x7D, 0x7E),
     _minifloat(ml_dtypes.float4_e2m1fn, 4, 1, 0, 0x7, _NONE, _NONE, 0x8),  # NaN is a zero, as in ml_dtypes
 ]
-# By the name, the type and the scalar type of their codes.
+# By the name, the type and the scalar type of their codes, and by what calibration calls them.
 _FORMAT_OF: dict[Any, CodeFormat] = {}
 for _format in CODE_FORMATS:
     _FORMAT_OF |= dict.fromkeys((str(_format.dtype), _format.dtype, _format.dtype.type), _format)
+for _bits in QuantBits:
+    _FORMAT_OF[_bits] = _FORMAT_OF["float8_e4m3fn" if _bits is QuantBits.FP8 else _bits.value]
 
 
-def as_code_format(dtype: Any, name: str) -> CodeFormat:
-    """Return the format of codes of a type, given as such or by its name."""
+def as_code_format(dtype: Any, name: str, allowed: Iterable[str] | None = None) -> CodeFormat:
+    """Return the format of codes of a type, given as such, by its name or as `QuantBits`; an allowed one."""
+    code_format = _format_of(dtype)
+    names = [str(each.dtype) for each in CODE_FORMATS] if allowed is None else list(allowed)
+    if code_format is None or str(code_format.dtype) not in names:
+        given = dtype if isinstance(dtype, np.dtype) else reprlib.repr(dtype)
+        if code_format is not None:
+            given = code_format.dtype
+        raise InvalidArgumentError(f"{name}: expected one of {', '.join(names)}, got {given}")
+    return code_format
+
+
+def _format_of(dtype: Any) -> CodeFormat | None:
     try:
         return _FORMAT_OF[dtype]
     except (KeyError, TypeError):  # perhaps another way to say it
         pass
     try:
         return _FORMAT_OF[np.dtype(dtype).type]  # a byte order that bytes do not have sets types apart
-    except (KeyError, TypeError):
-        names = ", ".join(str(code_format.dtype) for code_format in CODE_FORMATS)
-        given = dtype if isinstance(dtype, np.dtype) else repr(dtype)
-        raise InvalidArgumentError(f"{name}: expected one of {names}, got {given}") from None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+MINIFLOATS = tuple(each.dtype.type for each in CODE_FORMATS if each.parameters is not None)
 SUB_BYTE_INTEGERS = (ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4)

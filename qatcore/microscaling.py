@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch
-from ._arrays import as_floats, as_plain_array, as_scale, float_dtype
+from ._arrays import as_floats, as_number, as_plain_array, float_dtype
 from ._threads import GRAIN, for_ranges
 from .affine import FLOATS, ScaledFormat, as_axis, as_blocks, blockwise, floats_for
 from .errors import InvalidArgumentError
@@ -84,7 +84,7 @@ def quantize_mx(
     >>> scale
     array([0.5, 1], dtype='float8_e8m0fnu')
     """
-    code_format = _as_element(dtype, "dtype")
+    code_format = as_code_format(dtype, "dtype", _ELEMENTS)
     exponent, unit = _ELEMENTS[str(code_format.dtype)]
     floats = as_floats(x, "x")
     position = as_axis(axis, floats.ndim)
@@ -158,7 +158,7 @@ def quantize_nvfp4(
     x : array_like, at least one dimension
         float32, float64, float16 or bfloat16; integers are taken as float64.
     tensor_scale : float, optional
-        Positive and finite, also as float32; else the greatest magnitude / (6 * 448), or 1 if that is 0.
+        Positive and finite, also as float32; else the greatest finite magnitude / (6 * 448), or 1 if that is 0.
     axis : int
         Along which blocks lie.
 
@@ -186,8 +186,9 @@ def quantize_nvfp4(
     elements are divided by the rounded product of both scales, and rounded to nearest, ties to even, saturating.  All
     this is computed in float32, in float64 for float64.
 
-    An infinity counts as the greatest finite float32, and saturates.  A block that holds a NaN has the scale NaN, so
-    that all its values are NaN, and codes 0; the tensor's scale does not heed it.
+    An infinity saturates, in a block with the greatest scale there is: it becomes the greatest finite magnitude of `x`.
+    A block that holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.  Of float64 what is beyond
+    float32 counts as its greatest number.
 
     Examples
     --------
@@ -200,14 +201,20 @@ def quantize_nvfp4(
     """
     floats = as_floats(x, "x")
     position = as_axis(axis, floats.ndim)
+    if floats.shape[position] % _BLOCK_OF_NVFP4:
+        raise InvalidArgumentError(
+            f"x: expected a multiple of {_BLOCK_OF_NVFP4} elements along axis {axis}, got {floats.shape[position]}"
+        )
     blocks = as_blocks(_BLOCK_OF_NVFP4, floats.shape, position)
     greatest = _greatest_magnitudes(floats, position, blocks).view(floats.dtype)
     has_nan = np.isnan(greatest)
-    greatest = np.minimum(np.where(has_nan, 0.0, greatest), np.finfo(np.float32).max).astype(floats.dtype)
-    if tensor_scale is None:
-        all_scale = np.float32(greatest.max(initial=0.0) / (_E2M1_MAX * E4M3_MAX)) or np.float32(1.0)
-    else:
+    if tensor_scale is not None:
         all_scale = _as_tensor_scale(tensor_scale)
+    else:
+        finite = greatest if np.isfinite(greatest).all() else np.abs(floats[np.isfinite(floats)])
+        limited = min(finite.max(initial=0.0), np.finfo(np.float32).max)
+        all_scale = np.float32(limited / (_E2M1_MAX * E4M3_MAX)) or np.float32(1.0)
+    greatest = np.minimum(np.where(has_nan, 0.0, greatest), np.finfo(np.float32).max).astype(floats.dtype)
     with np.errstate(over="ignore"):
         scale = np.clip(greatest / floats.dtype.type(_E2M1_MAX) / floats.dtype.type(all_scale), _LEAST_E4M3, E4M3_MAX)
     rounded = np.empty(scale.shape, scale.dtype)
@@ -270,13 +277,6 @@ def dequantize_nvfp4(
     return _dequantized(array, steps, code_format, position, kind)
 
 
-def _as_element(dtype: Any, name: str) -> CodeFormat:
-    code_format = as_code_format(dtype, name)
-    if str(code_format.dtype) not in _ELEMENTS:
-        raise InvalidArgumentError(f"{name}: expected one of {', '.join(_ELEMENTS)}, got {code_format.dtype}")
-    return code_format
-
-
 def _as_codes(codes: Any, names: tuple[str, ...]) -> tuple[npt.NDArray[Any], CodeFormat]:
     array = as_plain_array(codes, "codes")
     for code_format in map(_named_format, names):
@@ -305,7 +305,7 @@ def _as_block_scales(
 
 def _as_tensor_scale(value: Any) -> np.float32:
     with np.errstate(all="ignore"):
-        scale = np.float32(as_scale(value, "tensor_scale"))
+        scale = np.float32(as_number(value, "tensor_scale"))
     if not 0.0 < scale < math.inf:
         raise InvalidArgumentError(f"tensor_scale: expected a positive finite number, in float32 too, got {value}")
     return scale
@@ -326,13 +326,6 @@ def _greatest_magnitudes(x: npt.NDArray[Any], position: int, blocks: tuple[int, 
     return out
 
 
-def _in_blocks(array: npt.NDArray[Any], position: int, blocks: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return a view of codes' bytes with the elements of a block along the last axis."""
-    size = array.shape[position] // blocks[position]
-    split = array.view(np.uint8).reshape(*blocks[: position + 1], size, *blocks[position + 1 :])
-    return np.moveaxis(split, position + 1, -1)
-
-
 def _scaled(shape: tuple[int, ...], steps: npt.NDArray[Any], code_format: CodeFormat, position: int) -> ScaledFormat:
     inner = math.prod(shape[position + 1 :])
     zero_points = np.zeros(steps.size, np.int32)
@@ -350,7 +343,9 @@ def _quantized(
     codes = np.empty(x.shape, code_format.dtype)
     if x.size:
         _scaled(x.shape, steps, code_format, position).quantize(x, codes)
-        _in_blocks(codes, position, steps.shape)[has_nan] = 0
+        inner = math.prod(x.shape[position + 1 :])
+        by_block = codes.view(np.uint8).reshape(-1, x.shape[position] // steps.shape[position], inner)
+        by_block.transpose(0, 2, 1)[has_nan.reshape(-1, inner)] = 0
     return codes
 
 

@@ -151,9 +151,9 @@ def unpack_int2(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int2
     return _unpacked(packed, shape, dtype, 2)
 
 
-def _names(width: int) -> str:
+def _names(width: int) -> list[str]:
     """Return the types whose codes have so many bits."""
-    return ", ".join(str(code_format.dtype) for code_format in CODE_FORMATS if code_format.width == width)
+    return [str(code_format.dtype) for code_format in CODE_FORMATS if code_format.width == width]
 
 
 def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
@@ -166,7 +166,7 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
                 f"codes: expected {least} to {greatest} for {array.dtype}, got {array.min()} to {array.max()}"
             )
     elif all(array.dtype.type is not each.dtype.type for each in CODE_FORMATS if each.width == width):
-        raise TypeError(f"codes: expected an array of {_names(width)}, int8 or uint8, got {array.dtype}")
+        raise TypeError(f"codes: expected an array of {', '.join(_names(width))}, int8 or uint8, got {array.dtype}")
     per_byte = 8 // width
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     packed = np.empty(-(-flat.size // per_byte), np.uint8)
@@ -181,9 +181,7 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
 
 
 def _unpacked(packed: Any, shape: int | tuple[int, ...], dtype: Any, width: int) -> npt.NDArray[Any]:
-    code_format = as_code_format(dtype, "dtype")
-    if code_format.width != width:
-        raise InvalidArgumentError(f"dtype: expected one of {_names(width)}, got {code_format.dtype}")
+    code_format = as_code_format(dtype, "dtype", _names(width))
     sizes = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
     if isinstance(packed, bytes | bytearray | memoryview):
         packed = np.frombuffer(packed, np.uint8)
@@ -201,4 +199,7 @@ def _unpacked(packed: Any, shape: int | tuple[int, ...], dtype: Any, width: int)
     codes = np.empty(expected * per_byte, np.uint8)
     if expected:
         for_ranges(expected, GRAIN, lambda a, b: _dispatch.kernels.unpack_codes(array, codes, width, a, b))
-    return codes[:n].view(code_format.dtype).reshape(sizes)
+    try:
+        return codes[:n].view(code_format.dtype).reshape(sizes)
+    except (ValueError, OverflowError) as error:  # no array can have it
+        raise InvalidArgumentError(f"shape: {error}, got {sizes}") from None

@@ -369,7 +369,12 @@ def test_scales_at_the_ends(call):
         (1.0, {"zero_point": -1, "dtype": "uint8"}, "zero_point: expected 0 to 255 for uint8, got -1"),
         (1.0, {"zero_point": 1, "dtype": E4M3}, "zero_point: expected 0 for float8_e4m3fn, got 1"),
         (1.0, {"zero_point": 2**31}, "zero_point: expected an int32, -2147483648 to 2147483647, got 2147483648"),
-        ([1.0] * 3, {"axis": 0, "zero_point": [0, 128, 0]}, "zero_point: expected -128 to 127 for int8, got [0, 128"),
+        ([1.0] * 3, {"axis": 0, "zero_point": [0, 128, 0]}, "expected -128 to 127 for int8, got 128 at index 1"),
+        (
+            [1.0, 2.0, np.inf],
+            {"axis": 0},
+            "scale: expected positive finite numbers, in float32 too, got inf at index 2",
+        ),
         ([1.0] * 3, {"axis": 0, "zero_point": [0, 1, 0], "dtype": E4M3}, "zero_point: expected 0 for float8_e4m3fn"),
     ],
 )

@@ -265,3 +265,28 @@ def test_block_sizes_of_other_types():
         with pytest.raises(TypeError, match="block_size: expected an integer"):
             qatcore.quantize(X, np.ones((4, 3)), axis=1, block_size=block_size)
     assert qatcore.quantize(X, np.ones((4, 3)), axis=1, block_size=np.int64(2)).shape == (4, 6)
+
+
+def test_a_zero_point_of_the_codes_type():
+    """As ONNX's nodes have it."""
+    for dtype in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"):
+        zero = np.zeros((), dtype)
+        assert_same(qatcore.quantize(X, 0.5, zero, dtype=dtype), qatcore.quantize(X, 0.5, dtype=dtype))
+        with pytest.raises(TypeError, match=f"zero_point: expected integers, got {dtype}"):
+            qatcore.quantize(X, 0.5, np.ones((), dtype), dtype=dtype)
+    with pytest.raises(TypeError, match="zero_point: expected integers, got object"):
+        qatcore.quantize(X, 0.5, None)
+
+
+def test_formats_by_the_names_of_calibration():
+    for bits, dtype in (("INT2", "int2"), ("INT4", "int4"), ("INT8", "int8"), ("FP8", "float8_e4m3fn")):
+        assert_same(qatcore.quantize(X, 0.5, dtype=qatcore.QuantBits[bits]), qatcore.quantize(X, 0.5, dtype=dtype))
+
+
+def test_messages_say_where_and_are_short():
+    scale = np.ones((40, 60))
+    scale[7, 30] = -2.0
+    with pytest.raises(InvalidArgumentError, match=r"got -2.0 at index \(7, 30\)$"):
+        qatcore.quantize(np.ones((40, 120)), scale.tolist(), axis=1, block_size=2)
+    with pytest.raises(InvalidArgumentError, match=r"^dtype: .{,250}$"):
+        qatcore.quantize(X, 0.5, dtype="x" * 10_000)

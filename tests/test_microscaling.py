@@ -279,11 +279,28 @@ def test_nvfp4_of_what_is_not_finite_or_tiny():
     assert (codes[0].view(np.uint8) == 0).all()
     assert (values[1:3] == 0.0).all()
     assert values[3:].tolist() == [[float(np.float32(6.0) * (np.float32(448.0) * tensor_scale))] * 16] * 2
-    for constant in (0.0, np.nan):
+    for constant in (0.0, np.nan, np.inf):
         assert qatcore.quantize_nvfp4(np.full(16, constant))[2] == 1.0
-    codes, scale, tensor_scale = qatcore.quantize_nvfp4(np.array([np.inf, -np.inf, 1.0, *[0.0] * 13]))
-    largest = np.finfo(np.float32).max
-    assert tensor_scale == np.float32(largest / 2688.0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_nvfp4_of_infinities(kind):
+    """They become the greatest finite magnitude, and the others are what they were."""
+    x = np.ones((3, 16), kind)
+    x[0, :3] = [np.inf, -np.inf, 5.376]
+    x[1, :2] = [np.nan, -3.0]
+    codes, scale, tensor_scale = qatcore.quantize_nvfp4(x)
+    assert tensor_scale == np.float32(kind(5.376) / kind(2688.0))
+    assert codes[0, :4].astype(float).tolist() == [6.0, -6.0, 6.0, 1.0]
+    assert scale.astype(float)[[0, 2], 0].tolist() == [448.0, 80.0]
+    assert np.isnan(scale[1, 0])
+    x[0, :2] = [5.376, -5.376]
+    assert_same(qatcore.quantize_nvfp4(x), (codes, scale, tensor_scale))
+
+
+def test_nvfp4_of_what_float32_does_not_hold():
+    codes, scale, tensor_scale = qatcore.quantize_nvfp4(np.array([1e300, -1e300, 1.0, *[0.0] * 13]))
+    assert tensor_scale == np.float32(np.finfo(np.float32).max / 2688.0)
     assert codes[:3].astype(float).tolist() == [6.0, -6.0, 0.0]
     assert math.isfinite(qatcore.dequantize_nvfp4(codes, scale, tensor_scale, dtype=np.float64).max())
 
@@ -320,7 +337,16 @@ NVFP4 = qatcore.quantize_nvfp4(X)
             InvalidArgumentError,
             "dtype: expected one of float4_e2m1fn, .* got int4",
         ),
-        (lambda: qatcore.quantize_mx(X, "fp4"), InvalidArgumentError, "dtype: expected one of"),
+        (
+            lambda: qatcore.quantize_mx(X, "fp4"),
+            InvalidArgumentError,
+            f"dtype: expected one of {', '.join(ELEMENTS)}, got 'fp4'",
+        ),
+        (
+            lambda: qatcore.quantize_nvfp4(X, -1.0),
+            InvalidArgumentError,
+            "tensor_scale: expected a positive finite number, in float32 too, got -1.0",
+        ),
         (
             lambda: qatcore.quantize_mx(X, block_size=5),
             InvalidArgumentError,
@@ -355,7 +381,7 @@ NVFP4 = qatcore.quantize_nvfp4(X)
         (
             lambda: qatcore.quantize_nvfp4(X[:, :24]),
             InvalidArgumentError,
-            "block_size: expected a divisor of .* 24, got 16",
+            "x: expected a multiple of 16 elements along axis -1, got 24",
         ),
         (
             lambda: qatcore.quantize_nvfp4(X, 0.0),
@@ -391,3 +417,10 @@ def test_mx_of_anything():
         # Half of the widest step below the greatest magnitude, or what lies beyond the greatest value.
         allowed = {"float4_e2m1fn": 0.25, "float8_e4m3fn": 0.125, "float8_e5m2": 0.125, "int8": 2.0**-6}[dtype]
         assert (np.abs(values - x) <= np.maximum(allowed * largest, 2.0**-127)).all()
+
+
+def test_as_many_dimensions_as_numpy_has():
+    x = np.ones((1,) * 63 + (32,))
+    x[..., 3] = np.nan
+    assert np.isnan(qatcore.quantize_mx(x)[1].astype(float)).all()
+    assert np.isnan(qatcore.quantize_nvfp4(x)[1].astype(float)).reshape(-1).tolist() == [True, False]

@@ -115,6 +115,12 @@ def test_integers_of_eight_bits():
             r"packed: expected shape \(3,\) for 9 codes of 2",
         ),
         (lambda: qatcore.unpack_int4(b"a", -1), InvalidArgumentError, "shape: expected at least 0, got -1"),
+        (
+            lambda: qatcore.unpack_int4(b"", (0, 2**70)),
+            InvalidArgumentError,
+            "shape: .* got \\(0, 1180591620717411303424",
+        ),
+        (lambda: qatcore.unpack_int4(b"a", (1,) * 65), InvalidArgumentError, "shape: .*65"),
         (lambda: qatcore.unpack_int4(b"a", 2.0), TypeError, "shape: expected an integer"),
         (
             lambda: qatcore.unpack_int4(b"a", 2, dtype="int8"),
