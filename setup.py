@@ -74,7 +74,6 @@ DIRECTIVES = {
     "autotestdict": False,  # there are no doctests in the kernels, and _kernels.pyi would have to list it
     "embedsignature": True,
     "embedsignature.format": "python",
-    "freethreading_compatible": True,
 }
 
 

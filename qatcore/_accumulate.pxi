@@ -254,19 +254,28 @@ cdef inline void add_extreme(
         own_n[0] = other_n
 
 
-cdef bint holds_too_many(const int64_t[:, ::1] stats, const int64_t[:, ::1] others, int64_t most) noexcept nogil:
-    """Whether a sum of counts, of a channel or of all, would be more than `most`."""
+cdef bint holds_too_many(const int64_t[:, ::1] stats, const int64_t[:, ::1] others, int64_t largest) noexcept nogil:
+    """Whether a sum of counts, of a channel or of all, would be more than `largest`."""
     cdef Py_ssize_t channel, i
     cdef int64_t total = 0
     for channel in range(stats.shape[0]):
         for i in range(N_LOW, N_NONZERO + 1):
-            if stats[channel, i] > most - others[channel, i]:
+            if stats[channel, i] > largest - others[channel, i]:
                 return True
         for i in range(N_ZERO, N_NONZERO + 1):
             total += stats[channel, i] + others[channel, i]
-            if total > most:
+            if total > largest:
                 return True
     return False
+
+
+cdef inline int64_t most_held(
+    const int64_t* mine, const int64_t* theirs, int64_t limit, int64_t pending
+) noexcept nogil:
+    """How many values a channel may hold once what is theirs is mine too."""
+    if mine[N_NONZERO] + theirs[N_NONZERO] <= limit:
+        return limit
+    return pending
 
 
 def add_channels(
@@ -274,7 +283,7 @@ def add_channels(
     object source,
     int64_t limit,
     int64_t pending,
-    int64_t most,
+    int64_t largest,
     int32_t[:, ::1] tables,
     int32_t[::1] found,
 ):
@@ -282,11 +291,11 @@ def add_channels(
 
     Channels of at most `limit` values have no counts, and of others at most `pending` values wait to be counted.
     Returns None if done; if there is not enough room, how many rows, rows of a channel, and places for values there
-    have to be; and -1 if a count would be more than `most`.  `tables` (2, 4096) is all -1, and its first row left so;
-    `found` (2**19) is all 0, and left so.
+    have to be; what is used if there are other arrays meanwhile; and -1 if a count would be more than `largest`.
+    `tables` (2, 4096) is all -1, and its first row left so; `found` (2**19) is all 0, and left so.
     """
     cdef Py_ssize_t channel, i, j, n, rows, width = 0
-    cdef int64_t own, others, start, places, held, binade
+    cdef int64_t own, others, start, places, may_hold, binade
     cdef int32_t row, into
     cdef int32_t* table = &tables[0, 0]
     cdef int32_t* marked = &tables[1, 0]
@@ -305,7 +314,10 @@ def add_channels(
     cdef const int64_t[::1] other_owners = other_arrays.owners
     cdef const int32_t[:, ::1] other_owned = other_arrays.owned
     cdef const int64_t[:, ::1] other_counts = other_arrays.counts
-    if holds_too_many(stats, other_stats, most):
+    if target.arrays is not own_arrays or source.arrays is not other_arrays:
+        # Making a memoryview may start Python 3.11's garbage collection, and that anything.
+        return used[ROWS], 0, used[PLACES]
+    if holds_too_many(stats, other_stats, largest):
         return -1
 
     rows = used[ROWS]
@@ -315,19 +327,19 @@ def add_channels(
         theirs = &other_stats[channel, 0]
         own = mine[N_HELD]
         others = theirs[N_HELD]
-        held = limit if mine[N_NONZERO] + theirs[N_NONZERO] <= limit else pending
-        if others <= held:
-            n = own + others if own + others <= held else others
+        may_hold = most_held(mine, theirs, limit, pending)
+        if others <= may_hold:
+            n = own + others if own + others <= may_hold else others
             if n > mine[ROOM]:
-                places += room_for(n, held)
-        if own + others <= held and theirs[N_ROWS] == 0:
+                places += room_for(n, may_hold)
+        if own + others <= may_hold and theirs[N_ROWS] == 0:
             continue
         n = 0
         fill_table(owned, owners, channel, mine[N_ROWS], table)
-        if own + others > held:
+        if own + others > may_hold:
             for i in range(mine[FIRST_VALUE], mine[FIRST_VALUE] + own):
                 n = mark(binade_of(values[i]), table, marked, n)
-        if others > held:
+        if others > may_hold:
             for i in range(theirs[FIRST_VALUE], theirs[FIRST_VALUE] + others):
                 n = mark(binade_of(other_values[i]), table, marked, n)
         for i in range(theirs[N_ROWS]):
@@ -345,14 +357,14 @@ def add_channels(
         theirs = &other_stats[channel, 0]
         own = mine[N_HELD]
         others = theirs[N_HELD]
-        held = limit if mine[N_NONZERO] + theirs[N_NONZERO] <= limit else pending
-        if own + others > held or theirs[N_ROWS]:
+        may_hold = most_held(mine, theirs, limit, pending)
+        if own + others > may_hold or theirs[N_ROWS]:
             fill_table(owned, owners, channel, mine[N_ROWS], table)
-            if own and own + others > held:
+            if own and own + others > may_hold:
                 x = &values[mine[FIRST_VALUE]]
                 count_values(x, own, channel, mine, owners, owned, counts, &used[ROWS], table, &found[0])
                 own = 0
-            if others > held:
+            if others > may_hold:
                 x = &other_values[theirs[FIRST_VALUE]]
                 count_values(x, others, channel, mine, owners, owned, counts, &used[ROWS], table, &found[0])
                 others = 0
@@ -368,12 +380,12 @@ def add_channels(
             if own:
                 memcpy(&values[start], &values[mine[FIRST_VALUE]], own * sizeof(double))
             mine[FIRST_VALUE] = start
-            mine[ROOM] = room_for(own + others, held)
+            mine[ROOM] = room_for(own + others, may_hold)
             used[PLACES] += mine[ROOM]
         if others:
             memcpy(&values[mine[FIRST_VALUE] + own], &other_values[theirs[FIRST_VALUE]], others * sizeof(double))
         mine[N_HELD] = own + others
-        mine[ROOM] = min(mine[ROOM], held)
+        mine[ROOM] = min(mine[ROOM], may_hold)
         add_extreme(
             &mine[LOW_KEY], theirs[LOW_KEY], &mine[N_LOW], theirs[N_LOW], theirs[LOW_KEY] < mine[LOW_KEY]
         )

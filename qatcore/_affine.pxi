@@ -3,8 +3,8 @@
 #
 # Scales lie in the order of the elements, in one of two ways.  With `inner` > 1 each one is for a run of `inner`
 # elements, and after the last one comes the first again.  With `inner` 1 neighbours have different ones: `pattern` of
-# them, which are loaded as vectors, come `repeats` times, then the next `pattern`.  Python sees to it that patterns
-# are long.
+# them, which are loaded as vectors, come `repeats` times, then the next `pattern`.  Python makes patterns as
+# long as a layout allows.
 
 ctypedef fused codeword:
     uint8_t

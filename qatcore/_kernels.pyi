@@ -156,13 +156,19 @@ def drain_leading_bits(
     counts: NDArray[np.int64],
 ) -> tuple[int, int]: ...
 def gather_values(
-    x: NDArray[np.float32] | NDArray[np.float64], values: NDArray[np.float64], stats: NDArray[np.int64]
+    x: NDArray[np.float32] | NDArray[np.float64], values: NDArray[np.float64], stats: NDArray[np.int64], first: int
 ) -> None: ...
 def add_channels(
-    target: Any, source: Any, limit: int, most: int, tables: NDArray[np.int32]
+    target: Any,
+    source: Any,
+    limit: int,
+    pending: int,
+    largest: int,
+    tables: NDArray[np.int32],
+    found: NDArray[np.int32],
 ) -> tuple[int, int, int] | int | None: ...
 def measure_channels(accumulator: Any, with_room: bool) -> tuple[int, int, int]: ...
-def copy_channels(accumulator: Any, arrays: Any, replace: bool) -> bool: ...
+def copy_channels(accumulator: Any, own_arrays: Any, arrays: Any, replace: bool) -> bool: ...
 def tabulate_channels(
     x: NDArray[np.int32] | NDArray[np.int64],
     buffer: NDArray[np.int32] | NDArray[np.int64],

@@ -18,7 +18,9 @@
 # (all exact), no contraction, and no sum whose order depends on the vector width.
 #
 # Every `def` takes typed memoryviews, releases the GIL, and does nothing else: Python has validated
-# the arguments and allocated the results.  Floating point enters as float32 or float64, C-contiguous.
+# the arguments and allocated the results.  Floating point enters as float32 or float64, C-contiguous.  Those that
+# change what threads share keep the GIL; the modules do not declare that they do without, so that a free-threaded
+# Python turns it on.
 
 from libc.math cimport copysign, fabs, floor, rint, rintf, trunc
 from libc.stdint cimport (

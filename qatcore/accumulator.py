@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ class Accumulator:
 
     @property
     def stats(self) -> _Integers:
-        """The statistics, shape (channels, 12)."""
+        """The statistics, shape (channels, 13)."""
         return self.arrays.stats
 
     @property
@@ -106,9 +107,9 @@ class Accumulator:
 
     def extreme(self, which: int) -> npt.NDArray[np.float64]:
         """Return each channel's least (0) or greatest (1) finite value; +inf and -inf if there is none."""
-        stats = self.stats
-        values = _values_of_keys(stats[:, (LOW_KEY, HIGH_KEY)[which]])
-        return np.where(stats[:, N_LOW] == 0, (np.inf, -np.inf)[which], values)
+        keys = self.stats[:, (LOW_KEY, HIGH_KEY)[which]].copy()  # once: another thread may be adding
+        none = (_INT64.max, _INT64.min)[which]
+        return np.where(keys == none, (np.inf, -np.inf)[which], _values_of_keys(keys))
 
     @property
     def n_rows(self) -> int:
@@ -139,12 +140,13 @@ class Accumulator:
             if needed == -1:
                 raise InvalidArgumentError(f"expected at most {LARGEST_COUNT} values, got more in all")
             self.make_room(*needed)
-        self._tidy_up()
+        with contextlib.suppress(MemoryError):  # it has been added
+            self._tidy_up()
 
     def _tidy_up(self) -> None:
         """Let go of places for values where they are many and little used."""
         arrays = self.arrays
-        if arrays.values.size > _FEW_PLACES and arrays.values.size > 3 * (arrays.stats[:, _ROOM].sum() + 1):
+        if arrays.values.size > _FEW_PLACES and arrays.values.size > 2 * (arrays.stats[:, _ROOM].sum() + 1):
             self._move(lambda old: old._replace(values=self._place()))
 
     def make_room(self, rows: int, width: int, places: int) -> None:
@@ -183,11 +185,13 @@ class Accumulator:
             old = self.arrays
             copy = Arrays.empty(self.channels, *_dispatch.kernels.measure_channels(self, False))
             if _dispatch.kernels.copy_channels(self, old, copy, False):
-                return Accumulator.of_arrays(copy)
+                # Values may have been counted since they were measured.
+                return Accumulator.of_arrays(copy._replace(values=copy.values[: copy.used[_PLACES]]))
 
     def placed(self, places: _Integers, channels: int) -> Accumulator:
         """Return more channels, with these at the given places and nothing in the others; uses the same arrays."""
-        stats, _, owners, owned, _, _ = self.arrays
+        stats, _, owners, owned, counts, _ = self.arrays
+        owners = owners[: self.n_rows]
         spread = Arrays.empty(channels, 0, owned.shape[1])
         spread.stats[places] = stats
         spread.owned[places] = owned
@@ -196,6 +200,7 @@ class Accumulator:
                 stats=spread.stats,
                 owners=places[owners // BINADES] * BINADES + owners % BINADES,
                 owned=spread.owned,
+                counts=counts[: self.n_rows],
             )
         )
 

@@ -186,9 +186,9 @@ def quantize_nvfp4(
     elements are divided by the rounded product of both scales, and rounded to nearest, ties to even, saturating.  All
     this is computed in float32, in float64 for float64.
 
-    An infinity saturates, in a block with the greatest scale there is: it becomes the greatest finite magnitude of `x`.
-    A block that holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.  Of float64 what is beyond
-    float32 counts as its greatest number.
+    What is beyond float32, and an infinity in its block, counts as float32's greatest number and saturates: an infinity
+    becomes the greatest finite magnitude of `x`, unless a tensor scale is given or is 1 for want of one.  A block that
+    holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.
 
     Examples
     --------

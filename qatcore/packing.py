@@ -183,7 +183,7 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
 def _unpacked(packed: Any, shape: int | tuple[int, ...], dtype: Any, width: int) -> npt.NDArray[Any]:
     code_format = as_code_format(dtype, "dtype", _names(width))
     sizes = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
-    if isinstance(packed, bytes | bytearray | memoryview):
+    if isinstance(packed, bytes | bytearray):
         packed = np.frombuffer(packed, np.uint8)
     array = as_plain_array(packed, "packed")
     if array.dtype.type is not np.uint8:

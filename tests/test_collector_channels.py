@@ -1,5 +1,6 @@
 """Each channel of a collector is, to the bit, a collector of its own."""
 
+import gc
 import itertools
 import pickle
 import signal
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qatcore
-from qatcore import CalibrationCollector, InvalidArgumentError, QuantBits
-from qatcore.accumulator import N_HELD, N_NONZERO, PENDING
+from qatcore import CalibrationCollector, InvalidArgumentError, QuantBits, _dispatch
+from qatcore.accumulator import N_HELD, N_NONZERO, PENDING, Accumulator
+from qatcore.counting import count_along
 from qatcore.histogram import EXACT_LIMIT
 
 OPTIONS = [
@@ -236,6 +238,138 @@ def test_values_that_wait_to_be_counted_leave_no_trace(tmp_path):
     assert_same_answers(collector, expected)
 
 
+class Between:
+    """Kernels that do something else before the n-th call of one of them, as another thread might."""
+
+    def __init__(self, name, turn, action):
+        self._name, self._turn, self._action = name, turn, action
+
+    def __getattr__(self, name):
+        if name == self._name:
+            self._turn -= 1
+            if self._turn == 0:
+                self._action()
+        return getattr(KERNELS, name)
+
+
+KERNELS = _dispatch.kernels
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+@pytest.mark.parametrize("n", [100, 3000, 5000, 20_000])
+@pytest.mark.parametrize("kernel", ["copy_channels", "measure_channels", "add_channels"])
+@pytest.mark.parametrize("factor", [1.0, 2.0**200], ids=["old binades", "new binades"])
+def test_a_batch_in_the_middle_of_another_call(monkeypatch, factor, kernel, n, turn):
+    """Counts that are made, values that are appended, arrays that move while they are being measured or copied."""
+    x = np.random.default_rng(7).standard_normal(20_000)
+    more = x[::-1][:n] * factor
+    for call in (lambda c: c._histogram, lambda c: c.observe(x[:4000]), lambda c: c.merge(observed(x))):
+        collector = observed(x, x[:4000])
+        interruption = Between(kernel, turn, lambda: collector.observe(more))  # noqa: B023
+        monkeypatch.setattr(_dispatch, "kernels", interruption)
+        call(collector)
+        monkeypatch.setattr(_dispatch, "kernels", KERNELS)
+        expected = observed(x, x[:4000])
+        call(expected)
+        if interruption._turn <= 0:
+            expected.observe(more)
+        assert collector == expected
+        assert pickle.dumps(collector) == pickle.dumps(expected)
+
+
+def test_no_memory_to_tidy_up(monkeypatch):
+    """The batch has been counted by then."""
+    x = np.random.default_rng(9).standard_normal((9, 5000))
+    collector = observed(x, axis=0)
+    failed = []
+
+    place = Accumulator._place
+
+    def fail(self, more=0):
+        if more:
+            return place(self, more)
+        failed.append(True)
+        raise MemoryError
+
+    monkeypatch.setattr(Accumulator, "_place", fail)
+    batches = 0
+    while not failed:
+        collector.observe(x[:, :10])
+        batches += 1
+    monkeypatch.undo()
+    assert collector == observed(x, *[x[:, :10]] * batches, axis=0)
+
+
+def test_more_room_than_rows():
+    """What lies beyond the rows that are used is nobody's."""
+    x = np.random.default_rng(10).standard_normal((2, 9000))
+    accumulator = count_along(x, None, (0,), 1)
+    accumulator.make_room(accumulator.n_rows + 50, 200, 100)
+    accumulator.arrays.owners[accumulator.n_rows :] = -(2**60)
+    placed = accumulator.placed(np.array([3, 1]), 5).histogram()[1]
+    assert placed == Accumulator.of_histogram(placed).histogram()[1]
+    for place, row in ((3, x[0]), (1, x[1])):
+        assert placed.take(np.array([place])) == observed(row)._histogram
+    assert placed.n_elements.tolist() == [0, 9000, 0, 9000, 0]
+
+
+def test_extremes_while_batches_arrive():
+    """Each is one that there was: with as many channels NumPy lets other threads run."""
+    x = np.full((50_000, 1), 3.0)
+    stats = observed(x, axis=0)._state[1].stats
+    keys = [observed(factor * x, axis=0)._state[1].stats[:, 0].copy() for factor in (1.0, -1.0)]
+    collector = observed(x, axis=0)
+    stats = collector._state[1].stats
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            for key in keys:
+                stats[:, 0] = key
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    seen = [collector.min_val for _ in range(200)]
+    done.set()
+    thread.join()
+    assert set(np.unique(seen).tolist()) == {3.0, -3.0}
+
+
+def test_collecting_garbage_while_adding(monkeypatch):
+    """Of Python 3.11 it may begin inside the kernel, and run anything: here one more batch."""
+    x = np.random.default_rng(11).standard_normal(20_000)
+    more = x * np.exp2(np.arange(20_000) % 601 - 300)
+    expected = observed(x, x[:100], x[:100], more)
+
+    class Observing:
+        def __init__(self, collector):
+            self.collector, self.itself = collector, self
+
+        def __del__(self):
+            self.collector.observe(more)
+
+    thresholds = gc.get_threshold()
+    for threshold in range(1, 40):
+        collector, part = observed(x, x[:100]), observed(x[:100])  # for which there is room
+        gc.collect()
+        gc.disable()
+        Observing(collector)
+
+        def begin(threshold=threshold):
+            gc.set_threshold(gc.get_count()[0] + threshold)
+            gc.enable()
+
+        monkeypatch.setattr(_dispatch, "kernels", Between("add_channels", 1, begin))
+        try:
+            collector.merge(part)
+        finally:
+            gc.set_threshold(*thresholds)
+            gc.enable()
+        monkeypatch.undo()
+        gc.collect()
+        assert collector == expected
+
+
 def test_threads():
     x = uneven(np.random.default_rng(5), 40_000, 8)
     collector = CalibrationCollector(axis=1)
@@ -246,6 +380,8 @@ def test_threads():
             collector.observe(part)
             collector.merge(observed(part, axis=1))
             collector.min_max_scale()
+            histogram = collector._histogram
+            assert histogram.values.size == histogram.value_start[-1]
 
     threads = [threading.Thread(target=work, args=(parts[i::8],)) for i in range(8)]
     for thread in threads:

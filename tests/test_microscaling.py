@@ -14,6 +14,7 @@ from inputs import BFLOAT16, LAYOUTS, assert_same, laid_out
 import qatcore
 from qatcore import InvalidArgumentError
 
+E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 ELEMENTS = ["float4_e2m1fn", "float8_e4m3fn", "float8_e5m2", "int8"]
 every_element = pytest.mark.parametrize("dtype", ELEMENTS)
@@ -264,7 +265,11 @@ def test_nvfp4_of_doubles(level):
         quotients = [Fraction(float(v) / float(step)) for v in row]
         expected = [nearest(q, bool(v < 0), "float4_e2m1fn", table) for q, v in zip(quotients, row, strict=True)]
         assert of_row.tobytes() == b"".join(expected)
-        assert abs(float(scale_of_row) * float(tensor_scale) * 6.0 / np.abs(row).max() - 1.0) < 2.0**-4
+        ratio = float(np.abs(row).max()) / 6.0 / float(tensor_scale)  # a double, rounded once to E4M3
+        fine = [Fraction(v) for v in np.arange(256, dtype=np.uint8).view(E4M3)[1:127].astype(float).tolist()]
+        below, above = max(v for v in fine if v <= ratio), min((v for v in fine if v >= ratio), default=fine[-1])
+        if 2 * Fraction(ratio) != below + above:
+            assert Fraction(float(scale_of_row)) == (below if 2 * Fraction(ratio) < below + above else above)
 
 
 def test_nvfp4_of_what_is_not_finite_or_tiny():
@@ -281,6 +286,17 @@ def test_nvfp4_of_what_is_not_finite_or_tiny():
     assert values[3:].tolist() == [[float(np.float32(6.0) * (np.float32(448.0) * tensor_scale))] * 16] * 2
     for constant in (0.0, np.nan, np.inf):
         assert qatcore.quantize_nvfp4(np.full(16, constant))[2] == 1.0
+
+
+def test_nvfp4_along_any_axis():
+    x = np.random.default_rng(3).normal(size=(16, 32, 48)).astype(np.float32)
+    for axis in range(-3, 3):
+        codes, scale, tensor_scale = qatcore.quantize_nvfp4(x, axis=axis)
+        expected = qatcore.quantize_nvfp4(np.moveaxis(x, axis, -1))
+        moved = np.moveaxis(codes, axis, -1), np.moveaxis(scale, axis, -1), tensor_scale
+        assert_same(moved, expected)
+        values = qatcore.dequantize_nvfp4(codes, scale, tensor_scale, axis=axis)
+        assert_same(np.moveaxis(values, axis, -1), qatcore.dequantize_nvfp4(*expected))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])

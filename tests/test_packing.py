@@ -138,3 +138,13 @@ def test_integers_of_eight_bits():
 def test_refused(call, error, said):
     with pytest.raises(error, match=said):
         call()
+
+
+def test_views_of_bytes():
+    data = bytes(range(64, 80))
+    for view in (memoryview(data), memoryview(data)[::2], memoryview(data)[::-1], bytearray(data)):
+        expected = np.array(bytearray(view), np.uint8)
+        assert (
+            qatcore.unpack_int4(view, 2 * expected.size).tolist()
+            == qatcore.unpack_int4(expected, 2 * expected.size).tolist()
+        )
