@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,16 +102,17 @@ for _bits in QuantBits:
     _FORMAT_OF[_bits] = _FORMAT_OF["float8_e4m3fn" if _bits is QuantBits.FP8 else _bits.value]
 
 
-def as_code_format(dtype: Any, name: str, allowed: Iterable[str] | None = None) -> CodeFormat:
+def as_code_format(dtype: Any, name: str, allowed: Collection[str] | None = None) -> CodeFormat:
     """Return the format of codes of a type, given as such, by its name or as `QuantBits`; an allowed one."""
     code_format = _format_of(dtype)
-    names = [str(each.dtype) for each in CODE_FORMATS] if allowed is None else list(allowed)
-    if code_format is None or str(code_format.dtype) not in names:
-        given = dtype if isinstance(dtype, np.dtype) else reprlib.repr(dtype)
-        if code_format is not None:
-            given = code_format.dtype
-        raise InvalidArgumentError(f"{name}: expected one of {', '.join(names)}, got {given}")
-    return code_format
+    # Without names, which take longer than a small array, unless they are needed.
+    if code_format is not None and (allowed is None or str(code_format.dtype) in allowed):
+        return code_format
+    names = (str(each.dtype) for each in CODE_FORMATS) if allowed is None else allowed
+    if code_format is not None:
+        dtype = code_format.dtype
+    given = dtype if isinstance(dtype, np.dtype) else reprlib.repr(dtype)
+    raise InvalidArgumentError(f"{name}: expected one of {', '.join(names)}, got {given}")
 
 
 def _format_of(dtype: Any) -> CodeFormat | None:
