@@ -132,9 +132,7 @@ class Accumulator:
             If that would be more values than can be counted.
         """
         while True:
-            needed = _dispatch.kernels.add_channels(
-                self, other, EXACT_LIMIT, pending, LARGEST_COUNT, _row_tables(), _bin_table()
-            )
+            needed = _dispatch.kernels.add_channels(self, other, EXACT_LIMIT, pending, LARGEST_COUNT, *_tables())
             if needed is None:
                 break
             if needed == -1:
@@ -217,7 +215,7 @@ class Accumulator:
         """
         stats, _, owners, owned, counts, used = self.arrays
         _dispatch.kernels.tabulate_channels(
-            bits, buffer, tables, stats, owners, owned, counts, used, incomplete, _row_tables()
+            bits, buffer, tables, stats, owners, owned, counts, used, incomplete, _tables()[0]
         )
 
     def histogram(self) -> tuple[int, LeadingBitHistogram]:
@@ -267,22 +265,13 @@ class Accumulator:
         return cls.of_arrays(arrays)
 
 
-def _row_tables() -> npt.NDArray[np.int32]:
-    """Return this thread's tables from binades to rows, all -1 between calls."""
+def _tables() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return this thread's tables from binades to rows, all -1 between calls, and counts for all bins, all 0."""
     try:
-        tables: npt.NDArray[np.int32] = _scratch.tables
+        tables: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] = _scratch.tables
     except AttributeError:
-        tables = _scratch.tables = np.full((2, BINADES), -1, np.int32)
+        tables = _scratch.tables = np.full((2, BINADES), -1, np.int32), np.zeros(BINADES * FRACTION, np.int32)
     return tables
-
-
-def _bin_table() -> npt.NDArray[np.int32]:
-    """Return this thread's counts for all bins, all 0 between calls."""
-    try:
-        table: npt.NDArray[np.int32] = _scratch.bins
-    except AttributeError:
-        table = _scratch.bins = np.zeros(BINADES * FRACTION, np.int32)
-    return table
 
 
 def summed(parts: Iterable[Accumulator]) -> Accumulator:

@@ -151,9 +151,8 @@ def unpack_int2(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int2
     return _unpacked(packed, shape, dtype, 2)
 
 
-def _names(width: int) -> list[str]:
-    """Return the types whose codes have so many bits."""
-    return [str(code_format.dtype) for code_format in CODE_FORMATS if code_format.width == width]
+#: The types whose codes have so many bits.
+_NAMES = {width: [str(each.dtype) for each in CODE_FORMATS if each.width == width] for width in (2, 4)}
 
 
 def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
@@ -166,7 +165,7 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
                 f"codes: expected {least} to {greatest} for {array.dtype}, got {array.min()} to {array.max()}"
             )
     elif all(array.dtype.type is not each.dtype.type for each in CODE_FORMATS if each.width == width):
-        raise TypeError(f"codes: expected an array of {', '.join(_names(width))}, int8 or uint8, got {array.dtype}")
+        raise TypeError(f"codes: expected an array of {', '.join(_NAMES[width])}, int8 or uint8, got {array.dtype}")
     per_byte = 8 // width
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     packed = np.empty(-(-flat.size // per_byte), np.uint8)
@@ -181,7 +180,7 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
 
 
 def _unpacked(packed: Any, shape: int | tuple[int, ...], dtype: Any, width: int) -> npt.NDArray[Any]:
-    code_format = as_code_format(dtype, "dtype", _names(width))
+    code_format = as_code_format(dtype, "dtype", _NAMES[width])
     sizes = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
     if isinstance(packed, bytes | bytearray):
         packed = np.frombuffer(packed, np.uint8)

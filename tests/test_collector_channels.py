@@ -316,7 +316,6 @@ def test_more_room_than_rows():
 def test_extremes_while_batches_arrive():
     """Each is one that there was: with as many channels NumPy lets other threads run."""
     x = np.full((50_000, 1), 3.0)
-    stats = observed(x, axis=0)._state[1].stats
     keys = [observed(factor * x, axis=0)._state[1].stats[:, 0].copy() for factor in (1.0, -1.0)]
     collector = observed(x, axis=0)
     stats = collector._state[1].stats
