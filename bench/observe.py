@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -30,10 +31,11 @@ def rows(settings: Settings) -> Iterator[Row]:
     yield from many_batches(settings)
 
 
-def observed(x: np.ndarray) -> qatcore.CalibrationCollector:
-    """Return a fresh collector that has seen an array."""
-    collector = qatcore.CalibrationCollector()
-    collector.observe(x)
+def observed(*batches: np.ndarray, axis: int | None = None) -> qatcore.CalibrationCollector:
+    """Return a fresh collector that has seen some arrays."""
+    collector = qatcore.CalibrationCollector(axis)
+    for batch in batches:
+        collector.observe(batch)
     return collector
 
 
@@ -89,27 +91,16 @@ def many_channels(x: np.ndarray, settings: Settings) -> Iterator[Row]:
     pooled = observed(x)
     for axis, kind in ((0, "each in one piece"), (1, "one beside the other")):
         array = x.reshape((CHANNELS, rows) if axis == 0 else (rows, CHANNELS))
-        batches = np.split(array, 64, axis=1 - axis)
         work = f"observe {counted(x.size)} float32 as {CHANNELS:,} channels, {kind}"
-
-        def whole(array: np.ndarray = array, axis: int = axis) -> qatcore.CalibrationCollector:
-            collector = qatcore.CalibrationCollector(axis)
-            collector.observe(array)
-            return collector
-
-        def in_batches(batches: list[np.ndarray] = batches, axis: int = axis) -> qatcore.CalibrationCollector:
-            collector = qatcore.CalibrationCollector(axis)
-            for batch in batches:
-                collector.observe(batch)
-            return collector
-
-        require(work, whole().pooled() == pooled, "the channels together are not the whole")
-        require(work, whole().channel(7) == observed(array.take(7, axis)), "a channel is not a collector of its own")
-        require(work, whole() == in_batches(), "batches left a trace")
-        for name, call in ((work, whole), (f"{work}, in 64 batches", in_batches)):
-            row = Row(name)
-            row.ours(call)
-            row.other("qatcore: as one channel", lambda: observed(x))
+        expected = observed(array, axis=axis)
+        require(work, expected.pooled() == pooled, "the channels together are not the whole")
+        require(work, expected.channel(7) == observed(array.take(7, axis)), "a channel is not a collector of its own")
+        for batches, suffix in ((1, ""), (64, ", in 64 batches")):
+            parts = np.split(array, batches, axis=1 - axis)
+            require(work, observed(*parts, axis=axis) == expected, "batches left a trace")
+            row = Row(work + suffix)
+            row.ours(partial(observed, *parts, axis=axis))
+            row.other("qatcore: as one channel, likewise", partial(observed, *np.split(x, batches)))
             yield row
 
 

@@ -34,8 +34,9 @@ cdef enum:
     CHANGES = 2
 
     BINADES = 4096    # by sign and exponent of float64
-    AHEAD = 64        # rows that gathering asks for ahead: the next one may be pages away
-    TILE = 16         # channels gathered side by side: float32 values of one cache line
+    AHEAD = 8         # rows that gathering asks for ahead: the next one may be pages away
+    TILE = 16         # channels gathered in one go: float32 values of one cache line
+    TILES = 4         # and so many lines of a row: what it costs to find the next row's page is shared
 
 
 ctypedef fused element:
@@ -54,22 +55,24 @@ cdef inline void gather(
     const element[:, :, :] x, Py_ssize_t channel, Py_ssize_t width, gathered[:, ::1] values
 ) noexcept nogil:
     """Copy `width` channels of x (outer, channels, inner) to the front of as many rows of values."""
-    cdef Py_ssize_t o, i, t, k = 0, inner = x.shape[2], step = x.strides[1], row = values.shape[1]
+    cdef Py_ssize_t o, i, t, u, k = 0, inner = x.shape[2], step = x.strides[1], row = values.shape[1]
+    cdef Py_ssize_t tiled = width - width % TILE
     cdef const char* source
     cdef gathered* target
     if inner < TILE:  # neighbours in memory are different channels
         for o in range(x.shape[0]):
             if o + AHEAD < x.shape[0]:
-                prefetch(&x[o + AHEAD, channel, 0])
+                source = <const char*> &x[o + AHEAD, channel, 0]
+                for t in range(0, width * step + 63, 64):  # rows begin anywhere in a line
+                    prefetch(source + t)
             for i in range(inner):
                 source = <const char*> &x[o, channel, i]
                 target = &values[channel, k]
-                if width == TILE:  # which is a constant: the loop is unrolled
-                    for t in range(TILE):
-                        target[t * row] = <gathered> (<const element*> (source + t * step))[0]
-                else:
-                    for t in range(width):
-                        target[t * row] = <gathered> (<const element*> (source + t * step))[0]
+                for t in range(0, tiled, 16):  # TILE: a step must be a literal to stay a C loop
+                    for u in range(TILE):  # which is a constant: the loop is unrolled
+                        target[(t + u) * row] = <gathered> (<const element*> (source + (t + u) * step))[0]
+                for t in range(tiled, width):
+                    target[t * row] = <gathered> (<const element*> (source + t * step))[0]
                 k += 1
     else:
         for t in range(width):
@@ -144,8 +147,8 @@ def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, :
     """
     cdef Py_ssize_t channel, t, width, n = x.shape[0] * x.shape[2]
     with nogil:
-        for channel in range(0, x.shape[1], 16):  # TILE: a step must be a literal to stay a C loop
-            width = min(<Py_ssize_t> TILE, x.shape[1] - channel)
+        for channel in range(0, x.shape[1], 64):  # TILES of them
+            width = min(<Py_ssize_t> (TILES * TILE), x.shape[1] - channel)
             gather(x, channel, width, values)
             for t in range(channel, channel + width):
                 scan_values(&values[t, 0], n, &stats[t, 0])
@@ -254,18 +257,21 @@ cdef inline void add_extreme(
         own_n[0] = other_n
 
 
-cdef bint holds_too_many(const int64_t[:, ::1] stats, const int64_t[:, ::1] others, int64_t largest) noexcept nogil:
+cdef bint holds_too_many(
+    const int64_t[:, ::1] stats, const int64_t[:, ::1] others, Py_ssize_t first, int64_t largest
+) noexcept nogil:
     """Whether a sum of counts, of a channel or of all, would be more than `largest`."""
     cdef Py_ssize_t channel, i
-    cdef int64_t total = 0
+    cdef int64_t total = 0, added
     for channel in range(stats.shape[0]):
         for i in range(N_LOW, N_NONZERO + 1):
-            if stats[channel, i] > largest - others[channel, i]:
+            added = others[channel - first, i] if 0 <= channel - first < others.shape[0] else 0
+            if stats[channel, i] > largest - added:
                 return True
-        for i in range(N_ZERO, N_NONZERO + 1):
-            total += stats[channel, i] + others[channel, i]
-            if total > largest:
-                return True
+            if i >= N_ZERO:
+                total += stats[channel, i] + added
+                if total > largest:
+                    return True
     return False
 
 
@@ -281,13 +287,14 @@ cdef inline int64_t most_held(
 def add_channels(
     object target,
     object source,
+    Py_ssize_t first,
     int64_t limit,
     int64_t pending,
     int64_t largest,
     int32_t[:, ::1] tables,
     int32_t[::1] found,
 ):
-    """Add the values and counts of the channels of one accumulator to those of another, all or nothing.
+    """Add the values and counts of the channels of one accumulator to those of another, from `first`, all or nothing.
 
     Channels of at most `limit` values have no counts, and of others at most `pending` values wait to be counted.
     Returns None if done; if there is not enough room, how many rows, rows of a channel, and places for values there
@@ -317,14 +324,14 @@ def add_channels(
     if target.arrays is not own_arrays or source.arrays is not other_arrays:
         # Making a memoryview may start Python 3.11's garbage collection, and that anything.
         return used[ROWS], 0, used[PLACES]
-    if holds_too_many(stats, other_stats, largest):
+    if holds_too_many(stats, other_stats, first, largest):
         return -1
 
     rows = used[ROWS]
     places = used[PLACES]
-    for channel in range(stats.shape[0]):
+    for channel in range(first, first + other_stats.shape[0]):
         mine = &stats[channel, 0]
-        theirs = &other_stats[channel, 0]
+        theirs = &other_stats[channel - first, 0]
         own = mine[N_HELD]
         others = theirs[N_HELD]
         may_hold = most_held(mine, theirs, limit, pending)
@@ -343,7 +350,7 @@ def add_channels(
             for i in range(theirs[FIRST_VALUE], theirs[FIRST_VALUE] + others):
                 n = mark(binade_of(other_values[i]), table, marked, n)
         for i in range(theirs[N_ROWS]):
-            n = mark(other_owners[other_owned[channel, i]] & (BINADES - 1), table, marked, n)
+            n = mark(other_owners[other_owned[channel - first, i]] & (BINADES - 1), table, marked, n)
         for i in range(n):
             table[marked[i]] = -1
         clear_table(owned, owners, channel, mine[N_ROWS], table)
@@ -352,9 +359,9 @@ def add_channels(
     if rows > owners.shape[0] or width > owned.shape[1] or places > values.shape[0]:
         return rows, width, places
 
-    for channel in range(stats.shape[0]):
+    for channel in range(first, first + other_stats.shape[0]):
         mine = &stats[channel, 0]
-        theirs = &other_stats[channel, 0]
+        theirs = &other_stats[channel - first, 0]
         own = mine[N_HELD]
         others = theirs[N_HELD]
         may_hold = most_held(mine, theirs, limit, pending)
@@ -369,7 +376,7 @@ def add_channels(
                 count_values(x, others, channel, mine, owners, owned, counts, &used[ROWS], table, &found[0])
                 others = 0
             for i in range(theirs[N_ROWS]):
-                row = other_owned[channel, i]
+                row = other_owned[channel - first, i]
                 binade = other_owners[row] & (BINADES - 1)
                 into = row_of(binade, channel, mine, owners, owned, counts, &used[ROWS], table)
                 for j in range(FRACTION):

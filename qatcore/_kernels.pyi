@@ -161,6 +161,7 @@ def gather_values(
 def add_channels(
     target: Any,
     source: Any,
+    first: int,
     limit: int,
     pending: int,
     largest: int,

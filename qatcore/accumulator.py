@@ -121,8 +121,8 @@ class Accumulator:
         """How often something was added."""
         return int(self.arrays.used[_CHANGES])
 
-    def add(self, other: Accumulator, pending: int = PENDING) -> None:
-        """Add what another one, not this one, of as many channels holds, all or nothing.
+    def add(self, other: Accumulator, first: int = 0, pending: int = PENDING) -> None:
+        """Add what another one, not this one, holds to as many channels from the first one on, all or nothing.
 
         In channels of more than `EXACT_LIMIT` values up to `pending` of them wait to be counted.
 
@@ -132,7 +132,7 @@ class Accumulator:
             If that would be more values than can be counted.
         """
         while True:
-            needed = _dispatch.kernels.add_channels(self, other, EXACT_LIMIT, pending, LARGEST_COUNT, *_tables())
+            needed = _dispatch.kernels.add_channels(self, other, first, EXACT_LIMIT, pending, LARGEST_COUNT, *_tables())
             if needed is None:
                 break
             if needed == -1:
@@ -281,29 +281,6 @@ def summed(parts: Iterable[Accumulator]) -> Accumulator:
     for part in rest:
         total.add(part)
     return total
-
-
-def joined(parts: list[Accumulator]) -> Accumulator:
-    """Return the channels of all parts, which are trimmed, one part's after the other's."""
-    if len(parts) == 1:
-        return parts[0]
-    sizes = [_dispatch.kernels.measure_channels(part, False) for part in parts]
-    channels = [part.channels for part in parts]
-    n_rows, places = (sum(size[i] for size in sizes) for i in (0, 2))
-    whole = Arrays.empty(sum(channels), n_rows, max(size[1] for size in sizes), places)
-    channel = row = place = 0
-    for part, n_channels, (rows, width, n_values) in zip(parts, channels, sizes, strict=True):
-        stats, values, owners, owned, counts, _ = part.arrays
-        own = slice(channel, channel + n_channels)
-        whole.stats[own] = stats
-        whole.stats[own, _FIRST_VALUE] += place
-        whole.values[place : place + n_values] = values
-        whole.owned[own, :width] = owned + np.int32(row)
-        whole.owners[row : row + rows] = owners + channel * BINADES
-        whole.counts[row : row + rows] = counts
-        channel, row, place = channel + n_channels, row + rows, place + n_values
-    whole.used[:2] = n_rows, places
-    return Accumulator.of_arrays(whole)
 
 
 def _keys_of_values(values: npt.NDArray[np.float64]) -> _Integers:

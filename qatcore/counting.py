@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from . import _dispatch
 from ._arrays import kernel_dtype
-from ._threads import for_ranges
-from .accumulator import COLUMNS, N_NAN, N_NONZERO, Accumulator, Arrays, joined, key_of_value, summed
+from ._threads import for_ranges, get_num_threads
+from .accumulator import COLUMNS, N_NAN, N_NONZERO, N_ROWS, Accumulator, Arrays, key_of_value, summed
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
 _BUFFER = 1 << 16  # elements converted at a time
 _LARGEST_CALL = 1 << 30  # elements, well below what an int32 count holds
 _GRAIN = 1 << 19  # elements worth a thread: it has its own tables to drain
-_GATHERED = 1 << 17  # elements of many channels gathered at a time
+_GATHERED = 1 << 19  # elements of many channels gathered at a time
 _RUN = 1 << 15  # elements of a channel, one beside the other, worth the tables' draining
 _COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
 _TABLES = 4  # as the kernels have it
@@ -94,21 +94,21 @@ def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = No
     dtype = kernel_dtype(x.dtype, "x")
     if n <= EXACT_LIMIT:
         return _gathered(x, mask, dtype, np.empty((channels, n + _PADDING)))
-    # Some channels at a time, so that their counts stay in a cache.
+    # Some channels at a time, so that their counts stay in a cache, and some for each thread.
     run = _RUN if inner >= _RUN // 2 else EXACT_LIMIT
-    width = max(_GATHERED // min(n, run), 1)
+    width = max(min(_GATHERED // min(n, run), channels // get_num_threads()), 1)
     starts = range(0, channels, width)
-    parts: list[Accumulator] = [Accumulator(0)] * len(starts)
+    whole = Accumulator(channels)
 
     def count_some(first: int, stop: int) -> None:
         for index in range(first, stop):
             some = slice(starts[index], starts[index] + width)
             own = x[:, some], None if mask is None else mask[:, some]
-            part = _tabulated(*own, dtype, run)
-            parts[index] = _gathered_runs(*own, dtype) if part is None else part
+            if not _tabulated(*own, dtype, run, whole, starts[index]):
+                whole.add(_gathered_runs(*own, dtype), starts[index])
 
     for_ranges(len(starts), max(_GRAIN // (width * n), 1), count_some)
-    return joined(parts)
+    return whole
 
 
 _Run = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]  # elements, and which of them are seen
@@ -124,14 +124,23 @@ def _gathered_runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, dtyp
 
 
 def _tabulated(
-    x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, dtype: np.dtype[Any], run: int
-) -> Accumulator | None:
-    """Return some channels by way of tables, several times as fast; None if a channel needs its values after all."""
+    x: npt.NDArray[Any],
+    mask: npt.NDArray[np.bool_] | None,
+    dtype: np.dtype[Any],
+    run: int,
+    whole: Accumulator,
+    first: int,
+) -> bool:
+    """Add some channels to a whole, from its `first` on, by way of tables, several times as fast as by their values.
+
+    Returns False, and has added nothing, if a channel needs its values after all.
+    """
     single = dtype == np.float32
     integer = np.dtype(np.int32 if single else np.int64)
     binades = BINADES // 8 if single else BINADES
     channels = x.shape[1]
-    buffer = np.empty((channels, run + _PADDING), integer)
+    kept = f"runs of {run} {integer.name}"
+    buffer = _take(kept, channels, run + _PADDING, integer)
     tables = _take(integer.name, _TABLES, binades * FRACTION, np.int32)
     counts = _take("counts", channels * binades, FRACTION, np.int64)
     owners = np.empty(counts.shape[0], np.int64)
@@ -142,11 +151,16 @@ def _tabulated(
         if seen is not None:
             counted.stats[:, N_NAN] -= _left_out(seen)
     _keep(integer.name, tables)
-    complete = not incomplete.any() and (counted.stats[:, N_NONZERO] > EXACT_LIMIT).all()
-    result = counted.trimmed() if complete else None
+    _keep(kept, buffer)
+    complete = not incomplete.any() and bool((counted.stats[:, N_NONZERO] > EXACT_LIMIT).all())
+    if complete:
+        if whole.changes == 0:  # the other channels may need as much
+            share = 1.125 * whole.channels / channels
+            whole.make_room(int(counted.n_rows * share), int(counted.stats[:, N_ROWS].max()), 0)
+        whole.add(counted, first)
     if counted.n_rows <= _KEPT_ROWS:
         _keep("counts", counts)
-    return result
+    return complete
 
 
 _scratch = threading.local()

@@ -188,7 +188,7 @@ def accumulators(kernels, n):
                 # At last what it holds itself: rows to rows, or values to values.
                 other = gathered if turn < 3 else Accumulator.of_arrays(Arrays(*(a.copy() for a in total.arrays)))
                 before = [a.copy() for a in total.arrays]
-                while needed := kernels.add_channels(total, other, limit, pending, 2**52, tables, found):
+                while needed := kernels.add_channels(total, other, 0, limit, pending, 2**52, tables, found):
                     assert all(np.array_equal(*pair) for pair in zip(before, total.arrays, strict=True))
                     assert (tables[0] == -1).all()
                     moved = Arrays.empty(20, *needed)
@@ -223,7 +223,15 @@ def accumulators(kernels, n):
                             assert total.arrays is copy
             too_many = int(total.stats[:, 2:9].max(initial=0))
             expected = -1 if stats[:, 2:9].any() else None
-            assert kernels.add_channels(total, gathered, limit, pending, too_many, tables, found) == expected
+            assert kernels.add_channels(total, gathered, 0, limit, pending, too_many, tables, found) == expected
+            pieced = Accumulator(20)
+            for first, stop in ((7, 20), (0, 7)):
+                piece = Accumulator.of_values(kept, stats[first:stop])
+                while needed := kernels.add_channels(pieced, piece, first, limit, pending, 2**52, tables, found):
+                    pieced.make_room(*needed)
+                assert needed is None
+            assert np.array_equal(pieced.stats[:, :9], stats[:, :9])
+            yield from (pieced.stats, pieced.arrays.counts[: pieced.n_rows].copy())
 
 
 def spread_counts(kernels, n):
