@@ -20,6 +20,7 @@ from .collector import CalibrationCollector
 from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
 from .errors import InvalidArgumentError
 from .gemm import PackedInt8Matrix, int8_linear, int8_matmul
+from .gradients import fake_quantize_backward
 from .layer import QatLayer
 from .microscaling import dequantize_mx, dequantize_nvfp4, quantize_mx, quantize_nvfp4
 from .packing import pack_int2, pack_int4, unpack_int2, unpack_int4
@@ -51,6 +52,7 @@ __all__ = [
     "dequantize_nvfp4",
     "dequantize_weights",
     "fake_quantize",
+    "fake_quantize_backward",
     "get_num_threads",
     "int8_linear",
     "int8_matmul",

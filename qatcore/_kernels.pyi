@@ -91,6 +91,38 @@ def dequantize_integer(
     start: int,
     stop: int,
 ) -> None: ...
+def fake_quantize_masked(
+    x: NDArray[np.float32] | NDArray[np.float64],
+    out: NDArray[np.float32] | NDArray[np.float64],
+    passes: NDArray[np.uint8],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    zero_point: NDArray[np.int32],
+    inner: int,
+    pattern: int,
+    repeats: int,
+    least: float,
+    greatest: float,
+    format: NDArray[np.int32],
+    start: int,
+    stop: int,
+) -> None: ...
+def fake_quantize_gradients(
+    grad: NDArray[np.float32] | NDArray[np.float64],
+    x: NDArray[np.float32] | NDArray[np.float64],
+    grad_x: NDArray[np.float32] | NDArray[np.float64],
+    scale: NDArray[np.float32] | NDArray[np.float64],
+    zero_point: NDArray[np.int32],
+    inner: int,
+    pattern: int,
+    repeats: int,
+    least: float,
+    greatest: float,
+    format: NDArray[np.int32],
+    half_away: bool,
+    sums: NDArray[np.float64],
+    start: int,
+    stop: int,
+) -> None: ...
 def quantize_float(
     x: NDArray[np.float32] | NDArray[np.float64],
     codes: NDArray[np.uint8],

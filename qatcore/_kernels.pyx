@@ -5,6 +5,7 @@
 #   _compiler.pxi     what compilers have to be told
 #   _elementwise.pxi  quantise, encode and round whole arrays, by the reference's rounding
 #   _affine.pxi       quantise and dequantise them, by ONNX's
+#   _gradients.pxi    gradients of fake quantisation, and which values it clips
 #   _blocks.pxi       the greatest magnitude of blocks, codes packed several a byte
 #   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
 #   _accumulate.pxi   histograms of leading bits of many channels, added to in place
@@ -37,6 +38,7 @@ include "_minifloat.pxi"
 include "_compiler.pxi"
 include "_elementwise.pxi"
 include "_affine.pxi"
+include "_gradients.pxi"
 include "_blocks.pxi"
 include "_histogram.pxi"
 include "_accumulate.pxi"

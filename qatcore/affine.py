@@ -27,6 +27,7 @@ from ._arrays import (
     writable,
 )
 from ._threads import GRAIN, for_ranges
+from .config import as_flag
 from .errors import InvalidArgumentError
 from .formats import BFLOAT16, CodeFormat, as_code_format
 
@@ -34,6 +35,7 @@ from .formats import BFLOAT16, CodeFormat, as_code_format
 FLOATS: tuple[type, ...] = (np.float32, np.float64, np.float16, BFLOAT16.type)
 #: Elements with one scale that a kernel's inner loop should have at least.
 _RUN = 256
+_NO_PARAMETERS = np.empty(0, np.int32)
 #: Scales in between are positive and finite in every type.
 _LEAST_USUAL, _GREATEST_USUAL = 1e-37, 1e38
 
@@ -181,6 +183,7 @@ def fake_quantize(
     axis: int | None = None,
     block_size: int | None = None,
     out: npt.NDArray[Any] | None = None,
+    return_mask: bool = False,
 ) -> Any:
     """Quantise and dequantise: what is left of values that were quantised.
 
@@ -200,11 +203,16 @@ def fake_quantize(
         How many neighbours along the axis share a scale and a zero point.
     out : ndarray of the result's type, shape of `x`, optional
         Where the values are written; may be `x`.
+    return_mask : bool
+        Whether to return also what was not clipped, from the same pass.
 
     Returns
     -------
     scalar or ndarray, like `x`
         In x's floating type; float64 for integers.
+    mask : ndarray of bool, shape of `x`, if asked for
+        True where the gradient passes straight through: where the rounded value, before it is clipped, is among the
+        codes (in floating-point formats where the value is at most the greatest one).  False for NaN.
 
     Raises
     ------
@@ -217,21 +225,28 @@ def fake_quantize(
     Notes
     -----
     For float32 and float64 this is ``dequantize(quantize(x, ...), ..., dtype=x.dtype)``, bit for bit, in one pass.
-    float16 and bfloat16 are computed in float32 and rounded to their type.
+    float16 and bfloat16 are computed in float32 and rounded to their type.  `fake_quantize_backward` has the gradients.
 
     Examples
     --------
     >>> fake_quantize([0.25, 0.75, -1e9], 0.5)
     array([  0.,   1., -64.])
+    >>> fake_quantize([0.25, 0.75, -1e9], 0.5, return_mask=True)
+    (array([  0.,   1., -64.]), array([ True,  True, False]))
     """
     code_format = as_code_format(dtype, "dtype")
     given = as_array(x, "x")
     floats = as_floats(given, "x")
     kind = result_dtype(given.dtype)
     scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, block_size, code_format)
+    mask = np.empty(floats.shape, np.bool_) if as_flag(return_mask, "return_mask") else None
     with writable(out, floats.shape, kind, (floats,)) as result, floats_for(result, floats.dtype) as values:
-        scaled.quantize_dequantize(floats, values)
-    return _like_input(x, result, out)
+        if mask is None:
+            scaled.quantize_dequantize(floats, values)
+        else:
+            scaled.quantize_dequantize_masked(floats, values, mask)
+    values_like_x = _like_input(x, result, out)
+    return values_like_x if mask is None else (values_like_x, mask)
 
 
 @contextlib.contextmanager
@@ -275,6 +290,26 @@ class ScaledFormat:
         kernel = kernels.quantize_dequantize_float if self._is_float else kernels.quantize_dequantize_integer
         self._run(kernel, x.reshape(-1), out.reshape(-1))
 
+    def quantize_dequantize_masked(
+        self, x: npt.NDArray[Any], out: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> None:
+        """Write the values of the codes of an array, and which values were not clipped."""
+        flat, flat_out, passes = x.reshape(-1), out.reshape(-1), mask.reshape(-1).view(np.uint8)
+
+        def task(start: int, stop: int) -> None:
+            _dispatch.kernels.fake_quantize_masked(flat, flat_out, passes, *self.arguments, start, stop)
+
+        if flat.size:
+            for_ranges(flat.size, GRAIN, task)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What _gradients.pxi takes for scales and format."""
+        parameters = self.code_format.parameters
+        format_or_none = _NO_PARAMETERS if parameters is None else parameters
+        layout = (self.inner, self.pattern, self.repeats)
+        return self.scale, self.zero_point, *layout, *self.code_format.ends, format_or_none
+
     @property
     def _is_float(self) -> bool:
         return self.code_format.parameters is not None
@@ -313,7 +348,7 @@ def scaled_format(
     usual = axis is None and block_size is None and type(scale) is float and type(zero_point) is int
     if usual and _LEAST_USUAL < scale < _GREATEST_USUAL and least <= zero_point <= greatest:
         # Its checks by way of arrays would take longer than a small array itself.
-        return _constant(code_format, np.array([scale], computed), np.array([zero_point], np.int32), size)
+        return constant(code_format, np.array([scale], computed), np.array([zero_point], np.int32), size)
     position = None if axis is None else as_axis(axis, len(shape))
     blocks = None if block_size is None else as_blocks(block_size, shape, position)
     if blocks is not None:
@@ -333,20 +368,21 @@ def scaled_format(
     # Copies: `out` may lie where they do.
     scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, scales.shape)).reshape(-1)
     if position is None or not size:
-        return _constant(code_format, scales, zero_points, size)
+        return constant(code_format, scales, zero_points, size)
     inner = math.prod(shape[position + 1 :])
     if blocks is None:
-        return _channelwise(code_format, scales, zero_points, inner)
+        return channelwise(code_format, scales, zero_points, inner)
     return blockwise(code_format, scales, zero_points, inner, shape[position] // blocks[position])
 
 
-def _constant(
+def constant(
     code_format: CodeFormat, scale: npt.NDArray[Any], zero_point: npt.NDArray[np.int32], size: int
 ) -> ScaledFormat:
+    """Return a format with one scale for an array of a size."""
     return ScaledFormat(code_format, scale, zero_point, inner=max(size, 2))
 
 
-def _channelwise(
+def channelwise(
     code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int
 ) -> ScaledFormat:
     """Return a format in which each scale is for a run of `inner` elements, again and again."""

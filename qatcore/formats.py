@@ -64,6 +64,14 @@ class CodeFormat:
         """What kernels take an array of codes for; those of less than 8 bits have a byte each."""
         return np.uint16 if self.width == 16 else np.uint8
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest code, or finite value of a floating-point format."""
+        if self.parameters is None:
+            return self.least, self.greatest
+        greatest = float(np.array(self.parameters[3], np.uint8).view(self.dtype))
+        return -greatest, greatest
+
 
 def _integer(dtype: Any, width: int, signed: bool) -> CodeFormat:
     least = -(1 << (width - 1)) if signed else 0

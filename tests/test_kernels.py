@@ -392,6 +392,33 @@ def quantize_dequantize_float(kernels, n):
             yield untouched(out, start, stop)
 
 
+def gradients(kernels, n):
+    """Masks, which go with the values of the kernels without, and gradients."""
+    for dtype, code_format in itertools.product((np.float32, np.float64), [*CODES_OF[8], MINIFLOATS[0]]):
+        x, grad = values(n, dtype), bell(n, 29).astype(dtype)
+        integer = code_format.parameters is None
+        parameters = np.empty(0, np.int32) if integer else code_format.parameters
+        for scale, zero_point, *layout, start, stop in affine(n, dtype):
+            z = zero_point + (code_format.least + 128) if integer else np.zeros_like(zero_point)
+            format_, ends = (*code_format.ends, parameters), (start, stop)
+            out, expected = np.full((2, n), 77, dtype)
+            mask = np.full(n, 77, np.uint8)
+            kernels.fake_quantize_masked(x, out, mask, scale, z, *layout, *format_, *ends)
+            if integer:
+                limits = code_format.least, code_format.greatest
+                kernels.quantize_dequantize_integer(x, expected, scale, z, *layout, *limits, *ends)
+            else:
+                kernels.quantize_dequantize_float(x, expected, scale, *layout, parameters, *ends)
+            assert out.tobytes() == expected.tobytes()
+            yield untouched(mask, start, stop)
+            for half_away in (False, True):
+                grad_x, sums = np.full(n, 77, dtype), np.zeros((2, scale.size))
+                kernels.fake_quantize_gradients(grad, x, grad_x, scale, z, *layout, *format_, half_away, sums, *ends)
+                if not half_away:
+                    assert np.array_equal(grad_x[start:stop], grad[start:stop] * mask[start:stop])
+                yield from (untouched(grad_x, start, stop), sums)
+
+
 def dequantize_float(kernels, n):
     codes = words(n, 28).view(np.uint8)[:n]
     for dtype, code_format in itertools.product((np.float32, np.float64), MINIFLOATS):
@@ -465,6 +492,7 @@ CASES = [
     quantize_float,
     quantize_dequantize_float,
     dequantize_float,
+    gradients,
     greatest_magnitudes,
     pack_codes,
     unpack_codes,
