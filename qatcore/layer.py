@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch
-from ._arrays import Floats, as_array, as_count, as_float64, as_floats, as_scales, as_zero_points, result_dtype
+from ._arrays import (
+    Floats,
+    as_array,
+    as_count,
+    as_float64,
+    as_floats,
+    as_number,
+    as_scales,
+    as_zero_points,
+    result_dtype,
+)
+from .affine import channelwise, constant
 from .calibration import choose_scale
 from .codes import decode, encode, fake_quantize
 from .collector import CalibrationCollector
-from .config import CalibMethod, QatConfig, QuantBits, as_member
+from .config import CalibMethod, QatConfig, QuantBits, as_flag, as_member
 from .errors import InvalidArgumentError
-from .formats import E4M3_VALUES
+from .formats import E4M3_VALUES, CodeFormat, as_code_format
 from .gemm import Encoding, PackedInt8Matrix, Scaling, empty_result
+from .gradients import add_gradients, channel_sums, lsq_factor
+from .scale import scale_and_zero_point
 from .weights import as_config, default_scale, weight_parameters
 
 #: Products of E4M3 values are multiples of 2**-18 of at most 448**2, so float64 adds this many exactly, in
@@ -24,11 +38,31 @@ from .weights import as_config, default_scale, weight_parameters
 _EXACT_FP8_DEPTH = 1 << 17
 
 
+class _Forward(NamedTuple):
+    """What `backward` needs of a call of `forward_train`: the parameters as they were, and what was computed."""
+
+    config: QatConfig
+    learn_scales: bool
+    shape: tuple[int, ...]  # of the output
+    dtype: np.dtype[Any]  # and of x
+    rows: npt.NDArray[np.float64]
+    activation_scale: npt.NDArray[np.float64]
+    activation_zero_point: npt.NDArray[np.int32]
+    activations: npt.NDArray[np.float64]  # fake-quantised
+    weights: Floats
+    weight_scale: npt.NDArray[np.float64]
+    weight_zero_point: npt.NDArray[np.int32]
+    quantised_weights: npt.NDArray[np.float64]
+
+
 class QatLayer:
     """A linear layer, ``y = x @ weights.T + bias``, under quantisation.
 
     `forward_train` computes with fake-quantised weights and activations in floating point,
-    `forward_infer` with their codes in exact arithmetic.  Both follow ``config.bits``.
+    `forward_infer` with their codes in exact arithmetic.  Both follow ``config.bits``.  `backward` gives the gradients
+    of `forward_train`, straight through the rounding, and leaves them in the ``grad_…`` attributes: float64, None
+    before.  Who trains assigns `weights`, `bias` and the scales anew at each step.  Ranges are calibrated beforehand,
+    followed while training (`observe`, `freeze`), or learned (`learn_scales`).
 
     The weights' codes are computed once and kept until `weights`, a weight scale or zero point, or `config`
     is assigned.  `weights` is a read-only view, so nothing can go stale: assign a new array to change it.
@@ -38,6 +72,16 @@ class QatLayer:
     in_features, out_features : int
     config : QatConfig, optional
         Until calibrated, weights and activations have the scale of a unit range and zero point 0.
+    learn_scales : bool
+        Whether `backward` computes the gradients of the scales too (learned step sizes).
+
+    Attributes
+    ----------
+    grad_weights : ndarray of float64, shape (out, in)
+    grad_bias : ndarray of float64, shape (out,)
+    grad_weight_scale : float, or ndarray of float64, shape (out,), if per channel
+    grad_activation_scale : float
+        The gradients of the scales are None unless they are learned.
 
     Raises
     ------
@@ -57,12 +101,23 @@ class QatLayer:
     >>> layer.calibrate_from_data([[0.0, 1.0], [2.0, -1.0]])
     >>> layer.forward_infer(np.array([1.0, 0.5])).round(3)
     array([0.01 , 1.622])
+
+    One step of training:
+
+    >>> x, target = np.array([[1.0, 0.5]]), np.array([[0.5, 2.0]])
+    >>> error = layer.forward_train(x) - target
+    >>> layer.backward(error).round(3)
+    array([[-0.342,  0.207]])
+    >>> layer.weights = layer.weights - 0.1 * layer.grad_weights
     """
 
-    def __init__(self, in_features: int, out_features: int, config: QatConfig | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, config: QatConfig | None = None, *, learn_scales: bool = False
+    ) -> None:
         self._in_features = as_count(in_features, "in_features")
         self._out_features = as_count(out_features, "out_features")
         self._config = as_config(config)
+        self._learn_scales = as_flag(learn_scales, "learn_scales")
         weights = np.empty((self._out_features, self._in_features))
         limit = math.sqrt(6.0 / (self._in_features + self._out_features))
         # The generator's variates have 31 bits: divided by their greatest value they span the interval.
@@ -74,7 +129,9 @@ class QatLayer:
         self._reset_parameters()
 
     @classmethod
-    def from_weights(cls, weights: Any, bias: Any = None, config: QatConfig | None = None) -> QatLayer:
+    def from_weights(
+        cls, weights: Any, bias: Any = None, config: QatConfig | None = None, *, learn_scales: bool = False
+    ) -> QatLayer:
         """Return a layer with these weights, their scale set from their range.
 
         Parameters
@@ -83,6 +140,8 @@ class QatLayer:
         bias : array_like, shape (out,), optional
             Zeros if left out.
         config : QatConfig, optional
+        learn_scales : bool
+            Whether `backward` computes the gradients of the scales too.
 
         Raises
         ------
@@ -99,6 +158,7 @@ class QatLayer:
         layer = cls.__new__(cls)
         layer._out_features, layer._in_features = floats.shape
         layer._config = as_config(config)
+        layer._learn_scales = as_flag(learn_scales, "learn_scales")
         layer._drop_codes()
         layer.weights = floats
         layer.bias = np.zeros(floats.shape[0]) if bias is None else bias
@@ -111,6 +171,13 @@ class QatLayer:
         self._weight_scale, self._weight_zero_point = self._per_channel(default_scale(self._config.bits), 0)
         self._activation_scale = default_scale(self._config.bits)
         self._activation_zero_point = 0
+        self._averaging_constant: float | None = None
+        self._activation_range: tuple[float, float] | None = None
+        self._made_for_backward: _Forward | None = None
+        self.grad_weights: npt.NDArray[np.float64] | None = None
+        self.grad_bias: npt.NDArray[np.float64] | None = None
+        self.grad_weight_scale: Any = None
+        self.grad_activation_scale: float | None = None
 
     def _per_channel(self, scale: Any, zero_point: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
         shape = (self._out_features,) if self._config.per_channel else ()
@@ -123,6 +190,7 @@ class QatLayer:
         self.__dict__.update(state)
         for array in (self._weights, self._bias):
             array.setflags(write=False)  # pickles do not keep it
+        self._made_for_backward = None
         self._drop_codes()
 
     # --- parameters ---------------------------------------------------------------------------------
@@ -268,10 +336,72 @@ class QatLayer:
         self._weight_scale, self._weight_zero_point = self._per_channel(*weight_parameters(self._weights, self._config))
         self._drop_codes()
 
+    # --- ranges while training ----------------------------------------------------------------------
+
+    @property
+    def learn_scales(self) -> bool:
+        """Whether `backward` computes the gradients of the scales too."""
+        return self._learn_scales
+
+    @property
+    def observing(self) -> bool:
+        """Whether `forward_train` follows the ranges of activations and weights."""
+        return self._averaging_constant is not None
+
+    @property
+    def activation_range(self) -> tuple[float, float] | None:
+        """The moving averages of the least and the greatest activation; None if none was observed."""
+        return self._activation_range
+
+    def observe(self, averaging_constant: float = 0.01) -> None:
+        """From now on let `forward_train` set the scales and zero points, until `freeze` is called.
+
+        Before it computes, the activations' are set from moving averages of the least and the greatest finite value of
+        each batch, ``average += averaging_constant * (value - average)``, which begin with those of the first one, and
+        the weights' from the range that the weights have.  The activations' range is widened to hold 0.
+
+        Parameters
+        ----------
+        averaging_constant : float
+            Above 0, at most 1.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `averaging_constant` is out of its range.
+        TypeError
+            If it is no number.
+
+        Notes
+        -----
+        As ``MovingAverageMinMaxObserver`` and ``FusedMovingAvgObsFakeQuantize`` of PyTorch, in float64.
+        """
+        constant = as_number(averaging_constant, "averaging_constant")
+        if not 0.0 < constant <= 1.0:
+            raise InvalidArgumentError(f"averaging_constant: expected a number above 0, at most 1, got {constant}")
+        self._averaging_constant = constant
+
+    def freeze(self) -> None:
+        """Keep the scales and zero points as they are."""
+        self._averaging_constant = None
+
+    def _follow_ranges(self, rows: npt.NDArray[np.float64], averaging_constant: float) -> None:
+        low, high, finite = _dispatch.kernels.scan_range(rows.reshape(-1))
+        if finite:
+            if self._activation_range is not None:
+                average_low, average_high = self._activation_range
+                low = average_low + averaging_constant * (low - average_low)
+                high = average_high + averaging_constant * (high - average_high)
+            self._activation_range = low, high
+            scale, zero_point = scale_and_zero_point(low, high, self._config.bits, symmetric=False, include_zero=True)
+            self._activation_scale, self._activation_zero_point = float(scale), int(zero_point)
+            self._drop_inference()
+        self._calibrate_weights()
+
     # --- forward ------------------------------------------------------------------------------------
 
     def forward_train(self, x: Any) -> npt.NDArray[Any]:
-        """Return the layer's output with fake-quantised weights and activations.
+        """Return the layer's output with fake-quantised weights and activations, and keep what `backward` needs.
 
         Parameters
         ----------
@@ -291,17 +421,100 @@ class QatLayer:
             If `x` does not hold real numbers.
         """
         rows, shape, dtype = self._rows(x)
+        with np.errstate(all="ignore"):  # converting a signalling NaN is no error
+            values = np.array(rows, np.float64)  # a copy: `backward` needs them as they are
+        averaging_constant = self._averaging_constant
+        if averaging_constant is not None:
+            self._follow_ranges(values, averaging_constant)
         if self._config.bits is QuantBits.FP8:
-            activations = decode(*self._encoded(rows)) if self._activation_scale else rows.astype(np.float64)
+            activations = decode(*self._encoded(values)) if self._activation_scale else values
         else:
             activations = fake_quantize(
-                rows, self._activation_scale, self._activation_zero_point, self._config.bits, float64=True
+                values, self._activation_scale, self._activation_zero_point, self._config.bits, float64=True
             )
         weights = decode(self._weight_codes(), self._weight_scale, self._weight_zero_point)
         # Scale 0 leaves values as they are, here as in `quantize_int8`.
         weights = np.where(self._column(self._weight_scale) == 0.0, self._weights, weights)
+        self._made_for_backward = _Forward(
+            config=self._config,
+            learn_scales=self._learn_scales,
+            shape=shape,
+            dtype=dtype,
+            rows=values,
+            activation_scale=np.array([self._activation_scale]),
+            activation_zero_point=np.array([self._activation_zero_point], np.int32),
+            activations=activations,
+            weights=self._weights,
+            weight_scale=self._weight_scale,
+            weight_zero_point=self._weight_zero_point,
+            quantised_weights=weights,
+        )
         with np.errstate(all="ignore"):
             return (activations @ weights.T + self._bias).reshape(shape).astype(dtype, copy=False)
+
+    def backward(self, grad_output: Any) -> npt.NDArray[Any]:
+        """Return the gradient for the input of the last `forward_train`, and set the ``grad_…`` attributes.
+
+        Parameters
+        ----------
+        grad_output : array_like, shape of that call's result
+            The loss's gradient for it.
+
+        Returns
+        -------
+        ndarray, shape of that call's `x`
+            In x's floating type, float64 for integers.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `forward_train` was not called since the last `backward`, or `grad_output` has another shape.
+        TypeError
+            If `grad_output` does not hold real numbers.
+
+        Notes
+        -----
+        As `fake_quantize_backward` has them, in float64: gradients pass straight through the rounding where a value
+        was not clipped, those of learned scales are LSQ's (Esser et al. 2020), whose factor is
+        ``1 / sqrt(n * greatest code)`` for n weights with one scale, or n inputs.  Values at scale 0, which are not
+        quantised, pass.  The products are a BLAS's: the last bits depend on the machine.
+        """
+        forward = self._made_for_backward
+        if forward is None:
+            raise InvalidArgumentError("backward: expected forward_train to be called before, once for each backward")
+        gradient = as_float64(grad_output, "grad_output")
+        if gradient.shape != forward.shape:
+            raise InvalidArgumentError(f"grad_output: expected shape {forward.shape}, got {gradient.shape}")
+        gradient = gradient.reshape(forward.rows.shape[0], self._out_features)
+        code_format = as_code_format(forward.config.bits, "bits")
+        with np.errstate(all="ignore"):
+            grad_input, of_activation_scale = _through(
+                code_format,
+                np.ascontiguousarray(gradient @ forward.quantised_weights),
+                forward.rows,
+                forward.activation_scale,
+                forward.activation_zero_point,
+                self._in_features,
+            )
+            if forward.config.symmetric:
+                code_format = replace(code_format, least=-code_format.greatest)
+            grad_weights, of_weight_scale = _through(
+                code_format,
+                np.ascontiguousarray(gradient.T @ forward.activations),
+                forward.weights.astype(np.float64),
+                forward.weight_scale,
+                forward.weight_zero_point,
+                forward.weights.size // forward.weight_scale.size,
+            )
+            grad_input = grad_input.reshape(*forward.shape[:-1], self._in_features).astype(forward.dtype, copy=False)
+            grad_bias = gradient.sum(axis=0)
+        self.grad_weights, self.grad_bias = grad_weights, grad_bias
+        self.grad_weight_scale = self.grad_activation_scale = None
+        if forward.learn_scales:
+            self.grad_weight_scale = of_weight_scale if forward.weight_scale.ndim else float(of_weight_scale[0])
+            self.grad_activation_scale = float(of_activation_scale[0])
+        self._made_for_backward = None
+        return grad_input
 
     def forward_infer(self, x: Any) -> npt.NDArray[Any]:
         """Return the layer's output computed on codes.
@@ -405,6 +618,31 @@ class QatLayer:
 
     def _column(self, parameter: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return parameter[:, np.newaxis] if parameter.ndim else parameter
+
+
+def _through(
+    code_format: CodeFormat,
+    grad: npt.NDArray[np.float64],
+    x: npt.NDArray[np.float64],
+    scale: npt.NDArray[np.float64],
+    zero_point: npt.NDArray[np.int32],
+    n: int,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the gradients for values and scales, of which each counts for n values; channels are rows."""
+    column = scale.reshape(-1)
+    identity = column == 0.0
+    used, zero_points = np.where(identity, 1.0, column), zero_point.reshape(-1)
+    if column.size > 1:
+        scaled = channelwise(code_format, used, zero_points, x.shape[1])
+    else:
+        scaled = constant(code_format, used, zero_points, x.size)
+    grad_x = np.empty_like(x)
+    sums = add_gradients(scaled, grad, x, grad_x, half_away=True)
+    of_scale = channel_sums(sums, (column.size, x.size // column.size), 0)[0] * lsq_factor(n, code_format)
+    if identity.any():
+        of_scale[identity] = 0.0
+        grad_x = np.where(identity[:, np.newaxis], grad, grad_x)
+    return grad_x, of_scale
 
 
 def _fp8_products(codes: npt.NDArray[Any], weight_codes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

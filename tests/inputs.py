@@ -215,6 +215,22 @@ def _forward(module, method, config, x):
     return getattr(make_layer(module, config), method)(x)
 
 
+def _gradients(x):
+    try:
+        shape = np.shape(x)
+    except ValueError:  # ragged
+        shape = ()
+    # Dividing by this scale is exact in every type, and what comes out is 0 or 1.
+    grad_x, *others = qatcore.fake_quantize_backward(np.ones(shape), x, 0.5, 3)
+    return [grad_x.astype(np.float64), *others]
+
+
+def _backward(grad_output):
+    layer = make_layer(shape=(4, 5))
+    layer.forward_train(np.linspace(-1.0, 1.0, 15).reshape(3, 5))
+    return [layer.backward(grad_output), layer.grad_weights, layer.grad_bias]
+
+
 class Function:
     """A public function of one array, what that holds (``kind``) and how it is called in messages.
 
@@ -287,6 +303,11 @@ def _functions():
         "fake_quantize[zero_point]": Function(
             lambda z: qatcore.fake_quantize(codes / 3, scales, z, axis=0), "integers", "zero_point"
         ),
+        "fake_quantize_backward[x]": Function(_gradients, "matrix", "x"),
+        "fake_quantize_backward[grad]": Function(
+            lambda grad: qatcore.fake_quantize_backward(grad, codes.T / 3, 0.375, 3), "matrix", "grad"
+        ),
+        "QatLayer.backward": Function(_backward, "matrix", "grad_output"),
         "dequantize[int8]": Function(partial(qatcore.dequantize, scale=0.37, zero_point=3), "any codes", "codes"),
         "dequantize[float8_e4m3fn]": Function(partial(qatcore.dequantize, scale=0.37), "fp8 codes", "codes"),
         "dequantize[zero_point]": Function(
