@@ -15,7 +15,7 @@ from typing import Any
 
 # NumPy, and all that loads it, is imported by the functions below: after the environment is set.
 
-PARTS = ["elementwise", "formats", "observe", "search", "gemm", "layer", "threads", "package"]
+PARTS = ["elementwise", "formats", "training", "observe", "search", "gemm", "layer", "threads", "package"]
 
 #: For each level, how far oneDNN is limited when PyTorch calls it.
 ONEDNN_ISA = {"v2": "SSE41", "v3": "AVX2_VNNI", "v4": "AVX512_CORE_VNNI", "amx": "AVX512_CORE_AMX"}
