@@ -177,6 +177,14 @@ def as_scale(value: object, name: str = "scale") -> float:
     return scale
 
 
+def as_share(value: object, name: str) -> float:
+    """Return a share, above 0 and at most 1, as a float."""
+    share = as_number(value, name)
+    if not 0.0 < share <= 1.0:
+        raise InvalidArgumentError(f"{name}: expected a number above 0, at most 1, got {share}")
+    return share
+
+
 def as_zero_point(value: object, name: str = "zero_point") -> int:
     """Return a zero point as an int; those outside int32 are invalid."""
     if isinstance(value, np.ndarray) and value.ndim == 0:

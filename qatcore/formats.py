@@ -111,7 +111,12 @@ for _bits in QuantBits:
 
 
 def as_code_format(dtype: Any, name: str, allowed: Collection[str] | None = None) -> CodeFormat:
-    """Return the format of codes of a type, given as such, by its name or as `QuantBits`; an allowed one."""
+    """Return the format of codes of a type, given as such, by its name or as `QuantBits`; an allowed one.
+
+    A format is one already: within the package there are some with fewer codes than their type has.
+    """
+    if isinstance(dtype, CodeFormat):
+        return dtype
     code_format = _format_of(dtype)
     # Without names, which take longer than a small array, unless they are needed.
     if code_format is not None and (allowed is None or str(code_format.dtype) in allowed):

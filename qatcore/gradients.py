@@ -85,7 +85,7 @@ def fake_quantize_backward(
         raise InvalidArgumentError(f"grad: expected the shape of x, {floats.shape}, got {gradient.shape}")
     scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, None, code_format)
     n = floats.size if axis is None else floats.size // max(floats.shape[axis], 1)
-    factor = lsq_factor(n, code_format) if grad_factor is None else _finite(grad_factor)
+    factor = lsq_factor(n, code_format) if grad_factor is None else as_grad_factor(grad_factor)
     grad_x = np.empty(floats.shape, result_dtype(given.dtype))
     with np.errstate(all="ignore"), floats_for(grad_x, floats.dtype) as target:
         sums = add_gradients(scaled, np.require(gradient, floats.dtype, ["C", "A"]), floats, target)
@@ -96,7 +96,8 @@ def fake_quantize_backward(
     return grad_x, of_scale, of_zero_point
 
 
-def _finite(value: Any) -> float:
+def as_grad_factor(value: Any) -> float:
+    """Return what gradients are multiplied by as a float; it has to be finite."""
     factor = as_number(value, "grad_factor")
     if not math.isfinite(factor):
         raise InvalidArgumentError(f"grad_factor: expected a finite number, got {factor}")

@@ -16,8 +16,8 @@ from ._arrays import (
     as_count,
     as_float64,
     as_floats,
-    as_number,
     as_scales,
+    as_share,
     as_zero_points,
     result_dtype,
 )
@@ -36,6 +36,8 @@ from .weights import as_config, default_scale, weight_parameters
 #: Products of E4M3 values are multiples of 2**-18 of at most 448**2, so float64 adds this many exactly, in
 #: any order: a BLAS gives the same bits everywhere.
 _EXACT_FP8_DEPTH = 1 << 17
+#: Of a range that is followed, so that its width is finite.
+_GREATEST = 8e307
 
 
 class _Forward(NamedTuple):
@@ -62,7 +64,7 @@ class QatLayer:
     `forward_infer` with their codes in exact arithmetic.  Both follow ``config.bits``.  `backward` gives the gradients
     of `forward_train`, straight through the rounding, and leaves them in the ``grad_…`` attributes: float64, None
     before.  Who trains assigns `weights`, `bias` and the scales anew at each step.  Ranges are calibrated beforehand,
-    followed while training (`observe`, `freeze`), or learned (`learn_scales`).
+    followed while training (`observe`, `freeze`), or learned (`learn_scales`).  Training is for one thread.
 
     The weights' codes are computed once and kept until `weights`, a weight scale or zero point, or `config`
     is assigned.  `weights` is a read-only view, so nothing can go stale: assign a new array to change it.
@@ -357,8 +359,9 @@ class QatLayer:
         """From now on let `forward_train` set the scales and zero points, until `freeze` is called.
 
         Before it computes, the activations' are set from moving averages of the least and the greatest finite value of
-        each batch, ``average += averaging_constant * (value - average)``, which begin with those of the first one, and
-        the weights' from the range that the weights have.  The activations' range is widened to hold 0.
+        each batch, ``(1 - averaging_constant) * average + averaging_constant * value``, which begin with those of the
+        first one that was ever observed, and the weights' from the range that the weights have.  The activations' range
+        is widened to hold 0.
 
         Parameters
         ----------
@@ -376,10 +379,7 @@ class QatLayer:
         -----
         As ``MovingAverageMinMaxObserver`` and ``FusedMovingAvgObsFakeQuantize`` of PyTorch, in float64.
         """
-        constant = as_number(averaging_constant, "averaging_constant")
-        if not 0.0 < constant <= 1.0:
-            raise InvalidArgumentError(f"averaging_constant: expected a number above 0, at most 1, got {constant}")
-        self._averaging_constant = constant
+        self._averaging_constant = as_share(averaging_constant, "averaging_constant")
 
     def freeze(self) -> None:
         """Keep the scales and zero points as they are."""
@@ -387,11 +387,12 @@ class QatLayer:
 
     def _follow_ranges(self, rows: npt.NDArray[np.float64], averaging_constant: float) -> None:
         low, high, finite = _dispatch.kernels.scan_range(rows.reshape(-1))
+        low, high = max(low, -_GREATEST), min(high, _GREATEST)
         if finite:
             if self._activation_range is not None:
                 average_low, average_high = self._activation_range
-                low = average_low + averaging_constant * (low - average_low)
-                high = average_high + averaging_constant * (high - average_high)
+                low = (1.0 - averaging_constant) * average_low + averaging_constant * low
+                high = (1.0 - averaging_constant) * average_high + averaging_constant * high
             self._activation_range = low, high
             scale, zero_point = scale_and_zero_point(low, high, self._config.bits, symmetric=False, include_zero=True)
             self._activation_scale, self._activation_zero_point = float(scale), int(zero_point)
@@ -631,7 +632,9 @@ def _through(
     """Return the gradients for values and scales, of which each counts for n values; channels are rows."""
     column = scale.reshape(-1)
     identity = column == 0.0
-    used, zero_points = np.where(identity, 1.0, column), zero_point.reshape(-1)
+    used = np.where(identity, 1.0, column)
+    is_float = code_format.parameters is not None  # which knows no zero point, whatever was assigned
+    zero_points = np.zeros(used.shape, np.int32) if is_float else zero_point.reshape(-1)
     if column.size > 1:
         scaled = channelwise(code_format, used, zero_points, x.shape[1])
     else:

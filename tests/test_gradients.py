@@ -427,6 +427,28 @@ def test_backward_belongs_to_a_forward():
         layer.backward(np.ones((16, 6)))
 
 
+def test_fp8_knows_no_zero_point():
+    layer = QatLayer.from_weights(np.eye(2), config=QatConfig(QuantBits.FP8), learn_scales=True)
+    layer.activation_scale = 1.0
+    x = np.array([[-400.0, 400.0], [500.0, 1.0]])
+    results = []
+    for zero_point in (0, 100):
+        layer.activation_zero_point = layer.weight_zero_point = zero_point
+        layer.forward_train(x)
+        results.append((layer.backward(np.ones((2, 2))), layer.grad_weights, layer.grad_activation_scale))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_huge_batches_leave_a_usable_range():
+    layer = QatLayer(3, 2)
+    layer.observe(0.5)
+    for x in ([[1.7e308, -1.7e308, 0.0]], [[-1.7e308, 0.0, 0.0]], [[1.7e308, 1.0, 1.0]]):
+        layer.forward_train(x)
+        assert np.isfinite(layer.activation_range).all()
+        assert 0.0 < layer.activation_scale < np.inf
+
+
 @pytest.mark.parametrize("bits", QuantBits)
 def test_values_at_scale_zero_pass(bits):
     layer, x = trained_layer(QatConfig(bits, per_channel=True))
