@@ -194,6 +194,8 @@ def fake_quantize_masked(
     """
     cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Minifloat f
+    if start >= stop:  # there may be no first element
+        return
     with nogil:
         if format.shape[0] == 0:
             memset(&f, 0, sizeof(f))
@@ -232,6 +234,8 @@ def fake_quantize_gradients(
     """
     cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Minifloat f
+    if start >= stop:
+        return
     with nogil:
         if format.shape[0]:
             f = minifloat(format)
