@@ -639,6 +639,47 @@ def test_other_devices_check_as_kernels_do():
         functional._check_parameters(x, torch.tensor(0.5), torch.tensor(0), four, None)
 
 
+def test_quantizers_are_as_their_layers():
+    model = small_model().eval()
+    prepared = prepare_qat(model, averaging_constant=0.25)
+    layer = prepared[0]
+    assert not layer.training
+    assert not layer.weight_quantizer.training
+    assert not layer.input_quantizer.training
+    assert layer.input_quantizer.averaging_constant == 0.25
+    plain = prepare_qat(nn.Linear(4, 3))
+    for factor in (1.0, 0.1):  # weights are not averaged
+        with torch.no_grad():
+            plain.weight.mul_(factor)
+        plain(torch.randn(8, 4))
+        assert plain.weight_quantizer.scale.item() == pytest.approx(plain.weight.abs().max().item() / 127)
+
+
+def test_converted_models_do_not_follow_ranges():
+    prepared = prepare_qat(nn.Sequential(nn.Linear(4, 3), FakeQuantize()))
+    prepared(torch.randn(8, 4))
+    converted = convert(prepared)
+    x = torch.randn(8, 4)
+    before = converted(x)
+    converted.train()(100.0 * x)
+    assert torch.equal(converted(x), before)
+
+
+def test_norms_without_statistics_are_left():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    prepared = prepare_qat(model)
+    assert type(prepared[1]) is nn.BatchNorm1d
+    assert prepared(torch.randn(8, 4)).shape == (8, 3)
+
+
+def test_no_batch_norm_is_left_under_another_name():
+    prepared = prepare_qat(Traced())
+    prepared(torch.randn(50, 4))
+    converted = convert(prepared)
+    assert isinstance(converted.norm, nn.Identity)
+    assert isinstance(converted.both[1], nn.Identity)
+
+
 def test_what_is_prepared_already():
     prepared = prepare_qat(small_model())
     prepared(torch.randn(8, 2, 6, 6))

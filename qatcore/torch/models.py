@@ -370,7 +370,7 @@ def convert(model: nn.Module) -> nn.Module:
             _convert(module)
         elif isinstance(module, FakeQuantize):
             module.freeze()
-    for name, module in list(converted.named_modules()):
+    for name, module in list(converted.named_modules(remove_duplicate=False)):
         if isinstance(module, _Folded):
             parent, _, child = name.rpartition(".")
             setattr(converted.get_submodule(parent), child, nn.Identity())
@@ -434,7 +434,6 @@ def _convert(layer: nn.Module) -> None:
         stored = torch.from_numpy(codes.astype(np.int8))
     else:
         stored = torch.from_numpy(codes.view(np.uint8)).view(FLOAT_CODES[str(code_format.dtype)])
-    layer.input_quantizer.freeze()
     device = layer.weight.device
     del layer.weight, layer.bias, layer.weight_quantizer, layer.__dict__["_batch_norm"]
     layer.__class__ = _QUANTIZED[type(layer)]
