@@ -19,7 +19,7 @@ cdef enum:
 
 
 cdef inline floating rounded(floating v, floating zero_point, int rounding, Minifloat f) noexcept nogil:
-    """What v is rounded to, without an end; infinite where a floating-point format has clipped."""
+    """What v is rounded to, less the zero point: integers without an end, floating-point formats up to theirs."""
     if rounding == HALF_AWAY:
         return <floating> (round_half_away(v + zero_point) - zero_point)
     if rounding == MINIFLOAT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -63,6 +63,10 @@ class CodeFormat:
     def storage(self) -> type[np.unsignedinteger[Any]]:
         """What kernels take an array of codes for; those of less than 8 bits have a byte each."""
         return np.uint16 if self.width == 16 else np.uint8
+
+    def symmetric(self) -> CodeFormat:
+        """Return the format without the least code of integers; floating-point formats are symmetric."""
+        return replace(self, least=-self.greatest)
 
     @property
     def ends(self) -> tuple[float, float]:

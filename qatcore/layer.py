@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -498,7 +497,7 @@ class QatLayer:
                 self._in_features,
             )
             if forward.config.symmetric:
-                code_format = replace(code_format, least=-code_format.greatest)
+                code_format = code_format.symmetric()
             grad_weights, of_weight_scale = _through(
                 code_format,
                 np.ascontiguousarray(gradient.T @ forward.activations),

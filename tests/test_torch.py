@@ -612,8 +612,6 @@ class Traced(nn.Module):
 
 
 def test_tracing_leaves_no_trace():
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
     model = Traced()
     state = torch.get_rng_state()
     prepared = prepare_qat(model)

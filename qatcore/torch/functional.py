@@ -301,7 +301,7 @@ def _gradients_by_operators(
     slope = torch.where(passes, clipped - v, clipped)
     slope = torch.where(torch.isnan(v), 0.0, slope)
     products = grad.to(slope.dtype) * slope
-    others = [i for i in range(x.ndim) if axis is None or i != axis % x.ndim]
+    others = [i for i in range(x.ndim) if i != axis]
     factor = lsq_factor(x.numel() // max(scale.numel(), 1), code_format) if grad_factor is None else grad_factor
     total = products.sum(others) if others else products
     return torch.where(passes, grad, 0.0), total * factor

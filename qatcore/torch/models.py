@@ -187,8 +187,8 @@ def prepare_qat(
     Raises
     ------
     InvalidArgumentError
-        If `mode` is unknown, `averaging_constant` out of its range, there is nothing to quantise, or a name is none of
-        a layer.
+        If `mode` is unknown, `averaging_constant` out of its range, there is nothing to quantise, the model is prepared
+        or converted already, or a name is none of a layer.
     TypeError
         If an argument has a wrong type.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,8 +130,7 @@ class FakeQuantize(KeepsTypes, nn.Module):
     def code_format(self) -> CodeFormat:
         """What values are rounded to; symmetric integers leave out the least code."""
         code_format = as_code_format(self.bits, "bits")
-        narrow = self.symmetric and code_format.parameters is None
-        return replace(code_format, least=-code_format.greatest) if narrow else code_format
+        return code_format.symmetric() if self.symmetric else code_format
 
     @property
     def mode(self) -> RangeMode:
