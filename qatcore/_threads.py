@@ -12,11 +12,14 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from typing import TypeVar
 
 from ._arrays import as_count
 from .errors import InvalidArgumentError
+
+_Item = TypeVar("_Item")
 
 #: Elements that take a kernel at the speed of memory about 0.15 ms: splitting less does not pay.
 GRAIN = 1 << 18
@@ -143,9 +146,29 @@ def for_ranges(n: int, grain: int, task: Callable[[int, int], None]) -> None:
         task(0, n)
         return
     bounds = [n * part // parts for part in range(parts + 1)]
-    job = _Job(task, list(itertools.pairwise(bounds)))
-    _pool.offer(job, parts - 1)
+    _work(task, list(itertools.pairwise(bounds)))
+
+
+def for_each(items: Sequence[_Item], task: Callable[[_Item], None]) -> None:
+    """Call ``task(item)`` for each item, where items may differ in what they take: whichever thread is free takes one.
+
+    Parameters
+    ----------
+    items : sequence
+    task : callable
+        Must write only what belongs to its item.
+    """
+    if _num_threads == 1 or len(items) <= 1:
+        for item in items:
+            task(item)
+        return
+    _work(lambda start, _: task(items[start]), [(i, i + 1) for i in range(len(items))])
+
+
+def _work(task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> None:
+    job = _Job(task, ranges)
+    _pool.offer(job, min(_num_threads, len(ranges)) - 1)
     job.work()
-    errors = [error for error in (job.finished.get() for _ in range(parts)) if error is not None]
+    errors = [error for error in (job.finished.get() for _ in ranges) if error is not None]
     if errors:
         raise errors[0]

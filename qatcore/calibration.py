@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import as_array
+from ._threads import for_each
 from .collector import CalibrationCollector
 from .config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
 from .errors import InvalidArgumentError
@@ -253,8 +254,15 @@ def choose_specs(
     [('fc1', -128)]
     """
     method, bits, symmetric, include_zero = checked_options(method, bits, symmetric, include_zero)
+    named = named_collectors(collectors)
+    chosen: dict[str, tuple[Any, Any, CalibMethod]] = {}
+
+    def choose(name: str) -> None:
+        chosen[name] = choose_scale(named[name], method, bits=bits, symmetric=symmetric, include_zero=include_zero)
+
+    for_each(list(named), choose)
     specs = []
-    for name, collector in named_collectors(collectors).items():
+    for name, collector in named.items():
         fewest = int(np.min(collector.n_elements, initial=_FEW_VALUES))
         if fewest < _FEW_VALUES or not np.size(collector.n_elements):
             of = "" if collector.axis is None else " of a channel"
@@ -264,18 +272,14 @@ def choose_specs(
                 CalibrationWarning,
                 stacklevel=_stack_level(),
             )
-        scale, zero_point, chosen = choose_scale(
-            collector, method, bits=bits, symmetric=symmetric, include_zero=include_zero
-        )
-        specs.append(
-            QuantizationSpec(name, scale, zero_point, chosen, bits, symmetric, collector.axis, collector.groups)
-        )
+        specs.append(QuantizationSpec(name, *chosen[name], bits, symmetric, collector.axis, collector.groups))
     return specs
 
 
 def choose_scale(
     collector: CalibrationCollector,
     method: CalibMethod,
+    percentile: float = PERCENTILE,
     *,
     bits: QuantBits,
     symmetric: bool,
@@ -285,8 +289,8 @@ def choose_scale(
     if method is CalibMethod.AUTO:
         return collector.best_scale(bits=bits, symmetric=symmetric, include_zero=include_zero)
     if method is CalibMethod.PERCENTILE:
-        percentile = collector.percentile_scale(PERCENTILE, bits=bits, symmetric=symmetric, include_zero=include_zero)
-        return *percentile, method
+        kept = collector.percentile_scale(percentile, bits=bits, symmetric=symmetric, include_zero=include_zero)
+        return *kept, method
     answer = {
         CalibMethod.MIN_MAX: collector.min_max_scale,
         CalibMethod.KL: collector.kl_divergence_scale,

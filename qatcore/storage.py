@@ -36,8 +36,11 @@ _DEFLATE_RATIO = 1032  # what deflate can gain at most
 _MOST_CHANNELS = 1 << 50  # a channel and a binade are one int64
 
 
-def write_states(path: PathLike, states: dict[str, State]) -> None:
-    """Write the states of collectors, so that a crash at any moment leaves the old file or the new one."""
+def write_states(path: PathLike, states: dict[str, State], about: dict[str, Any] | None = None) -> None:
+    """Write the states of collectors, so that a crash at any moment leaves the old file or the new one.
+
+    And, as JSON, what more there is to say about them.
+    """
     histograms = [state.histogram for state in states.values()]
     arrays = {
         "low": _joined([h.low for h in histograms], np.float64),
@@ -62,8 +65,10 @@ def write_states(path: PathLike, states: dict[str, State]) -> None:
         "format": _STATES_FORMAT,
         "version": _VERSION,
         "collectors": entries,
-        "sha256": _digest(entries, arrays),
+        "sha256": _digest(entries, arrays, about),
     }
+    if about is not None:
+        header["about"] = about
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(_member(_HEADER), json.dumps(header))
@@ -71,11 +76,16 @@ def write_states(path: PathLike, states: dict[str, State]) -> None:
             content = io.BytesIO()
             np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
             archive.writestr(_member(f"{name}.npy"), content.getvalue())
-    _replace(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue())
 
 
 def read_states(path: PathLike) -> dict[str, State]:
-    """Read what `write_states` has written.
+    """Read the states that `write_states` has written; raises as `read_described` does."""
+    return read_described(path)[0]
+
+
+def read_described(path: PathLike) -> tuple[dict[str, State], dict[str, Any]]:
+    """Read what `write_states` has written: states, and what more is said about them, nothing if that is missing.
 
     Raises
     ------
@@ -111,11 +121,11 @@ def write_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
         for spec in specs
     ]
     content = {"format": _SPECS_FORMAT, "version": _VERSION, "specs": entries}
-    _replace(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def read_specs(path: PathLike) -> list[QuantizationSpec]:
-    """Read what `write_specs` has written; raises as `read_states` does."""
+    """Read what `write_specs` has written; raises as `read_described` does."""
     name = os.fspath(path)
     with open(name, "rb") as file:
         data = file.read()
@@ -156,14 +166,16 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _digest(entries: object, arrays: dict[str, npt.NDArray[Any]]) -> str:
+def _digest(entries: object, arrays: dict[str, npt.NDArray[Any]], about: object) -> str:
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode())
+    if about is not None:
+        digest.update(json.dumps(about, sort_keys=True).encode())
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _replace(path: PathLike, data: bytes) -> None:
+def replace_file(path: PathLike, data: bytes) -> None:
     """Write a file under another name, and give it its own when it is safely there."""
     target = os.path.realpath(os.fsdecode(path))
     folder = os.path.dirname(target)
@@ -181,7 +193,7 @@ def _replace(path: PathLike, data: bytes) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename == temporary:
+        if isinstance(error, OSError) and error.filename in {None, temporary}:
             error.filename = os.fspath(path)  # the name that the caller knows
         raise
     if hasattr(os, "O_DIRECTORY"):  # the new name itself has to reach the disk
@@ -222,10 +234,12 @@ def _listed(header: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return result
 
 
-def _parsed_states(data: bytes) -> dict[str, State]:
+def _parsed_states(data: bytes) -> tuple[dict[str, State], dict[str, Any]]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         header = _checked_header(json.loads(_content(archive, _HEADER, len(data) * _DEFLATE_RATIO)), _STATES_FORMAT)
         entries = _listed(header, "collectors")
+        about = header.get("about")
+        _require(about is None or isinstance(about, dict), f'expected "about" to be an object, got {about!r}')
         sizes = [_checked_entry(index, entry) for index, entry in enumerate(entries)]
         channels, values, rows = (sum(size[part] for size in sizes) for part in range(3))
         shapes = {
@@ -242,7 +256,8 @@ def _parsed_states(data: bytes) -> dict[str, State]:
             )
             for name, shape in shapes.items()
         }
-    _require(header.get("sha256") == _digest(entries, arrays), "its contents do not have the digest that it names")
+    digest = _digest(entries, arrays, about)
+    _require(header.get("sha256") == digest, "its contents do not have the digest that it names")
     states: dict[str, State] = {}
     channel = value = row = 0
     for entry, (n_channels, n_values, n_rows) in zip(entries, sizes, strict=True):
@@ -264,7 +279,7 @@ def _parsed_states(data: bytes) -> dict[str, State]:
         )
         channel, value, row = channel + n_channels, value + n_values, row + n_rows
     _require(len(states) == len(entries), "two collectors have the same name")
-    return states
+    return states, about or {}
 
 
 def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from . import _dispatch
 from .config import CalibMethod, QuantBits
+from .formats import E4M3_MAX, INTEGERS
 from .histogram import LeadingBitHistogram
 from .thresholds import expected_errors, ranges_by_method, scaled_distribution
 
@@ -101,6 +102,20 @@ def summarize(h: LeadingBitHistogram, *, symmetric: bool) -> dict[str, Any]:
         "sqnr": sqnr,
         "symmetric": symmetric,
     }
+
+
+@np.errstate(all="ignore")
+def promised_sqnr(
+    h: LeadingBitHistogram, scale: _FloatArray, zero_point: npt.NDArray[np.int32], bits: QuantBits, *, symmetric: bool
+) -> _FloatArray:
+    """Return the signal-to-quantisation-noise ratio in dB that each channel's scale promises."""
+    if bits is QuantBits.FP8:
+        low, high = -scale * E4M3_MAX, scale * E4M3_MAX
+    else:
+        least, greatest = INTEGERS[bits].code_range(symmetric)
+        low, high = (scale * (end - zero_point.astype(np.float64)) for end in (least, greatest))
+    errors, _ = expected_errors(h, [(low, high)], bits, symmetric=symmetric, include_zero=False)
+    return _decibels(_moments(h)[2], errors[:, 0], h)
 
 
 @np.errstate(all="ignore")

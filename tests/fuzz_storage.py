@@ -110,7 +110,7 @@ def forged(data, rng):
             delta = rng.choice([1, -1, 4096])
             flat[index] = rng.choice([*ODD_NUMBERS, int(flat[index]) + delta if abs(int(flat[index])) < 2**62 else 0])
     if isinstance(header, dict) and "sha256" in header:
-        header["sha256"] = _digest(header.get("collectors"), arrays)
+        header["sha256"] = _digest(header.get("collectors"), arrays, header.get("about"))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("header.json", json.dumps(header))

@@ -386,3 +386,24 @@ def test_fuzzed_specs(tmp_path):
             assert all(isinstance(spec, QuantizationSpec) for spec in qatcore.load_specs(path))
         except InvalidArgumentError as error:
             assert str(path) in str(error)
+
+
+def test_what_is_said_beside_the_states_is_kept_and_checked(tmp_path):
+    from qatcore.storage import read_described, write_states
+
+    path = tmp_path / "c.npz"
+    collector = CalibrationCollector()
+    collector.observe([1.0, 2.0])
+    write_states(path, {"a": collector._to_state()}, {"batches": 3})
+    assert read_described(path)[1] == {"batches": 3}
+    assert qatcore.load_calibration(path) == {"a": collector}
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for wrong in ({"batches": 4}, None, 3):
+        header = json.loads(members["header.json"])
+        header["about"] = wrong
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {**members, "header.json": json.dumps(header).encode()}.items():
+                archive.writestr(name, content)
+        with pytest.raises(InvalidArgumentError, match=r"digest|about"):
+            qatcore.load_calibration(path)

@@ -4,12 +4,13 @@ import itertools
 import math
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from brute_force import code_range, squared_error
 
 import qatcore
-from qatcore import CalibMethod, CalibrationCollector, QuantBits
+from qatcore import CalibMethod, CalibrationCollector, InvalidArgumentError, QuantBits
 
 RNG = np.random.default_rng(0)
 DATA = {
@@ -150,3 +151,36 @@ def test_best_scale_of_channels_is_one_method():
             squared_error(x[:, c], spec.scale[c], spec.zero_point[c], code_range(4, False)) for c in range(2)
         )
     assert errors[method] == pytest.approx(min(errors.values()), rel=0.02)
+
+
+@pytest.mark.parametrize("bits", QuantBits)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_sqnr_is_that_of_the_codes(bits, symmetric):
+    x = np.random.default_rng(2).normal(0.3, 1.0, 50_000).astype(np.float32)
+    collector = CalibrationCollector()
+    collector.observe(x)
+    for scale, zero_point in (
+        collector.mse_scale(bits=bits, symmetric=symmetric),
+        (0.1, 0 if symmetric or bits is QuantBits.FP8 else 1),
+    ):
+        if bits is QuantBits.FP8:
+            values = np.clip(x / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(float) * scale
+        else:
+            least, greatest = code_range(int(bits.value[3:]), symmetric)
+            values = (np.clip(np.rint(x / scale) + zero_point, least, greatest) - zero_point) * scale
+        expected = 10 * np.log10(np.square(x, dtype=float).sum() / np.square(x - values).sum())
+        assert collector.sqnr(scale, zero_point, bits=bits, symmetric=symmetric) == pytest.approx(expected, abs=0.1)
+
+
+def test_sqnr_of_channels_and_what_it_refuses():
+    channels = CalibrationCollector(axis=1)
+    channels.observe(np.random.default_rng(3).normal(size=(500, 3)) * [1.0, 10.0, 0.0])
+    found = channels.sqnr([0.01, 0.1, 1.0])
+    assert found.shape == (3,)
+    assert found[0] == channels.channel(0).sqnr(0.01)
+    assert found[1] == channels.channel(1).sqnr(0.1)
+    assert np.isnan(found[2])
+    np.testing.assert_array_equal(channels.sqnr(0.1)[:2], [channels.channel(i).sqnr(0.1) for i in range(2)])
+    for scale, zero_point in (([0.1, 0.1], 0), (-1.0, 0), (np.inf, 0), (0.1, 2**40)):
+        with pytest.raises(InvalidArgumentError):
+            channels.sqnr(scale, zero_point)
