@@ -125,3 +125,14 @@ def test_a_reader_that_leaves_gets_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "rich"])
+def test_commands_on_models_name_what_is_missing(package):
+    done = run_python(
+        "-c",
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from qatcore.cli import main; sys.exit(main(['inspect', 'model.onnx']))",
+    )
+    assert done.returncode == 2
+    assert (done.stdout, done.stderr) == ("", f"qatcore: inspect needs {package}: pip install 'qatcore[onnx]'\n")

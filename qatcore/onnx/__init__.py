@@ -1,0 +1,22 @@
+"""ONNX models: calibrated, quantised and compared; needs the extra ``onnx``."""
+
+try:
+    from .api import calibrate, compare, quantize_model, sensitivity
+    from .calibration import Calibration
+    from .comparison import Comparison
+    from .sensitivity import Sensitivity
+except ModuleNotFoundError as _error:
+    _package = (_error.name or "").partition(".")[0]
+    if _package not in {"onnx", "onnxruntime", "rich", "google"}:
+        raise
+    raise ModuleNotFoundError(f"qatcore.onnx needs {_package}: pip install 'qatcore[onnx]'", name=_package) from _error
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "Sensitivity",
+    "calibrate",
+    "compare",
+    "quantize_model",
+    "sensitivity",
+]

@@ -1,0 +1,323 @@
+"""The commands on ONNX models: what they print, their errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+import zipfile
+from typing import Any
+
+from ..errors import InvalidArgumentError
+from .api import quantize, run_calibration, run_comparison
+from .calibration import Calibration
+from .comparison import Comparison
+from .data import Data, InputSpec
+from .display import Phases, print_table
+from .inspection import calibration_rows, model_rows
+from .metric import Metric
+from .model import file_bytes, read_model, refuse_output, write_model
+from .quantization import Options
+from .sensitivity import scored
+
+#: Seconds after which a calibration that goes on is saved again.
+_SAVE_EVERY = 60.0
+_INTERRUPTED = 130  # what shells make of Ctrl-C
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C, when what there was is saved."""
+
+
+def run(name: str, arguments: argparse.Namespace) -> int:
+    """Run a command and return the exit code: 0, 2 if something given is wrong, 130 if it was interrupted."""
+    try:
+        _COMMANDS[name](arguments)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    except _InterruptedError as error:
+        return _fail(str(error), _INTERRUPTED)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except (InvalidArgumentError, TypeError) as error:
+        return _fail(" ".join([str(error), *getattr(error, "__notes__", [])]), 2)
+    except MemoryError:
+        return _fail("there is not enough memory; try a smaller --batch-size", 2)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"qatcore: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+# --- quantize -----------------------------------------------------------------------------------------
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    chosen = {"percentile": arguments.percentile, "group_size": arguments.group_size, "ops": arguments.ops}
+    options = Options.checked(
+        method="min_max" if arguments.method == "minmax" else arguments.method,
+        weights=arguments.weights,
+        activations=arguments.activations,
+        per_tensor=arguments.per_tensor,
+        exclude=arguments.exclude or (),
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    if options.needs_data and arguments.data is None and arguments.calibration is None:
+        raise InvalidArgumentError("give --data to observe activations with, or --activations none for weights alone")
+    refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration)
+    exact = read_model(arguments.model)
+    observed = Calibration()
+    start = time.perf_counter()
+    try:
+        with Phases(shown=not arguments.quiet) as phases:
+            result = quantize(
+                exact,
+                arguments.data,
+                options,
+                calibration=arguments.calibration,
+                max_drop=arguments.max_drop,
+                metric=Metric(arguments.metric, arguments.labels),
+                batch_size=arguments.batch_size,
+                phases=phases,
+                observed=observed,
+            )
+            metric = result.search.metric if result.search else None
+            if metric is None and result.data is not None and not arguments.no_check:
+                tick = phases.begin("checking", result.data.total)
+                metric = Metric(arguments.metric, arguments.labels)
+                metric = scored(exact, result.model, result.data, metric, progress=tick)
+            share = result.share()
+    except KeyboardInterrupt:
+        raise _saved(observed, f"{arguments.output}.calibration.npz", arguments) from None
+    write_model(result.model, arguments.output)
+    kept = result.search.float_nodes if result.search else []
+    report: dict[str, Any] = {
+        "model": arguments.model,
+        "output": arguments.output,
+        "seconds": time.perf_counter() - start,
+        "bytes": {"float": file_bytes(exact), "quantized": file_bytes(result.model)},
+        "weights": options.weights,
+        "activations": options.activations,
+        "method": options.method.value if options.needs_data else None,
+        "nodes": len(result.quantizer.plan.nodes) - len(kept),
+        "kept_in_float": kept,
+        "share_of_multiply_adds": share,
+        "tensors": len(result.calibration.collectors) if result.calibration else 0,
+        "batches": result.calibration.batches if result.calibration else 0,
+        "metric": None if metric is None else metric.name,
+        "score": None if metric is None else {"float": metric.exact, "quantized": metric.quantized},
+    }
+    if arguments.json:
+        _print_json(report)
+        return
+    lines = [("quantised", _nodes_line(report))]
+    if result.calibration is not None:
+        batches = _counted(report["batches"], "batch")
+        lines.append(("calibrated", f"{report['tensors']} tensors on {batches}, by {report['method']}"))
+    if kept:
+        lines.append(("in float", ", ".join(kept)))
+    if metric is not None:
+        lines.append((metric.name, _score_line(metric.name, (metric.exact, metric.quantized)) + ", on the data given"))
+    lines.append(("size", _size_line(*report["bytes"].values())))
+    lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
+    _print_lines(lines)
+
+
+def _saved(observed: Calibration, path: str, arguments: argparse.Namespace) -> Exception:
+    if not observed.batches:
+        return _InterruptedError("interrupted before anything was observed")
+    observed.save(path)
+    seen = f"interrupted; the calibration so far, {_counted(observed.batches, 'batch')}, is saved in {path}"
+    go_on = f"qatcore calibrate {arguments.model} --data {arguments.data} -o {path} --resume"
+    if observed.finished:
+        return _InterruptedError(f"{seen}: go on with --calibration {path}")
+    return _InterruptedError(f"{seen}: go on with {go_on}, then quantize --calibration {path}")
+
+
+def _nodes_line(report: dict[str, Any]) -> str:
+    text = f"{_counted(report['nodes'], 'node')}: weights {report['weights']}"
+    text += f", activations {report['activations']}" if report["activations"] != "none" else ""
+    share = report["share_of_multiply_adds"]
+    return text if share is None else f"{text}; {100.0 * share:.1f} % of their multiply-adds"
+
+
+# --- calibrate, merge ---------------------------------------------------------------------------------
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    path = arguments.output
+    refuse_output(path, arguments.model, arguments.data)
+    options = Options.checked(
+        exclude=arguments.exclude or (), **({} if arguments.ops is None else {"ops": arguments.ops})
+    )
+    exact = read_model(arguments.model)
+    calibration = Calibration()
+    if os.path.exists(path):
+        before = Calibration.load(path)
+        if arguments.resume:
+            calibration = before
+        elif not before.finished:
+            raise InvalidArgumentError(f"{path} holds an interrupted calibration; go on with --resume, or remove it")
+    data = Data(arguments.data, InputSpec(exact), arguments.batch_size)
+    start = time.perf_counter()
+    try:
+        with Phases(shown=not arguments.quiet) as phases:
+            tick = phases.begin("calibrating", data.total)
+            saved = time.monotonic()
+
+            def after(n: int) -> None:
+                nonlocal saved
+                tick(n)
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    calibration.save(path)
+                    saved = time.monotonic()
+
+            run_calibration(exact, data, options, calibration, resume=arguments.resume, progress=after)
+    except KeyboardInterrupt:
+        if not calibration.batches:
+            raise _InterruptedError("interrupted before anything was observed") from None
+        calibration.save(path)
+        raise _InterruptedError(
+            f"interrupted; {_counted(calibration.batches, 'batch')} are saved in {path}: go on with --resume"
+        ) from None
+    calibration.save(path)
+    _print_calibration(arguments, calibration, time.perf_counter() - start)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    refuse_output(arguments.output, *arguments.files)
+    start = time.perf_counter()
+    merged: Calibration | None = None
+    for file in arguments.files:
+        calibration = Calibration.load(file)
+        if merged is None:
+            merged = calibration
+            continue
+        try:
+            merged.merge(calibration)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{file}: {str(error).removeprefix('other: ')}") from None
+    assert merged is not None
+    if not merged.finished:
+        raise InvalidArgumentError(f"{arguments.files[0]}: expected a finished calibration, got an interrupted one")
+    merged.save(arguments.output)
+    _print_calibration(arguments, merged, time.perf_counter() - start)
+
+
+def _print_calibration(arguments: argparse.Namespace, calibration: Calibration, seconds: float) -> None:
+    if arguments.json:
+        _print_json(
+            {
+                "output": arguments.output,
+                "tensors": len(calibration.collectors),
+                "batches": calibration.batches,
+                "seconds": seconds,
+            }
+        )
+        return
+    observed = f"{len(calibration.collectors)} tensors on {_counted(calibration.batches, 'batch')}"
+    _print_lines([("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")])
+
+
+# --- compare, inspect ---------------------------------------------------------------------------------
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    with Phases(shown=not arguments.quiet) as phases:
+        metric = Metric(arguments.metric, arguments.labels)
+        result = run_comparison(
+            arguments.model, arguments.quantized, arguments.data, metric, arguments.batch_size, phases
+        )
+    if arguments.json:
+        _print_json(vars(result))
+        return
+    _print_comparison(result)
+
+
+def _print_comparison(result: Comparison) -> None:
+    before, after = result.latency
+    _print_lines(
+        [
+            (result.metric, f"{_score_line(result.metric, result.score)}, on {_counted(result.batches, 'batch')}"),
+            ("latency", f"{before:.2f} ms float, {after:.2f} ms quantised: {before / after:.2f} x as fast"),
+            ("size", _size_line(*result.size)),
+        ]
+    )
+    print()
+    rows = [(name, _decibels(sqnr), f"{largest:.3g}") for name, (sqnr, largest) in result.outputs.items()]
+    print_table("outputs", [("output", "left"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
+    if result.tensors:
+        print()
+        pairs = [(name, _decibels(sqnr)) for name, sqnr in result.tensors.items()]
+        print_table("tensors with codes", [("tensor", "left"), ("SQNR dB", "right")], pairs)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    path = arguments.file
+    with open(path, "rb"):  # whose errors say what is wrong
+        pass
+    tables = calibration_rows(path) if zipfile.is_zipfile(path) else model_rows(read_model(path))
+    if arguments.json:
+        _print_json({table.name: [dict(zip(table.keys, row, strict=True)) for row in table.rows] for table in tables})
+        return
+    for index, table in enumerate(tables):
+        if index:
+            print()
+        print_table(table.title, table.columns, table.cells())
+
+
+# --- words --------------------------------------------------------------------------------------------
+
+
+def _print_lines(lines: list[tuple[str, str]]) -> None:
+    for name, text in lines:
+        print(f"{name:<12} {text}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(_plain(content), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can have: no infinities, and no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _counted(n: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{n:,} {what if n == 1 else plural}"
+
+
+def _score_line(metric: str, score: tuple[float, float]) -> str:
+    exact, other = score
+    if metric in {"agreement", "closeness"}:
+        return f"{other:.2f} % with the float model"
+    return f"{exact:.2f} % float, {other:.2f} % quantised: drop {exact - other:.2f}"
+
+
+def _size_line(before: int, after: int) -> str:
+    return f"{before / 2**20:.2f} MiB float, {after / 2**20:.2f} MiB quantised: {100.0 * after / before:.0f} %"
+
+
+def _decibels(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+_COMMANDS = {
+    "quantize": _quantize,
+    "calibrate": _calibrate,
+    "merge": _merge,
+    "compare": _compare,
+    "inspect": _inspect,
+}

@@ -1,0 +1,127 @@
+"""A float model and a quantised one side by side: outputs, tensors, time and size."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from onnx import ModelProto
+
+from .data import Batch, Data
+from .graph import Graph
+from .metric import Metric, Noise
+from .model import file_bytes
+from .session import run, session_of, tapped
+
+_TIMED_SECONDS = 0.5
+_MOST_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` has measured.
+
+    Attributes
+    ----------
+    metric : str
+        "agreement" with the float model in the greatest of each output's classes, "accuracy" on labels, "closeness" (1
+        less the relative error) where there are no classes, or the name of a function.
+    score : tuple of float
+        In percent, of the float model and of the quantised one.
+    batches : int
+    outputs : dict of str to tuple of float
+        Of every output the signal-to-quantisation-noise ratio in dB, and the greatest absolute difference.
+    tensors : dict of str to float
+        Of every tensor with codes the ratio in dB, in the order of the graph.
+    latency : tuple of float
+        Median milliseconds of a run on the first batch, of either model.
+    size : tuple of int
+        Bytes of either model.
+    """
+
+    metric: str
+    score: tuple[float, float]
+    batches: int
+    outputs: dict[str, tuple[float, float]]
+    tensors: dict[str, float]
+    latency: tuple[float, float]
+    size: tuple[int, int]
+
+    @property
+    def drop(self) -> float:
+        """Percent that the quantised model loses."""
+        return self.score[0] - self.score[1]
+
+
+def compare_models(
+    exact: ModelProto,
+    quantized: ModelProto,
+    data: Data,
+    metric: Metric,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Return how a quantised model differs from the float one on data, which it goes through once."""
+    outputs = [value.name for value in exact.graph.output]
+    pairs = _tensors_with_codes(exact, quantized)
+    exact_names = list(dict.fromkeys([*outputs, *pairs]))
+    quantized_names = list(dict.fromkeys([*outputs, *pairs.values()]))
+    sessions = session_of(tapped(exact, exact_names)), session_of(tapped(quantized, quantized_names))
+    noise = {name: Noise() for name in exact_names}
+    first: Batch = {}
+    n = 0
+    for n, batch in enumerate(data, start=1):
+        first = first or batch
+        a = dict(zip(exact_names, run(sessions[0], exact_names, batch), strict=True))
+        b = dict(zip(quantized_names, run(sessions[1], quantized_names, batch), strict=True))
+        metric.add({name: a[name] for name in outputs}, {name: b[name] for name in outputs}, batch)
+        for name in exact_names:
+            other = b[name] if name in outputs else b[pairs[name]]
+            if other.dtype.kind == "f":
+                noise[name].add(a[name], other)
+        if progress is not None:
+            progress(n)
+    return Comparison(
+        metric.name,
+        (metric.exact, metric.quantized),
+        n,
+        {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
+        {name: noise[name].sqnr for name in pairs},
+        latency_of([exact, quantized], first),
+        (file_bytes(exact), file_bytes(quantized)),
+    )
+
+
+def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:
+    """Return the median milliseconds of a run of each model, which take turns."""
+    sessions = [session_of(model) for model in models]
+    times: list[list[float]] = [[] for _ in sessions]
+    for session in sessions:
+        run(session, None, batch)  # which prepares it
+    stop = time.perf_counter() + _TIMED_SECONDS * len(sessions)
+    while len(times[0]) < 3 or (time.perf_counter() < stop and len(times[0]) < _MOST_RUNS):
+        for session, taken in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            run(session, None, batch)
+            taken.append(time.perf_counter() - start)
+    return tuple(statistics.median(taken) * 1e3 for taken in times)
+
+
+def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, str]:
+    """Return the tensors of a float model that are codes in the quantised one, and what gives their values there."""
+    index, graph = Graph(exact), Graph(quantized)
+    pairs = {}
+    for node in quantized.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        name = node.input[0]
+        maker = graph.makers.get(name)
+        if name not in index.makers and maker is not None and maker.op_type == "Div":  # by the scale
+            name = maker.input[0]
+        readers = graph.readers.get(node.output[0], [])
+        if (name in index.makers or name in index.inputs) and readers and readers[0].op_type == "DequantizeLinear":
+            pairs[name] = readers[0].output[0]
+    return pairs

@@ -1,0 +1,315 @@
+"""Inputs of a model: batches from files, functions and iterables, checked against what the model takes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto
+
+from .._arrays import as_count
+from ..errors import InvalidArgumentError
+from .graph import Graph
+
+Batch = dict[str, npt.NDArray[Any]]
+PathLike = str | os.PathLike[str]
+
+#: Samples that are run together where the data is one array of them and the model takes any number.
+BATCH_SIZE = 8
+
+
+class InputSpec:
+    """What a model takes: the name, type and dimensions of each input; a dimension is None if any will do."""
+
+    def __init__(self, model: ModelProto) -> None:
+        names = set(Graph(model).inputs)
+        self.types: dict[str, np.dtype[Any]] = {}
+        self.shapes: dict[str, tuple[int | None, ...] | None] = {}
+        for value in model.graph.input:
+            if value.name not in names:
+                continue
+            if not value.type.HasField("tensor_type"):
+                raise InvalidArgumentError(f"model: expected inputs that are tensors, got another type: {value.name}")
+            tensor = value.type.tensor_type
+            self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            self.shapes[value.name] = None
+            if tensor.HasField("shape"):
+                self.shapes[value.name] = tuple(
+                    d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs, in the model's order."""
+        return list(self.types)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} ({_shown(self.types[name], self.shapes[name])})" for name in self.types)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The first dimension of the inputs, if the model fixes it."""
+        fixed = [shape[0] for shape in self.shapes.values() if shape]
+        return next((size for size in fixed if size is not None), None)
+
+    def check(self, batch: object, where: str) -> Batch:
+        """Return a batch as the model takes it, with what more there is, labels for example."""
+        if not isinstance(batch, Mapping):
+            if len(self.types) > 1:
+                raise TypeError(f"{where}: expected a dict with {self}, got {type(batch).__name__}")
+            batch = {self.names[0]: batch}
+        missing = [name for name in self.types if name not in batch]
+        if missing:
+            raise InvalidArgumentError(
+                f"{where}: there is no input {missing[0]!r} in it, only {', '.join(map(repr, batch)) or 'nothing'}; "
+                f"the model takes {self}"
+            )
+        checked = {str(name): np.asarray(value) for name, value in batch.items()}
+        for name, expected in self.types.items():
+            self._check_array(name, checked[name], expected, where)
+            if not checked[name].dtype.isnative:
+                checked[name] = checked[name].astype(expected)
+        return checked
+
+    def _check_array(self, name: str, array: npt.NDArray[Any], expected: np.dtype[Any], where: str) -> None:
+        shape = self.shapes[name]
+        fits = shape is None or (
+            array.ndim == len(shape) and all(d in {None, n} for d, n in zip(shape, array.shape, strict=True))
+        )
+        same_type = array.dtype.newbyteorder("=") == expected or (expected.kind == "O" and array.dtype.kind in "OSU")
+        if not same_type or not fits:
+            raise InvalidArgumentError(
+                f"{where}: expected {name} to be {_shown(expected, shape)}, got {_shown(array.dtype, array.shape)}"
+            )
+        if not array.size:
+            raise InvalidArgumentError(f"{where}: {name} is empty, of shape {array.shape}")
+        if expected.kind == "f" or expected.name == "bfloat16":
+            wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
+            if wrong:
+                raise InvalidArgumentError(f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite")
+
+
+def _shown(dtype: Any, shape: tuple[int | None, ...] | None) -> str:
+    if dtype.kind == "O":
+        dtype = "string"
+    return f"{dtype}" if shape is None else f"{dtype}[{', '.join('?' if d is None else str(d) for d in shape)}]"
+
+
+class Data:
+    """Batches that can be gone through again.
+
+    Parameters
+    ----------
+    source : str, PathLike, iterable or callable
+        A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one ``.npz`` or ``.npy``
+        file whose arrays have a leading axis of samples; ``module:function`` or a function that returns an iterable;
+        or an iterable.  Batches are mappings of input names to arrays, or arrays if the model has one input.
+    spec : InputSpec
+    batch_size : int, optional
+        Samples to a batch where the source is one file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is nothing of that name, or nothing in it.
+    """
+
+    def __init__(self, source: Any, spec: InputSpec, batch_size: int | None = None) -> None:
+        self._spec = spec
+        self.total: int | None = None  # how many batches there are, where that is known
+        if batch_size is not None:
+            batch_size = as_count(batch_size, "batch_size")
+        self._batches = self._opened(source, batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        n = 0
+        for where, batch in self._batches():
+            yield self._spec.check(batch, where)
+            n += 1
+        if not n:
+            raise InvalidArgumentError("data: there is not a single batch in it")
+
+    def _opened(self, source: Any, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        if isinstance(source, (str, os.PathLike)):
+            path = Path(source)
+            if path.is_dir():
+                return self._directory(path)
+            if path.suffix in {".npz", ".npy"} and path.is_file():
+                rows = (_NpzRows if path.suffix == ".npz" else _NpyRows)(path, self._spec)
+                return self._one_file(rows, batch_size)
+            if path.exists() or ":" not in str(source):
+                what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
+                raise InvalidArgumentError(f"data: {source} is {what}; give one, or module:function")
+            source = functools.partial(_called, imported(str(source), "data"), str(source))
+        if callable(source):
+            return functools.partial(_named, source)
+        if not isinstance(source, Iterable) or isinstance(source, Mapping):
+            raise TypeError(f"data: expected a path, a function or an iterable of batches, got {type(source).__name__}")
+        if isinstance(source, Iterator):
+            return functools.partial(_once, source, [])
+        self.total = len(source) if isinstance(source, Sized) else None
+        return functools.partial(_named, source.__iter__)
+
+    def _directory(self, path: Path) -> Callable[[], Iterable[tuple[str, Any]]]:
+        files = sorted(entry for entry in path.iterdir() if entry.suffix in {".npz", ".npy"} and entry.is_file())
+        if not files:
+            raise InvalidArgumentError(f"data: there is no .npz or .npy file in {path}")
+        self.total = len(files)
+        return lambda: ((str(file), _loaded(file)) for file in files)
+
+    def _one_file(self, rows: _NpzRows | _NpyRows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        size = self._spec.batch_size or batch_size or BATCH_SIZE
+        n: int = rows.samples
+        whole = n - n % size if self._spec.batch_size else n  # a model that takes 4 cannot take the last 3
+        if not whole:
+            raise InvalidArgumentError(f"data: {rows.path} has {n} samples, the model takes {size} at a time")
+        self.total = math.ceil(whole / size)
+        return functools.partial(rows.batches, size, whole)
+
+
+def _named(make: Callable[[], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
+    batches = make()
+    if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
+        raise TypeError(f"data: expected an iterable of batches, got {type(batches).__name__}")
+    for index, batch in enumerate(batches):
+        yield f"batch {index}", batch
+
+
+def _called(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Any]:
+    """Yield what a function named by the user gives; whatever it raises is said in one line."""
+    try:
+        yield from function()
+    except Exception as error:
+        raise InvalidArgumentError(f"data: {name} raised {type(error).__name__}: {error}") from error
+
+
+def _once(iterator: Iterator[Any], used: list[bool]) -> Iterator[tuple[str, Any]]:
+    if used:
+        raise InvalidArgumentError("data: expected what can be gone through again, got an iterator; pass a function")
+    used.append(True)
+    return _named(lambda: iterator)
+
+
+def imported(function: str, what: str) -> Callable[..., Any]:
+    """Return ``module:function``, of a module that may be in the working directory."""
+    module, _, name = function.rpartition(":")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidArgumentError(f"{what}: there is no function {function}: {error}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not callable(found):
+        raise InvalidArgumentError(f"{what}: expected {function} to be a function, got {type(found).__name__}")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        if path.suffix == ".npz":
+            # NumPy does not close a file that turns out to be damaged; it is given one that is closed.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
+                return dict(opened)
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidArgumentError(f"{path}: not a {path.suffix} file, or a damaged one: {error}") from error
+
+
+class _NpyRows:
+    """The rows of one array in a file, which are read when they are wanted."""
+
+    def __init__(self, path: Path, spec: InputSpec) -> None:
+        self.path = path
+        if len(spec.names) > 1:
+            raise InvalidArgumentError(f"data: expected a .npz file with {spec}, got {path}")
+        try:
+            self._array = np.lib.format.open_memmap(path, mode="r")
+        except (ValueError, EOFError) as error:
+            raise InvalidArgumentError(f"{path}: not a .npy file, or a damaged one: {error}") from error
+        if not self._array.ndim:
+            raise InvalidArgumentError(f"{path}: expected a leading axis of samples, got a scalar")
+        self.samples = len(self._array)
+
+    def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
+        for start in range(0, stop, size):
+            yield f"{self.path}, samples {start} on", np.array(self._array[start : min(start + size, stop)])
+
+
+class _NpzRows:
+    """The rows of the arrays in a ``.npz`` file, unpacked as they are wanted: the file may be larger than memory."""
+
+    def __init__(self, path: Path, spec: InputSpec) -> None:
+        self.path = path
+        shapes = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.namelist():
+                    with archive.open(member) as file:
+                        shapes[member.removesuffix(".npy")] = _npy_header(file)[0]
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InvalidArgumentError(f"{path}: not a .npz file, or a damaged one: {error}") from error
+        if not shapes:
+            raise InvalidArgumentError(f"data: there is no array in {path}")
+        missing = [name for name in spec.names if name not in shapes]
+        if missing:
+            raise InvalidArgumentError(
+                f"data: {path} has no input {missing[0]!r} in it, only {', '.join(map(repr, shapes))}; "
+                f"the model takes {spec}"
+            )
+        samples = {shape[0] if shape else None for shape in shapes.values()}
+        if len(samples) > 1 or None in samples:
+            listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+            raise InvalidArgumentError(f"data: expected as many samples of each array in {path}, got shapes {listed}")
+        self.samples: int = next(iter(shapes.values()))[0]
+        self._names = list(shapes)
+
+    def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                readers = {name: _rows(archive, f"{name}.npy", size, stop) for name in self._names}
+                for start in range(0, stop, size):
+                    yield f"{self.path}, samples {start} on", {name: next(rows) for name, rows in readers.items()}
+        except (EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+            raise InvalidArgumentError(f"{self.path}: damaged: {error}") from error
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects; save strings as such")
+    return shape, fortran, dtype
+
+
+def _rows(archive: zipfile.ZipFile, member: str, size: int, stop: int) -> Iterator[npt.NDArray[Any]]:
+    with archive.open(member) as file:
+        shape, fortran, dtype = _npy_header(file)
+        if fortran and len(shape) > 1:  # whose rows are not in one place
+            data = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
+            yield from (np.ascontiguousarray(data[start : min(start + size, stop)]) for start in range(0, stop, size))
+            return
+        row = math.prod(shape[1:])
+        for start in range(0, stop, size):
+            n = min(size, stop - start)
+            content = file.read(n * row * dtype.itemsize)
+            if len(content) < n * row * dtype.itemsize:
+                raise EOFError(f"{member} ends too early")
+            yield np.frombuffer(content, dtype).reshape(n, *shape[1:])

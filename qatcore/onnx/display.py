@@ -1,0 +1,73 @@
+"""Progress on standard error, and tables, by Rich; nothing moves where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+#: Columns of a table where there is no terminal that says how many it has.
+_WIDTH = 100
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s" if speed < 100 else f"{speed:.0f}/s")
+
+
+class Phases:
+    """Shows how far each phase of a long run is."""
+
+    def __init__(self, *, shown: bool) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not (shown and console.is_terminal),
+        )
+
+    def __enter__(self) -> Phases:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, name: str, total: int | None) -> Callable[..., None]:
+        """Return what has to be told how much of a new phase is done."""
+        task = self._progress.add_task(f"{name:<12}", total=total, note="")
+
+        def done(n: int, note: str = "") -> None:
+            self._progress.update(task, completed=n, note=note)
+
+        return done
+
+    def end(self) -> None:
+        """Say that the last phase is over, however much there was."""
+        for task in self._progress.tasks:
+            if not task.finished:
+                self._progress.update(task.id, total=task.completed)
+
+
+def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table; of each column its name and "left" or "right"."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    for name, side in columns:
+        table.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    terminal = sys.stdout.isatty()
+    Console(width=None if terminal else _WIDTH, highlight=False, no_color=not terminal).print(table)

@@ -1,0 +1,340 @@
+"""Models as graphs: who makes and reads a tensor, and making a model ready to be quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from ..errors import InvalidArgumentError
+
+#: What only gives a constant another form, and is computed where one is read through it.
+_FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
+_CONSTANT_VALUES = ("value", "value_float", "value_floats", "value_int", "value_ints")
+
+
+class Graph:
+    """An index of a model's graph; made anew when nodes come or go.
+
+    Attributes
+    ----------
+    makers : dict of str to NodeProto
+        The node that makes a tensor.
+    readers : dict of str to list of NodeProto
+        The nodes that read it, once for each input.
+    constants : dict of str to TensorProto
+        The initializers that no input of the model can replace.
+    inputs, outputs : list of str
+        Of the model, without initializers.
+    captured : set of str
+        What is read by graphs inside of nodes.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        graph = model.graph
+        self.makers: dict[str, NodeProto] = {}
+        self.readers: dict[str, list[NodeProto]] = {}
+        self.captured: set[str] = set()
+        for node in graph.node:
+            self.makers.update((name, node) for name in node.output if name)
+            for name in node.input:
+                if name:
+                    self.readers.setdefault(name, []).append(node)
+            for inner in subgraphs(node):
+                self.captured |= names_within(inner)
+        initializers = {tensor.name: tensor for tensor in graph.initializer}
+        given = [value.name for value in graph.input]
+        self.constants = {name: tensor for name, tensor in initializers.items() if name not in set(given)}
+        self.inputs = [name for name in given if name not in initializers]
+        self.outputs = [value.name for value in graph.output]
+
+    def value_of(self, name: str) -> npt.NDArray[Any] | None:
+        """Return a constant, None if the tensor is none."""
+        tensor = self.constants.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def is_seen(self, name: str) -> bool:
+        """Return whether a tensor is an output of the model or read by a graph inside of a node."""
+        return name in self.captured or name in self.outputs
+
+    def only_reader(self, name: str) -> NodeProto | None:
+        """Return the node that is all there is to read a tensor, if there is one."""
+        readers = self.readers.get(name, [])
+        return readers[0] if len(readers) == 1 and not self.is_seen(name) else None
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """Yield the graphs inside of a node."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def names_within(graph: GraphProto) -> set[str]:
+    """Return every name that a graph, or a graph inside of it, reads or makes."""
+    names = {value.name for value in graph.output}
+    for node in graph.node:
+        names.update(node.input)
+        names.update(node.output)
+        for inner in subgraphs(node):
+            names |= names_within(inner)
+    return names
+
+
+def all_names(model: ModelProto) -> set[str]:
+    """Return every name of a tensor or node in a model."""
+    graph = model.graph
+    names = names_within(graph) | {node.name for node in graph.node}
+    return names | {value.name for value in (*graph.input, *graph.initializer, *graph.value_info)}
+
+
+def opset_of(model: ModelProto) -> int:
+    """Return the version of ONNX's own operators that a model uses; 1 if it says none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
+
+
+def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
+    """Return a model that computes the same, in which what can be quantised is plain to see.
+
+    Local functions are inlined, constants are initializers, constants read through a change of form are computed,
+    batch norms and constant factors and terms behind a convolution are folded into it, and the operators are at least
+    those of `opset`.  Inputs, outputs and metadata, and the names of all tensors that are left, stay as they are.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model's operators cannot be brought to the version.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    if result.functions:
+        result = onnx.inliner.inline_local_functions(result)
+    if result.ir_version < 4:  # where every initializer had to be an input
+        _take_initializers_from_inputs(result)
+        result.ir_version = 4
+    result = _upgraded(result, opset)
+    _constants_to_initializers(result.graph)
+    _compute_forms(result)
+    _fold_into_convolutions(result)
+    drop_unread(result)
+    _name_nodes(result.graph)
+    return result
+
+
+def _name_nodes(graph: GraphProto) -> None:
+    """Give every node a name of its own; nodes that have one keep it."""
+    taken: set[str] = {node.name for node in graph.node}
+    seen = {""}
+    for index, node in enumerate(graph.node):
+        if node.name in seen:
+            node.name = unused_name(node.name or f"{node.op_type}_{index}", taken)
+        seen.add(node.name)
+
+
+def drop_unread(model: ModelProto) -> None:
+    """Remove initializers that nothing reads, and what is said of tensors that are gone."""
+    graph = model.graph
+    used = names_within(graph) | {value.name for value in graph.input}
+    for values in (graph.initializer, graph.value_info):
+        kept = [value for value in values if value.name in used]
+        if len(kept) < len(values):
+            del values[:]
+            values.extend(kept)
+
+
+def set_initializer(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> None:
+    """Give a graph an initializer, in place of one of the same name."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+    for present in graph.initializer:
+        if present.name == name:
+            present.CopyFrom(tensor)
+            return
+    graph.initializer.append(tensor)
+
+
+def _take_initializers_from_inputs(model: ModelProto) -> None:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in initializers]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+
+
+def _upgraded(model: ModelProto, opset: int) -> ModelProto:
+    if opset_of(model) < opset:
+        try:
+            model = onnx.version_converter.convert_version(model, opset)
+        except Exception as error:  # what it raises depends on the operator that it does not know
+            raise InvalidArgumentError(
+                f"model: its operators, of opset {opset_of(model)}, cannot be brought to opset {opset}: "
+                f"{str(error).splitlines()[0]}; export it with opset {opset}"
+            ) from error
+    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(list(model.opset_import), True))
+    return model
+
+
+def _constants_to_initializers(graph: GraphProto) -> None:
+    kept = []
+    for node in graph.node:
+        value = _constant_value(node) if node.op_type == "Constant" and node.domain == "" else None
+        if value is None:
+            kept.append(node)
+            continue
+        tensor = TensorProto()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+    if len(kept) < len(graph.node):
+        _set_nodes(graph, kept)
+
+
+def _constant_value(node: NodeProto) -> TensorProto | None:
+    [attribute] = node.attribute if len(node.attribute) == 1 else [None]
+    if attribute is None or attribute.name not in _CONSTANT_VALUES:
+        return None
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, TensorProto):
+        return value
+    return numpy_helper.from_array(np.array(value, np.float32 if "float" in attribute.name else np.int64))
+
+
+def _compute_forms(model: ModelProto) -> None:
+    """Compute what only changes the form of constants: weights are often read through a Transpose."""
+    graph, done = model.graph, []
+    index = Graph(model)
+    for node in graph.node:
+        if (
+            node.op_type in _FORMS
+            and node.domain == ""
+            and not index.is_seen(node.output[0])
+            and all(name in index.constants for name in node.input if name)
+        ):
+            values = {name: index.value_of(name) for name in node.input if name}
+            [result] = _evaluate(node, values, model)
+            set_initializer(graph, node.output[0], result)
+            index.constants[node.output[0]] = graph.initializer[-1]
+            done.append(node)
+    _remove_nodes(graph, done)
+
+
+def _evaluate(node: NodeProto, values: dict[str, Any], model: ModelProto) -> Any:
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in values.items()
+    ]
+    output = onnx.ValueInfoProto(name=node.output[0])
+    graph = onnx.helper.make_graph([node], "form", inputs, [output])
+    return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=model.opset_import)).run(None, values)
+
+
+def _fold_into_convolutions(model: ModelProto) -> None:
+    graph, folded = model.graph, []
+    index = Graph(model)
+    for convolution in list(graph.node):
+        if convolution.op_type != "Conv" or convolution.domain != "":
+            continue
+        while (follower := index.only_reader(convolution.output[0])) is not None:
+            scale_and_shift = _per_channel(follower, convolution.output[0], index)
+            if scale_and_shift is None or not _fold(model, index, convolution, *scale_and_shift):
+                break
+            folded.append(follower)
+            convolution.output[0] = follower.output[0]
+            index.makers[convolution.output[0]] = convolution
+    _remove_nodes(graph, folded)
+
+
+def _per_channel(node: NodeProto, source: str, index: Graph) -> tuple[Any, Any] | None:
+    """Return factor and term of each channel, float64, if that is all that a node does to images."""
+    if node.domain == "" and node.op_type == "BatchNormalization" and node.input[0] == source:
+        return _batch_norm(node, index)
+    if node.domain == "" and node.op_type in {"Mul", "Add"}:
+        [other] = [name for name in node.input if name != source] or [source]
+        value = _one_for_each_channel(index.value_of(other))
+        if value is not None:
+            return (value, np.zeros(1)) if node.op_type == "Mul" else (np.ones(1), value)
+    return None
+
+
+def _batch_norm(node: NodeProto, index: Graph) -> tuple[Any, Any] | None:
+    parameters = [index.value_of(name) for name in node.input[1:]]
+    training = any(a.name == "training_mode" and a.i for a in node.attribute)
+    if training or len([name for name in node.output if name]) > 1 or any(value is None for value in parameters):
+        return None
+    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    scale, shift, mean, variance = (np.asarray(value, np.float64) for value in parameters)
+    factor = scale / np.sqrt(variance + epsilon)
+    return factor, shift - mean * factor
+
+
+def _one_for_each_channel(value: npt.NDArray[Any] | None) -> npt.NDArray[np.float64] | None:
+    """Return a constant that is broadcast to images, whose rank is 4, as one number for each channel, or one."""
+    if value is None or value.dtype.kind != "f":
+        return None
+    if value.size == 1 and value.ndim <= 4:
+        return value.reshape(1).astype(np.float64)
+    if value.ndim in {3, 4} and value.size == value.shape[-3] and value.shape[-1] == value.shape[-2] == 1:
+        return value.reshape(-1).astype(np.float64)
+    return None
+
+
+def _fold(model: ModelProto, index: Graph, convolution: NodeProto, factor: Any, term: Any) -> bool:
+    """Fold factors and terms of channels into the weights and the bias of a convolution, if they are constants."""
+    names = [*convolution.input[1:], ""][:2]
+    weight, bias = index.value_of(names[0]), index.value_of(names[1]) if names[1] else None
+    if weight is None or weight.ndim != 4 or (names[1] and bias is None) or weight.dtype.kind != "f":
+        return False
+    channels = weight.shape[0]
+    if factor.size not in {1, channels} or term.size not in {1, channels}:
+        return False
+    before = np.zeros(channels) if bias is None else bias.astype(np.float64)
+    with np.errstate(all="ignore"):
+        scaled = (weight.astype(np.float64) * factor.reshape(-1, 1, 1, 1)).astype(weight.dtype)
+        shifted = np.broadcast_to(before * factor + term, channels).astype(weight.dtype)
+    if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
+        return False
+    taken = all_names(model)
+    new_names = []
+    for name, array, kind in ((names[0], scaled, "weight"), (names[1], shifted, "bias")):
+        shared = not name or len(index.readers.get(name, [])) > 1 or index.is_seen(name)
+        own = unused_name(f"{convolution.output[0]}_{kind}", taken) if shared else name
+        set_initializer(model.graph, own, array)
+        index.constants[own] = next(tensor for tensor in model.graph.initializer if tensor.name == own)
+        index.readers.setdefault(own, [convolution])
+        new_names.append(own)
+    del convolution.input[1:]
+    convolution.input.extend(new_names)
+    return True
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """Return a name that is not taken, this one if it is not, and take it."""
+    result, suffix = name, 0
+    while result in taken:
+        suffix += 1
+        result = f"{name}_{suffix}"
+    taken.add(result)
+    return result
+
+
+def _remove_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    if nodes:
+        gone = {id(node) for node in nodes}
+        _set_nodes(graph, [node for node in graph.node if id(node) not in gone])
+
+
+def _set_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)

@@ -1,0 +1,178 @@
+"""What is in a calibration or in a model, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, numpy_helper
+
+from .._threads import for_each
+from ..calibration import load_calibration
+from ..config import QuantBits
+from ..errors import InvalidArgumentError
+from ..storage import PathLike
+from ..summary import CalibrationSummary
+from .graph import Graph, opset_of, prepared
+from .model import description
+from .plan import OPERATORS, plan
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: its key in JSON, its title, the keys and the headings of its columns, and its rows."""
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+    headings: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """The headings, and to which side the columns are set: numbers to the right."""
+        return [
+            (heading, "left" if any(isinstance(row[i], str) for row in self.rows) else "right")
+            for i, heading in enumerate(self.headings)
+        ]
+
+    def cells(self) -> Iterator[list[str]]:
+        """Yield the rows as text."""
+        for row in self.rows:
+            yield [_written(value) for value in row]
+
+
+def calibration_rows(path: PathLike) -> list[Rows]:
+    """Return the tensors of a calibration, their ranges, and the SQNR that each method promises for int8."""
+    collectors = load_calibration(path)
+    summaries: dict[str, CalibrationSummary] = {}
+
+    def summarize(name: str) -> None:
+        summaries[name] = collectors[name].summary()
+
+    for_each(list(collectors), summarize)
+    rows = []
+    for name in collectors:
+        summary = summaries[name]
+        sqnr = {method: float(np.mean(value)) for method, value in summary.sqnr[QuantBits.INT8].items()}
+        low, high = float(np.min(summary.min_val, initial=math.inf)), float(np.max(summary.max_val, initial=-math.inf))
+        best = max(sqnr, key=sqnr.__getitem__).value
+        rows.append((name, int(np.sum(summary.n_elements)), low, high, *sqnr.values(), best))
+    methods = ("min_max", "percentile", "kl", "mse")
+    return [
+        Rows(
+            "tensors",
+            f"{len(rows)} tensors; SQNR in dB at int8, affine, percentile 99",
+            ("tensor", "values", "least", "greatest", *methods, "best"),
+            ("tensor", "values", "least", "greatest", *methods, "best"),
+            rows,
+        )
+    ]
+
+
+def model_rows(model: ModelProto) -> list[Rows]:
+    """Return the activations and weights of a quantised model that have codes, or what can be quantised in another.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is neither.
+    """
+    index, about = Graph(model), description(model)
+    activations: list[tuple[Any, ...]] = []
+    weights: list[tuple[Any, ...]] = []
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[1] in index.constants:
+            activations.append(_activation(node.input, index, about.get("tensors", {})))
+        if node.op_type == "DequantizeLinear" and node.input[0] in index.constants:
+            weights += _weights(node, index, about.get("nodes", {}))
+    tables = [
+        Rows(
+            "activations",
+            f"{len(activations)} tensors with codes",
+            ("tensor", "codes", "least", "greatest", "scale", "zero_point", "method", "sqnr"),
+            ("tensor", "codes", "least", "greatest", "scale", "zero point", "method", "SQNR dB"),
+            activations,
+        ),
+        Rows(
+            "weights",
+            f"{len(weights)} weights with codes",
+            ("node", "op", "codes", "shape", "scales", "sqnr"),
+            ("node", "operator", "codes", "shape", "scales", "SQNR dB"),
+            weights,
+        ),
+    ]
+    tables = [table for table in tables if table.rows]
+    return tables or [_quantisable_rows(model)]
+
+
+def _quantisable_rows(model: ModelProto) -> Rows:
+    ready = prepared(model)
+    index = Graph(ready)
+    rows = [
+        (node.name, node.op_type, _shape(index.constants[node.input[1]].dims), node.input[0], node.output[0])
+        for node in plan(ready, OPERATORS).nodes
+    ]
+    return Rows(
+        "nodes",
+        f"{len(rows)} nodes that can be quantised, opset {opset_of(model)}",
+        ("node", "op", "shape", "input", "output"),
+        ("node", "operator", "weight", "input", "output"),
+        rows,
+    )
+
+
+def _activation(inputs: Any, index: Graph, about: dict[str, Any]) -> tuple[Any, ...]:
+    name, scale = inputs[0], index.value_of(inputs[1])
+    zero_point = index.value_of(inputs[2]) if len(inputs) > 2 else np.zeros((), np.uint8)
+    if scale is None or zero_point is None:
+        raise InvalidArgumentError(f"model: the scale or zero point of {name} is no constant")
+    maker = index.makers.get(name)
+    if name not in about and maker is not None and maker.op_type == "Div":  # by the scale, for FP8
+        name, divisor = maker.input[0], index.value_of(maker.input[1])
+        scale = scale if divisor is None else scale * divisor
+    said = about.get(name, {})
+    if scale.size != 1:
+        return name, str(zero_point.dtype), *(math.nan,) * 3, 0, said.get("method", "-"), _number(said.get("sqnr"))
+    one, zero = float(scale.reshape(-1)[0]), float(zero_point.reshape(-1)[0].astype(np.float64))
+    least, greatest = _ends(zero_point.dtype)
+    ends = (least - zero) * one, (greatest - zero) * one
+    return name, str(zero_point.dtype), *ends, one, int(zero), said.get("method", "-"), _number(said.get("sqnr"))
+
+
+def _weights(node: Any, index: Graph, about: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    codes, scale = index.constants[node.input[0]], index.value_of(node.input[1])
+    dtype = numpy_helper.to_array(codes).dtype
+    if dtype == np.int32 or scale is None:  # a bias
+        return
+    for reader in index.readers.get(node.output[0], []):
+        said = about.get(reader.name, {})
+        yield reader.name, reader.op_type, str(dtype), _shape(codes.dims), int(scale.size), _number(said.get("sqnr"))
+
+
+def _ends(dtype: np.dtype[Any]) -> tuple[float, float]:
+    import ml_dtypes
+
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
+    try:
+        limits = limits or ml_dtypes.iinfo(dtype)
+    except ValueError:
+        limits = ml_dtypes.finfo(dtype)
+    return float(limits.min), float(limits.max)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _shape(dims: Any) -> str:
+    return " x ".join(map(str, dims))
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

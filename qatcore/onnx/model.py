@@ -1,0 +1,135 @@
+"""Models in files: reading, checking and writing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto
+
+from ..errors import InvalidArgumentError
+from ..storage import PathLike, replace_file
+from .session import LARGEST_MESSAGE, weight_bytes
+
+#: Where a quantised model says how it was made.
+METADATA = "qatcore"
+
+
+def read_model(model: PathLike | ModelProto) -> ModelProto:
+    """Return a model from a file; one that is a model already is returned as it is.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is no ONNX model.
+    OSError
+        If it cannot be read.
+    """
+    if isinstance(model, ModelProto):
+        return model
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model: expected a path or a ModelProto, got {type(model).__name__}")
+    path = os.fspath(model)
+    with open(path, "rb"):  # whose errors say what is wrong
+        pass
+    try:
+        result = onnx.load(path)
+        if not result.graph.node or not result.opset_import:
+            raise DecodeError("there is no graph in it")
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise InvalidArgumentError(f"{path}: not an ONNX model: {str(error).strip().splitlines()[0]}") from error
+    return result
+
+
+def fault_of(model: ModelProto) -> str | None:
+    """Return what ONNX's checker finds wrong with a model, shapes and types of all tensors included, if anything."""
+    try:
+        if weight_bytes(model) < LARGEST_MESSAGE:
+            onnx.checker.check_model(model, full_check=True)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "model.onnx")
+                _save_with_data(model, path, "model.data")
+                onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def write_model(model: ModelProto, path: PathLike) -> None:
+    """Write a model, so that a crash leaves the old file or the new one.
+
+    If it is larger than a protocol buffer can be its weights go into a file beside it, ``PATH.data``.
+    """
+    if weight_bytes(model) < LARGEST_MESSAGE:
+        replace_file(path, model.SerializeToString())
+        return
+    target = Path(os.fspath(path))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
+        data = f"{target.name}.data"
+        _save_with_data(model, os.path.join(folder, target.name), data)
+        os.replace(os.path.join(folder, data), target.with_name(data))
+        os.replace(os.path.join(folder, target.name), target)
+
+
+def refuse_output(path: PathLike, *inputs: Any) -> None:
+    """Raise if a file cannot be written, before there is anything to write, or is one that is read.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it is one of the inputs.
+    OSError
+        If its directory is missing or cannot be written to.
+    """
+    target = os.path.realpath(os.fspath(path))
+    if os.path.isdir(target):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    for source in inputs:
+        if isinstance(source, (str, os.PathLike)) and os.path.realpath(os.fspath(source)) == target:
+            raise InvalidArgumentError(f"output: {os.fspath(path)} is what is read; give another name")
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(target)):
+            pass
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+
+
+def describe(model: ModelProto, about: dict[str, Any]) -> None:
+    """Write into a model's metadata how it was made."""
+    text = json.dumps(about)
+    for entry in model.metadata_props:
+        if entry.key == METADATA:
+            entry.value = text
+            return
+    model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=text))
+
+
+def description(model: ModelProto) -> dict[str, Any]:
+    """Return what `describe` has written, nothing if it has not."""
+    for entry in model.metadata_props:
+        if entry.key == METADATA:
+            try:
+                about = json.loads(entry.value)
+            except ValueError:
+                return {}
+            return about if isinstance(about, dict) else {}
+    return {}
+
+
+def file_bytes(model: ModelProto) -> int:
+    """Return how large a model is in a file."""
+    return weight_bytes(model) if weight_bytes(model) >= LARGEST_MESSAGE else model.ByteSize()
+
+
+def _save_with_data(model: ModelProto, path: str, data: str) -> None:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    onnx.save_model(copy, path, save_as_external_data=True, location=data)

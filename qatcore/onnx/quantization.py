@@ -1,0 +1,229 @@
+"""From a float model and its calibration to a quantised model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto
+
+from .. import __version__
+from .._threads import for_each
+from ..collector import CalibrationCollector
+from ..config import CalibMethod, as_flag, as_member
+from ..errors import InvalidArgumentError
+from .graph import Graph, prepared
+from .metric import Noise
+from .model import describe, description, fault_of
+from .plan import DEFAULT_OPERATORS, Plan, plan
+from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
+from .rewriting import Rewriter, Scale, dequantized, quantized
+
+#: Weights of a group have one scale, where they are int4.
+GROUP_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is quantised; see `quantize_model`, whose arguments these are."""
+
+    method: CalibMethod = CalibMethod.MSE
+    percentile: float = PERCENTILE
+    weights: str = "int8"
+    activations: str = "uint8"
+    per_tensor: bool = False
+    group_size: int = GROUP_SIZE
+    ops: tuple[str, ...] = DEFAULT_OPERATORS
+    exclude: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        method: object = CalibMethod.MSE,
+        percentile: object = PERCENTILE,
+        weights: object = "int8",
+        activations: object = "uint8",
+        per_tensor: object = False,
+        group_size: object = GROUP_SIZE,
+        ops: Iterable[str] = DEFAULT_OPERATORS,
+        exclude: Iterable[str] = (),
+    ) -> Options:
+        """Return options if all of them are possible."""
+        if weights not in WEIGHTS:
+            raise InvalidArgumentError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+        if activations not in (*ACTIVATIONS, "none"):
+            expected = ", ".join((*ACTIVATIONS, "none"))
+            raise InvalidArgumentError(f"activations: expected one of {expected}, got {activations!r}")
+        if type(group_size) is not int or not (group_size == 0 or (group_size >= 16 and group_size.bit_count() == 1)):
+            raise InvalidArgumentError(
+                f"group_size: expected a power of two from 16 on, as runtimes take, or 0 for none, got {group_size!r}"
+            )
+        return cls(
+            as_member(CalibMethod, method, "method"),
+            as_percentile(percentile),
+            str(weights),
+            str(activations),
+            as_flag(per_tensor, "per_tensor"),
+            group_size,
+            _names(ops, "ops"),
+            _names(exclude, "exclude"),
+        )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations get codes, whose ranges have to be observed."""
+        return self.activations != "none"
+
+    @property
+    def opset(self) -> int:
+        """The least opset that has the operators on these formats."""
+        if self.weights == "int4":
+            return 21
+        return 19 if "fp8" in {self.weights, self.activations} else 13
+
+
+def ready(model: ModelProto, options: Options) -> ModelProto:
+    """Return a model prepared for options.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model is one that was quantised.
+    """
+    if description(model):
+        raise InvalidArgumentError("model: it is quantised already; give the float model")
+    # Codes of float16, where the model is in that.
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return prepared(model, max(options.opset, 19) if half else options.opset)
+
+
+class Quantizer:
+    """Quantises a model, several times if need be, with other nodes left in float; scales are chosen once.
+
+    Parameters
+    ----------
+    model : ModelProto
+        One that is `ready`.
+    options : Options
+    collectors : dict of str to CalibrationCollector
+        Of the tensors that the plan names, and perhaps others; none are needed for weights alone.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a tensor was not observed.
+    """
+
+    def __init__(self, model: ModelProto, options: Options, collectors: dict[str, CalibrationCollector]) -> None:
+        self.float_model, self.options = model, options
+        self.plan = plan(model, options.ops, options.exclude)
+        self._index = Graph(model)
+        self._is_faulty = fault_of(model) is not None
+        self._activations: dict[str, Activation] = {}
+        if options.needs_data:
+            missing = [name for name in self.plan.tensors if name not in collectors]
+            if missing:
+                raise InvalidArgumentError(
+                    f"calibration: {missing[0]} was not observed, nor {len(missing) - 1} other tensors that get codes; "
+                    "calibrate with the same ops and nodes"
+                )
+            needed = {name: collectors[name] for name in self.plan.tensors}
+            types = {name: self._type_near(name) for name in needed}
+            self._activations = activation_scales(
+                needed, options.method, options.percentile, options.activations, types
+            )
+        self._weights = self._weight_scales(self.plan.nodes)
+
+    def _type_near(self, name: str) -> np.dtype[Any]:
+        """Return the type that a tensor has because the weights of who reads or makes it have it."""
+        for node in self.plan.nodes:
+            if name in (*node.input, *node.output):
+                weight = self._index.value_of(node.input[1])
+                assert weight is not None
+                return weight.dtype
+        return np.dtype(np.float32)
+
+    def _weight_scales(self, nodes: list[NodeProto]) -> dict[str, Scale]:
+        options = self.options
+        scales: dict[str, Scale] = {}
+
+        def choose(node: NodeProto) -> None:
+            weight = self._index.value_of(node.input[1])
+            assert weight is not None
+            scales[node.name] = weight_scale(
+                weight, node, options.weights, per_tensor=options.per_tensor, group_size=options.group_size
+            )
+
+        for_each(nodes, choose)
+        return scales
+
+    def model(self, float_nodes: Iterable[str] = ()) -> ModelProto:
+        """Return the quantised model, in which some nodes stay in float."""
+        kept = tuple(float_nodes)
+        options = replace(self.options, exclude=(*self.options.exclude, *kept))
+        chosen = plan(self.float_model, options.ops, options.exclude)
+        rewriter = Rewriter(self.float_model)
+        # Ranges are those of the whole plan: with fewer nodes a tensor may have lost whose range it shared.
+        tensors = {name: self._range_of(name) for name in {**chosen.inputs, **chosen.outputs}}
+        if options.needs_data:
+            names = [node.name for node in chosen.nodes]
+            for name, source in tensors.items():
+                scale = self._activations[source].scale
+                rewriter.activation(name, scale, None if name in chosen.outputs else names)
+        for node in chosen.nodes:
+            scale = rewriter.weight(node.name, 1, self._weights[node.name])
+            if options.needs_data:
+                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, scale)
+        result = rewriter.finished()
+        describe(result, self._about(chosen, tensors, kept))
+        # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
+        fault = None if self._is_faulty else fault_of(result)
+        assert fault is None, fault
+        return result
+
+    def _range_of(self, name: str) -> str:
+        return self.plan.inputs.get(name) or self.plan.outputs[name]
+
+    def _about(self, chosen: Plan, tensors: dict[str, str], kept: tuple[str, ...]) -> dict[str, Any]:
+        options = self.options
+        about: dict[str, Any] = {
+            "version": __version__,
+            "weights": options.weights,
+            "activations": options.activations,
+            "nodes": {node.name: {"op": node.op_type, "sqnr": self._weight_sqnr(node)} for node in chosen.nodes},
+            "float": list(kept),
+            "tensors": {},
+        }
+        if options.needs_data:
+            about["tensors"] = {
+                name: {
+                    "method": self._activations[source].method.value,
+                    "sqnr": _decibels(self._activations[source].sqnr),
+                }
+                for name, source in tensors.items()
+            }
+        return about
+
+    def _weight_sqnr(self, node: NodeProto) -> float | None:
+        weight = self._index.value_of(node.input[1])
+        scale = self._weights[node.name]
+        assert weight is not None
+        noise = Noise()
+        noise.add(weight, dequantized(quantized(weight, scale), scale))
+        return _decibels(noise.sqnr)
+
+
+def _decibels(value: float) -> float | None:
+    """Return decibels as JSON can have them, which has no infinity."""
+    return round(value, 2) if math.isfinite(value) else None
+
+
+def _names(names: Iterable[str], what: str) -> tuple[str, ...]:
+    given = names if isinstance(names, str) else tuple(names)
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{what}: expected an iterable of names, got {given!r}")
+    return given

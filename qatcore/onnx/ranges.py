@@ -1,0 +1,122 @@
+"""From what was observed of activations, and from weights, to scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import NodeProto
+
+from .._arrays import as_number
+from .._threads import for_each
+from ..calibration import choose_scale
+from ..collector import CalibrationCollector
+from ..config import CalibMethod, QuantBits
+from ..errors import InvalidArgumentError
+from .plan import weight_axes
+from .rewriting import Scale
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """How an activation becomes codes, by which method, and the SQNR in dB that this promises."""
+
+    scale: Scale
+    method: CalibMethod
+    sqnr: float
+
+
+#: Codes of activations: what their ranges are chosen for, and what is added to zero points.
+ACTIVATIONS = {
+    "uint8": (QuantBits.INT8, 128, "uint8"),
+    "int8": (QuantBits.INT8, 0, "int8"),
+    "fp8": (QuantBits.FP8, 0, "float8_e4m3fn"),
+}
+WEIGHTS = {
+    "int8": (QuantBits.INT8, "int8"),
+    "int4": (QuantBits.INT4, "int4"),
+    "fp8": (QuantBits.FP8, "float8_e4m3fn"),
+}
+
+
+#: Percent of the values of a tensor that the percentile method keeps, unless told otherwise.
+PERCENTILE = 99.99
+
+
+def as_percentile(value: object) -> float:
+    """Return percent of values to keep."""
+    percentile = as_number(value, "percentile")
+    if not 0.0 < percentile <= 100.0:
+        raise InvalidArgumentError(f"percentile: expected more than 0 and at most 100, got {value}")
+    return percentile
+
+
+def activation_scales(
+    collectors: dict[str, CalibrationCollector],
+    method: CalibMethod,
+    percentile: float,
+    kind: str,
+    types: dict[str, np.dtype[Any]],
+) -> dict[str, Activation]:
+    """Return how each tensor becomes codes, with 0 among their values.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a tensor has had no finite value.
+    """
+    bits, offset, dtype = ACTIVATIONS[kind]
+    symmetric = bits is QuantBits.FP8
+    for name, collector in collectors.items():
+        if not collector.n_elements:
+            raise InvalidArgumentError(f"calibration: no finite value of {name} was seen; exclude the nodes about it")
+    chosen: dict[str, Activation] = {}
+
+    def choose(name: str) -> None:
+        collector = collectors[name]
+        scale, zero_point, by = choose_scale(
+            collector, method, percentile, bits=bits, symmetric=symmetric, include_zero=True
+        )
+        codes = Scale(dtype, _as_stored(np.asarray(scale), types[name]), np.asarray(zero_point + offset, np.int32))
+        chosen[name] = Activation(codes, by, collector.sqnr(scale, zero_point, bits=bits, symmetric=symmetric))
+
+    for_each(list(collectors), choose)
+    return chosen
+
+
+def weight_scale(weight: npt.NDArray[Any], node: NodeProto, kind: str, *, per_tensor: bool, group_size: int) -> Scale:
+    """Return the scale of a weight, symmetric and with the least squared error.
+
+    int4 in groups along the axis that is summed over; otherwise by output channels, or one for all of it.
+    """
+    bits, dtype = WEIGHTS[kind]
+    axes = None if per_tensor else weight_axes(node, weight.ndim)
+    if axes is None:
+        collector, axis, block = CalibrationCollector(), None, None
+    elif kind == "int4" and group_size and weight.shape[axes.summed] > 1:
+        return _grouped(weight, axes.summed, bits, dtype, min(group_size, weight.shape[axes.summed]))
+    else:
+        collector, axis, block = CalibrationCollector(axes.channels), axes.channels, None
+    collector.observe(weight)
+    scale, zero_point = collector.mse_scale(bits=bits, symmetric=True)
+    return Scale(dtype, _as_stored(np.asarray(scale), weight.dtype), np.asarray(zero_point, np.int32), axis, block)
+
+
+def _grouped(weight: npt.NDArray[Any], axis: int, bits: QuantBits, dtype: str, size: int) -> Scale:
+    """Return the scales of blocks along an axis; zeros that fill the last one cost nothing."""
+    others = tuple(a for a in range(weight.ndim) if a != axis)
+    filled = np.moveaxis(weight, axis, -1)
+    filled = np.pad(filled, [(0, 0)] * len(others) + [(0, -weight.shape[axis] % size)])
+    collector = CalibrationCollector(tuple(range(weight.ndim)), groups=size)
+    collector.observe(filled)
+    scale, _ = collector.mse_scale(bits=bits, symmetric=True)
+    blocks = np.moveaxis(scale, -1, axis)
+    return Scale(dtype, _as_stored(blocks, weight.dtype), np.zeros(blocks.shape, np.int32), axis, size)
+
+
+def _as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return scales in the type of what they scale, not as small as to vanish in it."""
+    least = np.finfo(dtype).smallest_normal
+    return np.ascontiguousarray(np.clip(scale, least, np.finfo(dtype).max)).reshape(scale.shape).astype(dtype)

@@ -1,0 +1,185 @@
+"""Putting QuantizeLinear and DequantizeLinear into a model (QDQ, which every runtime for quantised models reads)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto
+
+from ..affine import dequantize, quantize
+from ..formats import CODE_FORMATS
+from .graph import Graph, all_names, drop_unread, unused_name
+
+_TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
+_LEAST_INT32, _GREATEST_INT32 = -(2**31) + 1, 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """How a tensor becomes codes: what QuantizeLinear needs to know.
+
+    Attributes
+    ----------
+    dtype : str
+        Of the codes.
+    scale : ndarray, float32 or float16
+    zero_point : ndarray of int32
+        Of the shape of `scale`.
+    axis, block_size : int or None
+    """
+
+    dtype: str
+    scale: npt.NDArray[Any]
+    zero_point: npt.NDArray[np.int32]
+    axis: int | None = None
+    block_size: int | None = None
+
+
+class Rewriter:
+    """Collects what has to be put into a copy of a model, and does so at the end.
+
+    Parameters
+    ----------
+    model : ModelProto
+        Is left as it is.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = ModelProto()
+        self.model.CopyFrom(model)
+        self._index = Graph(self.model)
+        self._taken = all_names(self.model)
+        self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
+        self._weights: dict[tuple[str, int | None], tuple[str, Scale]] = {}
+        self._nodes = {node.name: node for node in self.model.graph.node}
+
+    def activation(self, name: str, scale: Scale, readers: list[str] | None) -> None:
+        """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
+        source, one = name, scale
+        maker = self._index.makers.get(name)
+        if scale.dtype.startswith("float8") and maker is not None and maker.op_type in {"Relu", "Clip"}:
+            # ONNX Runtime takes them away before a QuantizeLinear, as if its codes were unsigned.
+            source = self._name(f"{name}_scaled")
+            self._add(name, "Div", [name, self._constant(f"{name}_scale", scale.scale)], source, {})
+            one = Scale(scale.dtype, np.ones_like(scale.scale), scale.zero_point)
+        parameters = self._parameters(name, one)
+        codes, values = self._name(f"{name}_quantized"), self._name(f"{name}_dequantized")
+        self._add(name, "QuantizeLinear", [source, *parameters], codes, {})
+        if one is not scale:
+            parameters = [self._after[name][-2].input[1], parameters[1]]
+        self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
+        for reader in self._index.readers.get(name, []):
+            if readers is None or reader.name in readers:
+                _replace_input(reader, name, values)
+
+    def weight(self, node: str, position: int, scale: Scale) -> Scale:
+        """Store a weight of a node as codes; returns the scale they have, that of another node if it has the same."""
+        reader = self._nodes[node]
+        name = reader.input[position]
+        key = name, scale.axis
+        if key not in self._weights:
+            weight = self._index.value_of(name)
+            assert weight is not None
+            codes = self._store(f"{name}_quantized", quantized(weight, scale), scale.dtype)
+            values = self._name(f"{name}_dequantized")
+            attributes = {"axis": scale.axis, "block_size": scale.block_size}
+            inputs = [codes, *self._parameters(name, scale, zero=False)]
+            self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
+            self._weights[key] = values, scale
+        reader.input[position], used = self._weights[key]
+        return used
+
+    def bias(self, node: str, activation: Scale, weight: Scale) -> bool:
+        """Store the bias of a node as int32 codes in the scale of its products, if they can hold it."""
+        reader = self._nodes[node]
+        name = reader.input[2] if len(reader.input) > 2 else ""
+        bias = self._index.value_of(name)
+        if bias is None or weight.block_size is not None or "float" in weight.dtype or "float" in activation.dtype:
+            return False
+        # As runtimes multiply: in float32.
+        scale = np.asarray(activation.scale, np.float32) * np.asarray(weight.scale, np.float32)
+        if bias.dtype != np.float32 or bias.ndim != 1 or scale.size not in {1, bias.size} or not (scale > 0.0).all():
+            return False
+        codes = np.rint(bias.astype(np.float64) / scale)
+        if not ((codes >= _LEAST_INT32) & (codes <= _GREATEST_INT32)).all():
+            return False
+        # Under the node's name: others may share the bias, with other scales.
+        stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
+        values = self._name(f"{node}_bias_dequantized")
+        one = scale.reshape(-1)[0] if scale.size == 1 else scale
+        inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one, np.float32))]
+        self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": 0})
+        reader.input[2] = values
+        return True
+
+    def finished(self) -> ModelProto:
+        """Return the model with all of it."""
+        graph = self.model.graph
+        nodes, before = [], {node.output[0]: node for node in self._after.pop("", [])}
+        for value in [*graph.input, *graph.initializer]:
+            nodes += self._after.pop(value.name, [])
+        for node in graph.node:
+            nodes += [before.pop(name) for name in node.input if name in before]
+            nodes.append(node)
+            for name in node.output:
+                nodes += self._after.pop(name, [])
+        assert not self._after and not before
+        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
+        drop_unread(self.model)
+        return self.model
+
+    def _name(self, name: str) -> str:
+        return unused_name(name, self._taken)
+
+    def _add(self, after: str, operator: str, inputs: list[str], output: str, attributes: dict[str, Any]) -> None:
+        node = onnx.helper.make_node(operator, inputs, [output], self._name(f"{output}_{operator}"), **attributes)
+        self._after.setdefault(after, []).append(node)
+
+    def _parameters(self, name: str, scale: Scale, *, zero: bool = True) -> list[str]:
+        result = [self._constant(f"{name}_scale", scale.scale)]
+        if zero or scale.zero_point.any():
+            result.append(self._store(f"{name}_zero_point", scale.zero_point, scale.dtype))
+        return result
+
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> str:
+        name = self._name(name)
+        self.model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> str:
+        """Add codes, or zero points, as an initializer of their type."""
+        return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
+
+
+def quantized(array: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
+    """Return the codes of a weight; a last block may be shorter than the others."""
+    axis, block_size = scale.axis, scale.block_size
+    missing = 0 if axis is None or block_size is None else -array.shape[axis] % block_size
+    filled = np.pad(array, [(0, missing * (axis == a)) for a in range(array.ndim)]) if missing else array
+    codes: npt.NDArray[Any] = quantize(
+        filled, scale.scale, scale.zero_point, dtype=scale.dtype, axis=axis, block_size=block_size
+    )
+    return codes[tuple(map(slice, array.shape))]
+
+
+def dequantized(codes: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
+    """Return what the codes of a weight stand for."""
+    if scale.block_size is None:
+        values: npt.NDArray[Any] = dequantize(codes, scale.scale, scale.zero_point, axis=scale.axis)
+        return values
+    repeated = np.repeat(scale.scale, scale.block_size, axis=scale.axis)
+    values = codes.astype(scale.scale.dtype)
+    values *= repeated[tuple(map(slice, codes.shape))]
+    return values
+
+
+def _replace_input(node: NodeProto, name: str, other: str) -> None:
+    for position, given in enumerate(node.input):
+        if given == name:
+            node.input[position] = other

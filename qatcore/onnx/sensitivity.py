@@ -1,0 +1,158 @@
+"""Which nodes quantisation hurts: each one quantised alone, and the fewest kept in float for a drop that is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from onnx import ModelProto
+
+from .data import Batch, Data
+from .graph import Graph
+from .metric import Metric, Noise
+from .plan import multiply_adds
+from .quantization import Quantizer
+from .session import run, session_of, tapped
+
+#: Batches that nodes are tried on, one by one.
+BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What quantising one node alone does to the outputs.
+
+    Attributes
+    ----------
+    node, op : str
+        Its name and operator.
+    sqnr : float
+        Signal-to-quantisation-noise ratio of the outputs in dB, of the powers relative to each output's own, added up.
+    multiply_adds : int
+        Multiplications of the node in the first batch.
+    share : float
+        The same as a part of those of all nodes that are quantised.
+    """
+
+    node: str
+    op: str
+    sqnr: float
+    multiply_adds: int
+    share: float
+
+
+def node_sensitivities(
+    quantizer: Quantizer,
+    data: Iterable[Batch],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> list[Sensitivity]:
+    """Return the sensitivity of each node of the plan, the most sensitive first.
+
+    The outputs of the float model for the data are kept in memory.
+    """
+    nodes = quantizer.plan.nodes
+    batches = list(data)
+    session = session_of(quantizer.float_model)
+    exact = [run(session, None, batch) for batch in batches]
+    work = node_multiply_adds(quantizer, batches[0])
+    total = max(sum(work.values()), 1)
+    result = []
+    for index, node in enumerate(nodes, start=1):
+        alone = session_of(quantizer.model([other.name for other in nodes if other is not node]))
+        noises = [Noise() for _ in exact[0]]
+        for batch, outputs in zip(batches, exact, strict=True):
+            for noise, a, b in zip(noises, outputs, run(alone, None, batch), strict=True):
+                if a.dtype.kind == "f":
+                    noise.add(a, b)
+        relative = sum(noise.noise / noise.signal for noise in noises if noise.signal > 0.0)
+        sqnr = -10.0 * math.log10(relative) if relative > 0.0 else math.inf
+        result.append(Sensitivity(node.name, node.op_type, sqnr, work[node.name], work[node.name] / total))
+        if progress is not None:
+            progress(index)
+    return sorted(result, key=lambda each: each.sqnr)
+
+
+def node_multiply_adds(quantizer: Quantizer, batch: Batch) -> dict[str, int]:
+    """Return how many multiplications each node of the plan does for a batch."""
+    model, nodes = quantizer.float_model, quantizer.plan.nodes
+    index = Graph(model)
+    names = [node.output[0] for node in nodes]
+    shapes = [value.shape for value in run(session_of(tapped(model, names)), names, batch)]
+    weights = [index.constants[node.input[1]].dims for node in nodes]
+    return {
+        node.name: multiply_adds(node, tuple(weight), shape)
+        for node, weight, shape in zip(nodes, weights, shapes, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Search:
+    """A quantised model within an allowed drop: the model, the nodes that stayed in float, and the score."""
+
+    model: ModelProto
+    float_nodes: list[str]
+    metric: Metric
+
+
+def within_drop(
+    quantizer: Quantizer,
+    data: Data,
+    metric: Metric,
+    most: float,
+    order: list[str],
+    *,
+    progress: Callable[[int, float], None] | None = None,
+) -> Search:
+    """Return a quantised model that loses at most so many percent, with as few nodes in float as were found to do.
+
+    The first nodes of `order` stay in float: none, 1, 2, 4 and so on, until the drop is allowed, and then by halves
+    between.  With all of them in float it is the float model.
+    """
+
+    def tried(n: int) -> Search:
+        candidate = quantizer.float_model if n == len(order) else quantizer.model(order[:n])
+        score = scored(quantizer.float_model, candidate, data, metric.fresh())
+        if progress is not None:
+            progress(n, score.drop)
+        return Search(candidate, order[:n], score)
+
+    too_few = -1
+    for n in _doubling(len(order)):
+        best = tried(n)
+        if best.metric.drop <= most:
+            break
+        too_few = n
+    while len(best.float_nodes) - too_few > 1:
+        middle = tried((len(best.float_nodes) + too_few) // 2)
+        if middle.metric.drop <= most:
+            best = middle
+        else:
+            too_few = len(middle.float_nodes)
+    return best
+
+
+def scored(
+    exact: ModelProto, other: ModelProto, data: Data, metric: Metric, *, progress: Callable[[int], None] | None = None
+) -> Metric:
+    """Return a metric that has seen what two models answer to all of the data."""
+    names = [value.name for value in exact.graph.output]
+    sessions = session_of(exact), session_of(other)
+    for n, batch in enumerate(data, start=1):
+        answers: list[dict[str, Any]] = [
+            dict(zip(names, run(session, names, batch), strict=True)) for session in sessions
+        ]
+        metric.add(answers[0], answers[1], batch)
+        if progress is not None:
+            progress(n)
+    return metric
+
+
+def _doubling(last: int) -> Iterator[int]:
+    n = 0
+    while n < last:
+        yield n
+        n = max(1, 2 * n)
+    yield last

@@ -1,0 +1,79 @@
+"""Running models in ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import ModelProto
+
+from ..errors import InvalidArgumentError
+
+#: A protocol buffer cannot be larger; the rest of a model is small beside its weights.
+LARGEST_MESSAGE = 2**31 - 2**26
+
+
+def weight_bytes(model: ModelProto) -> int:
+    """Return the bytes of a model's initializers."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def session_of(model: ModelProto, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU that runs a model.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ONNX Runtime cannot.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is worth telling is raised
+    options.intra_op_num_threads = threads
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        if weight_bytes(model) < LARGEST_MESSAGE:
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "model.onnx")
+            copy = ModelProto()
+            copy.CopyFrom(model)
+            onnx.save_model(copy, path, save_as_external_data=True, location="model.data")
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no base but this
+        raise InvalidArgumentError(f"model: ONNX Runtime cannot load it: {_first_line(error)}") from error
+
+
+def run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, batch: dict[str, Any]) -> list[Any]:
+    """Return outputs of a model for a batch, which may hold more than the inputs.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ONNX Runtime cannot compute them.
+    """
+    feed = {value.name: batch[value.name] for value in session.get_inputs()}
+    try:
+        result: list[npt.NDArray[Any]] = session.run(names, feed)
+    except Exception as error:
+        raise InvalidArgumentError(f"model: ONNX Runtime cannot run it on this batch: {_first_line(error)}") from error
+    return result
+
+
+def tapped(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
+    """Return a model that gives these tensors and nothing else, so that what only others need is not computed."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors))
+    return result
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

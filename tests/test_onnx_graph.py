@@ -1,0 +1,246 @@
+"""Preparing models: the same outputs, the same names, and what can be quantised in plain sight."""
+
+import numpy as np
+import onnx
+import onnx_models
+import onnxruntime
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from qatcore import InvalidArgumentError
+from qatcore.onnx.graph import Graph, opset_of, prepared
+from qatcore.onnx.plan import multiply_adds, plan
+
+MODELS = {
+    "convolutions": (onnx_models.convolutions(), onnx_models.images(3)[0]),
+    "convolutions of opset 11": (onnx_models.convolutions(11), onnx_models.images(3)[0]),
+    "constants": (onnx_models.convolutions(12, constants=True), onnx_models.images(3)[0]),
+    "product": (onnx_models.product(), onnx_models.rows()[0]),
+    "attention": (onnx_models.attention(), {"x": onnx_models.normal(2, 6, 16)}),
+    "recurrent": (onnx_models.recurrent(), {"x": onnx_models.normal(6, 2, 8)}),
+    "branches, then": (onnx_models.branches(), {"x": onnx_models.normal(3, 16), "condition": np.array(True)}),
+    "branches, else": (onnx_models.branches(), {"x": onnx_models.normal(3, 16), "condition": np.array(False)}),
+}
+
+
+def run(model, batch):
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, batch)
+
+
+@pytest.mark.parametrize("opset", [13, 19, 21])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prepared_model_computes_the_same(name, opset):
+    model, batch = MODELS[name]
+    before = model.SerializeToString()
+    ready = prepared(model, opset)
+    assert model.SerializeToString() == before
+    onnx.checker.check_model(ready, full_check=True)
+    assert opset_of(ready) == max(opset, opset_of(model))
+    assert ready.graph.input == model.graph.input
+    assert ready.graph.output == model.graph.output
+    assert ready.metadata_props == model.metadata_props
+    # Not ONNX's own evaluator, which computes the batch norm of opset 13 and before wrongly.
+    for expected, found in zip(run(model, batch), run(ready, batch), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_batch_norms_are_folded_and_tensors_keep_their_names(constants):
+    ready = prepared(onnx_models.convolutions(11, constants=constants))
+    kinds = [node.op_type for node in ready.graph.node]
+    assert kinds == ["Conv", "Relu", "MaxPool", "Conv", "Clip", "Flatten", "Gemm"]
+    # The convolution makes what the batch norm has made.
+    assert ready.graph.node[0].output[0] == "n1"
+    assert {"gamma", "mean"}.isdisjoint(tensor.name for tensor in ready.graph.initializer)
+
+
+def test_factors_and_terms_of_channels_are_folded():
+    weight, factor, term = onnx_models.normal(4, 3, 1, 1), onnx_models.normal(4, 1, 1), onnx_models.normal(1, 4, 1, 1)
+    model = onnx_models.model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("Mul", ["c", "f"], ["m"]),
+            helper.make_node("Add", ["t", "m"], ["a"]),
+            helper.make_node("Mul", ["a", "half"], ["y"]),
+        ],
+        [onnx_models.value("x", ["N", 3, 5, 5])],
+        [onnx_models.value("y", ["N", 4, 5, 5])],
+        [onnx_models.tensor(n, v) for n, v in (("w", weight), ("f", factor), ("t", term), ("half", np.float32(0.5)))],
+    )
+    ready = prepared(model)
+    [node] = ready.graph.node
+    index = Graph(ready)
+    np.testing.assert_array_equal(
+        index.value_of(node.input[1]),
+        (((weight.astype(np.float64) * factor[..., None]).astype(np.float32)).astype(np.float64) * 0.5).astype("f"),
+    )
+    np.testing.assert_array_equal(index.value_of(node.input[2]), term.reshape(-1) * np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "other"), [([4, 3, 1, 1], [5, 5]), ([4, 3, 1, 1], [5]), ([5, 3, 1, 1], [1, 1, 5, 1])]
+)
+def test_what_is_not_of_channels_is_not_folded(shape, other):
+    model = onnx_models.model(
+        [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Mul", ["c", "f"], ["y"])],
+        [onnx_models.value("x", ["N", 3, 5, 5])],
+        [onnx_models.value("y", ["N", shape[0], 5, 5])],
+        [onnx_models.tensor("w", onnx_models.normal(*shape)), onnx_models.tensor("f", onnx_models.normal(*other))],
+    )
+    assert [node.op_type for node in prepared(model).graph.node] == ["Conv", "Mul"]
+
+
+def test_what_others_read_is_not_folded_away():
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Mul", ["c", "f"], ["y"]),
+        helper.make_node("Conv", ["x", "w"], ["d"]),
+        helper.make_node("Mul", ["d", "f"], ["z"]),
+        helper.make_node("Conv", ["x", "w"], ["v"]),
+    ]
+    model = onnx_models.model(
+        nodes,
+        [onnx_models.value("x", ["N", 3, 5, 5])],
+        [onnx_models.value(name, ["N", 4, 5, 5]) for name in ("y", "c", "z", "v")],
+        [onnx_models.tensor("w", onnx_models.normal(4, 3, 1, 1)), onnx_models.tensor("f", np.float32([[[2.0]]]))],
+    )
+    ready = prepared(model)
+    # "c" is an output; the weight is shared, so what is folded has one of its own.
+    assert [node.op_type for node in ready.graph.node] == ["Conv", "Mul", "Conv", "Conv"]
+    x = {"x": onnx_models.normal(2, 3, 5, 5)}
+    for a, b in zip(ReferenceEvaluator(model).run(None, x), ReferenceEvaluator(ready).run(None, x), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_behind_a_change_of_form_are_computed():
+    model = onnx_models.model(
+        [
+            helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+            helper.make_node("Identity", ["t"], ["i"]),
+            helper.make_node("MatMul", ["x", "i"], ["y"], "product"),
+        ],
+        [onnx_models.value("x", ["N", 6])],
+        [onnx_models.value("y", ["N", 4])],
+        [onnx_models.tensor("w", onnx_models.normal(4, 6))],
+    )
+    ready = prepared(model)
+    assert [node.op_type for node in ready.graph.node] == ["MatMul"]
+    np.testing.assert_array_equal(Graph(ready).value_of("i"), onnx_models.normal(4, 6).T)
+    assert len(ready.graph.initializer) == 1
+
+
+def test_functions_are_inlined():
+    function = helper.make_function(
+        "own",
+        "Twice",
+        ["a", "b"],
+        ["c"],
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        [helper.make_opsetid("", 17)],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Twice", ["x", "w"], ["y"], domain="own")],
+        "g",
+        [onnx_models.value("x", ["N", 6])],
+        [onnx_models.value("y", ["N", 4])],
+        [onnx_models.tensor("w", onnx_models.normal(6, 4))],
+    )
+    model = helper.make_model(
+        graph, functions=[function], opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    )
+    ready = prepared(model)
+    assert [node.op_type for node in ready.graph.node] == ["MatMul"]
+    assert not ready.functions
+
+
+def test_initializers_of_old_models_are_no_inputs():
+    model = onnx_models.product(opset=8)
+    model.ir_version = 3
+    model.graph.input.append(onnx_models.value("w", [48, 24]))
+    ready = prepared(model)
+    assert [entry.name for entry in ready.graph.input] == ["x"]
+    assert ready.ir_version >= 4
+    assert plan(ready).nodes
+
+
+def test_an_initializer_that_is_an_input_is_no_constant():
+    model = onnx_models.product()
+    model.graph.input.append(onnx_models.value("w", [48, 24]))
+    with pytest.raises(InvalidArgumentError, match="nothing to quantise"):
+        plan(prepared(model))
+
+
+def test_every_node_gets_a_name_of_its_own():
+    model = onnx_models.convolutions()
+    for node in model.graph.node:
+        node.name = "" if node.op_type == "Relu" else "same"
+    names = [node.name for node in prepared(model).graph.node]
+    assert len(set(names)) == len(names)
+    assert names[0] == "same"
+
+
+def test_an_operator_that_cannot_be_upgraded_is_told():
+    model = onnx_models.product(opset=9)
+    model.graph.node[0].op_type = "Upsample"
+    model.opset_import[0].version = 7
+    with pytest.raises(InvalidArgumentError, match=r"cannot be brought to opset 13: .*export it with opset 13"):
+        prepared(model)
+
+
+# --- the plan -----------------------------------------------------------------------------------------
+
+
+def test_codes_are_where_convolutions_read_and_write():
+    chosen = plan(prepared(onnx_models.convolutions()))
+    assert [node.name for node in chosen.nodes] == ["first", "second", "last"]
+    # MaxPool and Flatten only move elements: they have the codes of what they read.
+    assert chosen.inputs == {"x": "x", "p1": "r1", "f": "r2"}
+    assert chosen.outputs == {"r1": "r1", "r2": "r2"}
+    assert chosen.tensors == ["x", "r1", "r2"]
+
+
+def test_outputs_and_what_branches_read_stay_in_float():
+    chosen = plan(prepared(onnx_models.branches()))
+    assert [node.name for node in chosen.nodes] == ["before", "after"]
+    assert chosen.inputs == {"x": "x", "z": "z"}
+    assert not chosen.outputs
+
+
+def test_products_of_activations_softmax_and_norms_stay_in_float():
+    chosen = plan(prepared(onnx_models.attention()))
+    assert [node.name for node in chosen.nodes] == ["query", "key", "out"]
+    assert chosen.tensors == ["d", "a"]
+
+
+@pytest.mark.parametrize("excluded", ["second", "c2"])
+def test_nodes_are_excluded_by_their_name_or_what_they_make(excluded):
+    chosen = plan(prepared(onnx_models.convolutions()), exclude=(excluded,))
+    assert [node.name for node in chosen.nodes] == ["first", "last"]
+    assert chosen.inputs == {"x": "x", "f": "f"}
+
+
+def test_operators_are_chosen():
+    assert [node.name for node in plan(prepared(onnx_models.convolutions()), ops=("Gemm",)).nodes] == ["last"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ops": ("Relu",)}, "expected some of Conv, ConvTranspose, Gemm, MatMul, got Relu"),
+        ({"exclude": ("missing",)}, "there is no node 'missing'"),
+        ({"ops": ("MatMul",)}, "nothing to quantise: no MatMul"),
+        ({"exclude": ("first", "second", "last")}, "nothing to quantise"),
+    ],
+)
+def test_impossible_choices_are_refused(options, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        plan(prepared(onnx_models.convolutions()), **options)
+
+
+def test_multiplications_are_counted():
+    chosen = plan(prepared(onnx_models.convolutions()))
+    weights = [(6, 3, 3, 3), (4, 6, 3, 3), (5, 64)]
+    outputs = [(2, 6, 8, 8), (2, 4, 4, 4), (2, 5)]
+    counted = [multiply_adds(node, w, o) for node, w, o in zip(chosen.nodes, weights, outputs, strict=True)]
+    assert counted == [2 * 6 * 64 * 27, 2 * 4 * 16 * 54, 2 * 5 * 64]
