@@ -12,6 +12,8 @@ import qatcore.onnx
 from qatcore import CalibrationCollector, InvalidArgumentError
 from qatcore.onnx import Calibration
 
+pytestmark = pytest.mark.models
+
 MODEL, BATCHES = onnx_models.convolutions(11), onnx_models.images(4, batches=9)
 
 

@@ -316,6 +316,8 @@ def test_merging_what_does_not_belong_together(folder, capsys):
 LOADER = """
 import os, signal, numpy as np
 
+pytestmark = pytest.mark.models
+
 def batches():
     rng = np.random.default_rng(3)
     for index in range(8):

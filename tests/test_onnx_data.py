@@ -10,6 +10,8 @@ from onnx import TensorProto, helper
 from qatcore import InvalidArgumentError
 from qatcore.onnx.data import Data, InputSpec
 
+pytestmark = pytest.mark.models
+
 
 def two_inputs():
     return onnx_models.model(

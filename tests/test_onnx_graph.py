@@ -12,6 +12,8 @@ from qatcore import InvalidArgumentError
 from qatcore.onnx.graph import Graph, opset_of, prepared
 from qatcore.onnx.plan import multiply_adds, plan
 
+pytestmark = pytest.mark.models
+
 MODELS = {
     "convolutions": (onnx_models.convolutions(), onnx_models.images(3)[0]),
     "convolutions of opset 11": (onnx_models.convolutions(11), onnx_models.images(3)[0]),

@@ -16,6 +16,8 @@ from .metric import Metric, Noise
 from .model import file_bytes
 from .session import run, session_of, tapped
 
+#: Batches that single tensors are compared on.
+_TENSOR_BATCHES = 8
 _TIMED_SECONDS = 0.5
 _MOST_RUNS = 200
 
@@ -35,7 +37,7 @@ class Comparison:
     outputs : dict of str to tuple of float
         Of every output the signal-to-quantisation-noise ratio in dB, and the greatest absolute difference.
     tensors : dict of str to float
-        Of every tensor with codes the ratio in dB, in the order of the graph.
+        Of every tensor with codes the ratio in dB on the first 8 batches, in the order of the graph.
     latency : tuple of float
         Median milliseconds of a run on the first batch, of either model.
     size : tuple of int
@@ -66,22 +68,18 @@ def compare_models(
 ) -> Comparison:
     """Return how a quantised model differs from the float one on data, which it goes through once."""
     outputs = [value.name for value in exact.graph.output]
-    pairs = _tensors_with_codes(exact, quantized)
-    exact_names = list(dict.fromkeys([*outputs, *pairs]))
-    quantized_names = list(dict.fromkeys([*outputs, *pairs.values()]))
-    sessions = session_of(tapped(exact, exact_names)), session_of(tapped(quantized, quantized_names))
-    noise = {name: Noise() for name in exact_names}
-    first: Batch = {}
+    sessions = session_of(exact), session_of(quantized)
+    noise = {name: Noise() for name in outputs}
+    first: list[Batch] = []
     n = 0
     for n, batch in enumerate(data, start=1):
-        first = first or batch
-        a = dict(zip(exact_names, run(sessions[0], exact_names, batch), strict=True))
-        b = dict(zip(quantized_names, run(sessions[1], quantized_names, batch), strict=True))
-        metric.add({name: a[name] for name in outputs}, {name: b[name] for name in outputs}, batch)
-        for name in exact_names:
-            other = b[name] if name in outputs else b[pairs[name]]
-            if other.dtype.kind == "f":
-                noise[name].add(a[name], other)
+        if n <= _TENSOR_BATCHES:
+            first.append(batch)
+        a, b = (dict(zip(outputs, run(session, outputs, batch), strict=True)) for session in sessions)
+        metric.add(a, b, batch)
+        for name in outputs:
+            if a[name].dtype.kind == "f":
+                noise[name].add(a[name], b[name])
         if progress is not None:
             progress(n)
     return Comparison(
@@ -89,10 +87,28 @@ def compare_models(
         (metric.exact, metric.quantized),
         n,
         {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
-        {name: noise[name].sqnr for name in pairs},
-        latency_of([exact, quantized], first),
+        _tensor_noise(exact, quantized, first),
+        latency_of([exact, quantized], first[0]),
         (file_bytes(exact), file_bytes(quantized)),
     )
+
+
+def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
+    """Return the SQNR of every tensor with codes: apart from outputs, since what is looked at is not fused."""
+    pairs = _tensors_with_codes(exact, quantized)
+    noise = {name: Noise() for name in pairs}
+    given = [name for name in pairs if name in Graph(exact).inputs]
+    names = [name for name in pairs if name not in given]
+    if not pairs:
+        return {}
+    sessions = session_of(tapped(exact, names)) if names else None, session_of(tapped(quantized, pairs.values()))
+    for batch in batches:
+        values = {name: batch[name] for name in given}
+        if sessions[0] is not None:
+            values |= zip(names, run(sessions[0], names, batch), strict=True)
+        for name, other in zip(pairs, run(sessions[1], list(pairs.values()), batch), strict=True):
+            noise[name].add(values[name], other)
+    return {name: each.sqnr for name, each in noise.items()}
 
 
 def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:

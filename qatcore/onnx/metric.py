@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -139,6 +139,26 @@ class Noise:
         if not self.signal > 0.0:
             return math.nan
         return 10.0 * math.log10(self.signal / self.noise) if self.noise > 0.0 else math.inf
+
+
+class OutputNoise:
+    """The noise of a model's outputs, each relative to its own power, added up."""
+
+    def __init__(self) -> None:
+        self._each: list[Noise] = []
+
+    def add(self, exact: Sequence[npt.NDArray[Any]], other: Sequence[npt.NDArray[Any]]) -> None:
+        """Compare the outputs for a batch."""
+        self._each = self._each or [Noise() for _ in exact]
+        for noise, a, b in zip(self._each, exact, other, strict=True):
+            if a.dtype.kind == "f":
+                noise.add(a, b)
+
+    @property
+    def sqnr(self) -> float:
+        """Signal to quantisation noise in dB; +inf without noise."""
+        relative = sum(noise.noise / noise.signal for noise in self._each if noise.signal > 0.0)
+        return -10.0 * math.log10(relative) if relative > 0.0 else math.inf
 
 
 def _outputs_of_classes(outputs: Outputs) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto
 
 from .. import __version__
@@ -18,9 +19,10 @@ from ..errors import InvalidArgumentError
 from .graph import Graph, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
-from .plan import DEFAULT_OPERATORS, Plan, plan
+from .plan import DEFAULT_OPERATORS, Plan, plan, weight_axes
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
-from .rewriting import Rewriter, Scale, dequantized, quantized
+from .rewriting import Rewriter, Scale
+from .rounding import weight_codes, weight_values
 
 #: Weights of a group have one scale, where they are int4.
 GROUP_SIZE = 32
@@ -101,6 +103,15 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
     return prepared(model, max(options.opset, 19) if half else options.opset)
 
 
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A weight in codes, and the SQNR in dB that this has."""
+
+    scale: Scale
+    codes: npt.NDArray[Any]
+    sqnr: float
+
+
 class Quantizer:
     """Quantises a model, several times if need be, with other nodes left in float; scales are chosen once.
 
@@ -136,30 +147,35 @@ class Quantizer:
             self._activations = activation_scales(
                 needed, options.method, options.percentile, options.activations, types
             )
-        self._weights = self._weight_scales(self.plan.nodes)
+        self._weights: dict[str, Weight] = {}
+        self._choose_weights()
 
     def _type_near(self, name: str) -> np.dtype[Any]:
         """Return the type that a tensor has because the weights of who reads or makes it have it."""
         for node in self.plan.nodes:
             if name in (*node.input, *node.output):
-                weight = self._index.value_of(node.input[1])
-                assert weight is not None
-                return weight.dtype
+                return self._weight_of(node).dtype
         return np.dtype(np.float32)
 
-    def _weight_scales(self, nodes: list[NodeProto]) -> dict[str, Scale]:
+    def _choose_weights(self) -> None:
         options = self.options
-        scales: dict[str, Scale] = {}
 
         def choose(node: NodeProto) -> None:
-            weight = self._index.value_of(node.input[1])
-            assert weight is not None
-            scales[node.name] = weight_scale(
-                weight, node, options.weights, per_tensor=options.per_tensor, group_size=options.group_size
-            )
+            weight = self._weight_of(node)
+            axes = None if options.per_tensor else weight_axes(node, weight.ndim)
+            scale = weight_scale(weight, axes, options.weights, options.group_size)
+            outputs = weight_axes(node, weight.ndim)
+            codes = weight_codes(weight, scale, None if outputs is None else outputs.channels)
+            noise = Noise()
+            noise.add(weight, weight_values(codes, scale))
+            self._weights[node.name] = Weight(scale, codes, noise.sqnr)
 
-        for_each(nodes, choose)
-        return scales
+        for_each(self.plan.nodes, choose)
+
+    def _weight_of(self, node: NodeProto) -> npt.NDArray[Any]:
+        weight = self._index.value_of(node.input[1])
+        assert weight is not None
+        return weight
 
     def model(self, float_nodes: Iterable[str] = ()) -> ModelProto:
         """Return the quantised model, in which some nodes stay in float."""
@@ -175,9 +191,10 @@ class Quantizer:
                 scale = self._activations[source].scale
                 rewriter.activation(name, scale, None if name in chosen.outputs else names)
         for node in chosen.nodes:
-            scale = rewriter.weight(node.name, 1, self._weights[node.name])
+            weight = self._weights[node.name]
+            rewriter.weight(node.name, 1, weight.scale, weight.codes)
             if options.needs_data:
-                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, scale)
+                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         result = rewriter.finished()
         describe(result, self._about(chosen, tensors, kept))
         # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
@@ -194,7 +211,10 @@ class Quantizer:
             "version": __version__,
             "weights": options.weights,
             "activations": options.activations,
-            "nodes": {node.name: {"op": node.op_type, "sqnr": self._weight_sqnr(node)} for node in chosen.nodes},
+            "nodes": {
+                node.name: {"op": node.op_type, "sqnr": _decibels(self._weights[node.name].sqnr)}
+                for node in chosen.nodes
+            },
             "float": list(kept),
             "tensors": {},
         }
@@ -207,14 +227,6 @@ class Quantizer:
                 for name, source in tensors.items()
             }
         return about
-
-    def _weight_sqnr(self, node: NodeProto) -> float | None:
-        weight = self._index.value_of(node.input[1])
-        scale = self._weights[node.name]
-        assert weight is not None
-        noise = Noise()
-        noise.add(weight, dequantized(quantized(weight, scale), scale))
-        return _decibels(noise.sqnr)
 
 
 def _decibels(value: float) -> float | None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import NodeProto
 
 from .._arrays import as_number
 from .._threads import for_each
@@ -15,7 +14,7 @@ from ..calibration import choose_scale
 from ..collector import CalibrationCollector
 from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
-from .plan import weight_axes
+from .plan import WeightAxes
 from .rewriting import Scale
 
 
@@ -67,32 +66,38 @@ def activation_scales(
     InvalidArgumentError
         If a tensor has had no finite value.
     """
-    bits, offset, dtype = ACTIVATIONS[kind]
-    symmetric = bits is QuantBits.FP8
     for name, collector in collectors.items():
         if not collector.n_elements:
             raise InvalidArgumentError(f"calibration: no finite value of {name} was seen; exclude the nodes about it")
     chosen: dict[str, Activation] = {}
 
     def choose(name: str) -> None:
-        collector = collectors[name]
-        scale, zero_point, by = choose_scale(
-            collector, method, percentile, bits=bits, symmetric=symmetric, include_zero=True
-        )
-        codes = Scale(dtype, _as_stored(np.asarray(scale), types[name]), np.asarray(zero_point + offset, np.int32))
-        chosen[name] = Activation(codes, by, collector.sqnr(scale, zero_point, bits=bits, symmetric=symmetric))
+        chosen[name] = activation_scale(collectors[name], method, percentile, kind, types[name])
 
     for_each(list(collectors), choose)
     return chosen
 
 
-def weight_scale(weight: npt.NDArray[Any], node: NodeProto, kind: str, *, per_tensor: bool, group_size: int) -> Scale:
+def activation_scale(
+    collector: CalibrationCollector, method: CalibMethod, percentile: float, kind: str, dtype: np.dtype[Any]
+) -> Activation:
+    """Return how what a collector has seen, of this type, becomes codes."""
+    bits, offset, codes = ACTIVATIONS[kind]
+    symmetric = bits is QuantBits.FP8
+    scale, zero_point, by = choose_scale(
+        collector, method, percentile, bits=bits, symmetric=symmetric, include_zero=True
+    )
+    stored = Scale(codes, _as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
+    return Activation(stored, by, collector.sqnr(scale, zero_point, bits=bits, symmetric=symmetric))
+
+
+def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, group_size: int) -> Scale:
     """Return the scale of a weight, symmetric and with the least squared error.
 
-    int4 in groups along the axis that is summed over; otherwise by output channels, or one for all of it.
+    One for all of it without axes; otherwise one for each output channel, or, of int4, for each group along the axis
+    that is summed over.
     """
     bits, dtype = WEIGHTS[kind]
-    axes = None if per_tensor else weight_axes(node, weight.ndim)
     if axes is None:
         collector, axis, block = CalibrationCollector(), None, None
     elif kind == "int4" and group_size and weight.shape[axes.summed] > 1:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto
 
-from ..affine import dequantize, quantize
 from ..formats import CODE_FORMATS
 from .graph import Graph, all_names, drop_unread, unused_name
 
@@ -54,7 +53,7 @@ class Rewriter:
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
-        self._weights: dict[tuple[str, int | None], tuple[str, Scale]] = {}
+        self._weights: dict[tuple[str, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
 
     def activation(self, name: str, scale: Scale, readers: list[str] | None) -> None:
@@ -76,22 +75,19 @@ class Rewriter:
             if readers is None or reader.name in readers:
                 _replace_input(reader, name, values)
 
-    def weight(self, node: str, position: int, scale: Scale) -> Scale:
-        """Store a weight of a node as codes; returns the scale they have, that of another node if it has the same."""
+    def weight(self, node: str, position: int, scale: Scale, codes: npt.NDArray[Any]) -> None:
+        """Let a node read what the codes of its weight stand for; stored once if others have the same."""
         reader = self._nodes[node]
         name = reader.input[position]
         key = name, scale.axis
         if key not in self._weights:
-            weight = self._index.value_of(name)
-            assert weight is not None
-            codes = self._store(f"{name}_quantized", quantized(weight, scale), scale.dtype)
+            stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
-            inputs = [codes, *self._parameters(name, scale, zero=False)]
+            inputs = [stored, *self._parameters(name, scale, zero=False)]
             self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
-            self._weights[key] = values, scale
-        reader.input[position], used = self._weights[key]
-        return used
+            self._weights[key] = values
+        reader.input[position] = self._weights[key]
 
     def bias(self, node: str, activation: Scale, weight: Scale) -> bool:
         """Store the bias of a node as int32 codes in the scale of its products, if they can hold it."""
@@ -155,28 +151,6 @@ class Rewriter:
     def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> str:
         """Add codes, or zero points, as an initializer of their type."""
         return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
-
-
-def quantized(array: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
-    """Return the codes of a weight; a last block may be shorter than the others."""
-    axis, block_size = scale.axis, scale.block_size
-    missing = 0 if axis is None or block_size is None else -array.shape[axis] % block_size
-    filled = np.pad(array, [(0, missing * (axis == a)) for a in range(array.ndim)]) if missing else array
-    codes: npt.NDArray[Any] = quantize(
-        filled, scale.scale, scale.zero_point, dtype=scale.dtype, axis=axis, block_size=block_size
-    )
-    return codes[tuple(map(slice, array.shape))]
-
-
-def dequantized(codes: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
-    """Return what the codes of a weight stand for."""
-    if scale.block_size is None:
-        values: npt.NDArray[Any] = dequantize(codes, scale.scale, scale.zero_point, axis=scale.axis)
-        return values
-    repeated = np.repeat(scale.scale, scale.block_size, axis=scale.axis)
-    values = codes.astype(scale.scale.dtype)
-    values *= repeated[tuple(map(slice, codes.shape))]
-    return values
 
 
 def _replace_input(node: NodeProto, name: str, other: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from onnx import ModelProto
 
 from .data import Batch, Data
 from .graph import Graph
-from .metric import Metric, Noise
+from .metric import Metric, OutputNoise
 from .plan import multiply_adds
 from .quantization import Quantizer
 from .session import run, session_of, tapped
@@ -62,14 +61,10 @@ def node_sensitivities(
     result = []
     for index, node in enumerate(nodes, start=1):
         alone = session_of(quantizer.model([other.name for other in nodes if other is not node]))
-        noises = [Noise() for _ in exact[0]]
+        noise = OutputNoise()
         for batch, outputs in zip(batches, exact, strict=True):
-            for noise, a, b in zip(noises, outputs, run(alone, None, batch), strict=True):
-                if a.dtype.kind == "f":
-                    noise.add(a, b)
-        relative = sum(noise.noise / noise.signal for noise in noises if noise.signal > 0.0)
-        sqnr = -10.0 * math.log10(relative) if relative > 0.0 else math.inf
-        result.append(Sensitivity(node.name, node.op_type, sqnr, work[node.name], work[node.name] / total))
+            noise.add(outputs, run(alone, None, batch))
+        result.append(Sensitivity(node.name, node.op_type, noise.sqnr, work[node.name], work[node.name] / total))
         if progress is not None:
             progress(index)
     return sorted(result, key=lambda each: each.sqnr)
