@@ -15,7 +15,7 @@ _SEED_MAX = 2**32 - 1  # NumPy's and scikit-learn's limit
 _EXIT_CODES = """\
 exit codes:
   0  it is done
-  1  it is done, but nobody reads the output any more
+  1  it is done, but what was to be printed could not be
   2  an argument, a file or the data is wrong, and nothing was written
   130  interrupted; a calibration is saved, and what was saved is said
 """
@@ -51,12 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
     except BrokenPipeError:
-        # The reader of the output has left.  The interpreter must not fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _without_a_reader()
+    except KeyboardInterrupt:
+        print("qatcore: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    try:
+        if sys.stdout is not None:  # closed from the start
+            sys.stdout.flush()
+    except OSError:
+        return _without_a_reader()
+    return code
+
+
+def _without_a_reader() -> int:
+    """Return the exit code where the output can be written no more.
+
+    The interpreter must not fail again when it flushes at exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

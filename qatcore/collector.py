@@ -565,6 +565,8 @@ class CalibrationCollector:
         """
         bits, symmetric, _ = _options(bits, symmetric, False)
         h, shape = self._histogram, self.shape
+        if bits is QuantBits.FP8 and np.any(as_zero_points(zero_point, shape, "zero_point")):
+            raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point}")
         scales = np.broadcast_to(as_scales(scale, shape, "scale"), shape).reshape(-1)
         zero_points = np.broadcast_to(as_zero_points(zero_point, shape, "zero_point"), shape).reshape(-1)
         return self._answers(promised_sqnr(h, scales, zero_points, bits, symmetric=symmetric))

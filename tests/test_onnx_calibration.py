@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import onnx_models
 import pytest
+from onnx import helper
 
 import qatcore.onnx
 from qatcore import CalibrationCollector, InvalidArgumentError
@@ -24,7 +25,7 @@ def test_every_value_of_the_tensors_is_observed_and_nothing_else():
 
     found = qatcore.onnx.calibrate(MODEL, BATCHES)
     assert list(found.collectors) == ["x", "r1", "r2"]
-    assert (found.batches, found.finished) == (9, True)
+    assert (found.samples, found.finished) == (36, True)
     ready = prepared(MODEL)
     for name in ("r1", "r2"):
         ready.graph.output.append(onnx_models.value(name, None))
@@ -51,8 +52,9 @@ def test_other_tensors_can_be_asked_for():
 
 
 def test_fewer_nodes_need_fewer_tensors():
-    assert list(qatcore.onnx.calibrate(MODEL, BATCHES, ops=["Gemm"]).collectors) == ["f"]
-    assert list(qatcore.onnx.calibrate(MODEL, BATCHES, exclude=["first"]).collectors) == ["p1", "r2"]
+    # In the range of what they are the elements of, whatever is quantised: so one calibration serves every choice.
+    assert list(qatcore.onnx.calibrate(MODEL, BATCHES, ops=["Gemm"]).collectors) == ["r2"]
+    assert list(qatcore.onnx.calibrate(MODEL, BATCHES, exclude=["first"]).collectors) == ["r1", "r2"]
 
 
 def test_shards_merge_to_the_same_bits(tmp_path):
@@ -78,8 +80,8 @@ def test_what_was_interrupted_is_resumed(tmp_path):
     partial = Calibration()
     with pytest.raises(KeyboardInterrupt):
         qatcore.onnx.calibrate(MODEL, interrupted, calibration=partial)
-    assert (partial.batches, partial.finished) == (4, False)
-    assert repr(partial) == "Calibration(3 tensors, 4 batches, not finished)"
+    assert (partial.samples, partial.finished) == (16, False)
+    assert repr(partial) == "Calibration(3 tensors, 16 samples, not finished)"
     partial.save(tmp_path / "partial.npz")
     again = Calibration.load(tmp_path / "partial.npz")
     assert again == partial
@@ -91,7 +93,7 @@ def test_what_was_interrupted_is_resumed(tmp_path):
     assert again == qatcore.onnx.calibrate(MODEL, BATCHES)
     # Finished there is nothing to do, and nothing is counted twice.
     qatcore.onnx.calibrate(MODEL, BATCHES, calibration=again, resume=True)
-    assert again.batches == 9
+    assert again.samples == 36
 
 
 def test_without_resuming_batches_are_added():
@@ -102,10 +104,38 @@ def test_without_resuming_batches_are_added():
 
 def test_fewer_batches_than_were_seen_are_told():
     partial = qatcore.onnx.calibrate(MODEL, BATCHES[:5])
-    partial.finished = False
-    with pytest.raises(InvalidArgumentError, match="it has seen 5 batches, 2 more than there are"):
+    partial.unfinished = 20
+    with pytest.raises(InvalidArgumentError, match="it has seen 20 samples, 8 more than there are"):
         qatcore.onnx.calibrate(MODEL, BATCHES[:3], calibration=partial, resume=True)
-    assert partial.batches == 5
+    whole = {"x": np.concatenate([batch["x"] for batch in BATCHES])}
+    with pytest.raises(InvalidArgumentError, match="20 samples, which do not end where a batch does"):
+        qatcore.onnx.calibrate(MODEL, [whole], calibration=partial, resume=True)
+    assert partial.samples == partial.unfinished == 20
+
+
+def test_resuming_skips_what_the_interrupted_run_has_seen_and_no_more():
+    """A calibration that was added to: the first run's batches are not taken for the second one's."""
+
+    def interrupted():
+        yield from BATCHES[4:6]
+        raise KeyboardInterrupt
+
+    both = qatcore.onnx.calibrate(MODEL, BATCHES[:4])
+    with pytest.raises(KeyboardInterrupt):
+        qatcore.onnx.calibrate(MODEL, interrupted, calibration=both)
+    qatcore.onnx.calibrate(MODEL, BATCHES[4:], calibration=both, resume=True)
+    assert both == qatcore.onnx.calibrate(MODEL, BATCHES)
+
+
+def test_an_error_before_the_first_batch_changes_nothing():
+    for calibration in (Calibration(), qatcore.onnx.calibrate(MODEL, BATCHES)):
+        before = copy.deepcopy(calibration)
+        for wrong in ([{"x": np.zeros((1, 3, 8, 9), np.float32)}], []):
+            with pytest.raises(InvalidArgumentError):
+                qatcore.onnx.calibrate(MODEL, wrong, calibration=calibration)
+        with pytest.raises(TypeError, match="resume"):
+            qatcore.onnx.calibrate(MODEL, BATCHES, calibration=calibration, resume=1)
+        assert calibration == before
 
 
 def test_ctrl_c_waits_for_the_end_of_a_batch(monkeypatch):
@@ -130,7 +160,7 @@ def test_ctrl_c_waits_for_the_end_of_a_batch(monkeypatch):
     finally:
         qatcore.set_num_threads(threads)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert partial.batches == 3
+    assert partial.samples == 12
     assert {collector.n_elements for collector in partial.collectors.values()} == {3 * 4 * n for n in (192, 384, 64)}
 
 
@@ -146,7 +176,7 @@ def test_a_batch_that_does_not_fit_leaves_whole_batches():
     partial = Calibration()
     with pytest.raises(InvalidArgumentError, match="batch 2: expected x to be"):
         qatcore.onnx.calibrate(MODEL, [*BATCHES[:2], {"x": np.zeros((1, 3, 8, 9), np.float32)}], calibration=partial)
-    assert partial.batches == 2
+    assert partial.samples == 8
     assert partial.collectors["x"].n_elements == 2 * 4 * 192
 
 
@@ -169,13 +199,42 @@ def test_calibrations_of_other_models_are_refused():
         found.merge({})
 
 
+def test_models_that_differ_in_a_function_differ():
+    def made(inner):
+        function = helper.make_function(
+            "own", "Act", ["a"], ["b"], [helper.make_node(inner, ["a"], ["b"])], [helper.make_opsetid("", 17)]
+        )
+        graph = helper.make_graph(
+            [helper.make_node("Act", ["x"], ["t"], domain="own"), helper.make_node("MatMul", ["t", "w"], ["y"])],
+            "g",
+            [onnx_models.value("x", ["N", 6])],
+            [onnx_models.value("y", ["N", 4])],
+            [onnx_models.tensor("w", onnx_models.normal(6, 4))],
+        )
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        return helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+
+    found = qatcore.onnx.calibrate(made("Relu"), [{"x": onnx_models.normal(9, 6)}])
+    with pytest.raises(InvalidArgumentError, match="got one of another"):
+        qatcore.onnx.quantize_model(made("Exp"), calibration=found)
+
+
 def test_a_calibration_serves_fewer_nodes_and_every_format():
     found = qatcore.onnx.calibrate(MODEL, BATCHES)
-    for options in ({}, {"weights": "int4"}, {"activations": "fp8"}, {"exclude": ["last"]}, {"method": "kl"}):
+    for options in (
+        {},
+        {"weights": "int4"},
+        {"activations": "fp8"},
+        {"method": "kl"},
+        {"exclude": ["first"]},
+        {"exclude": ["second"]},
+        {"exclude": ["last"]},
+        {"ops": ["Gemm"]},
+    ):
         once = qatcore.onnx.quantize_model(MODEL, BATCHES, **options)
         assert qatcore.onnx.quantize_model(MODEL, calibration=found, **options) == once
     fewer = qatcore.onnx.calibrate(MODEL, BATCHES, exclude=["first"])
-    with pytest.raises(InvalidArgumentError, match="x was not observed, nor 1 other tensors"):
+    with pytest.raises(InvalidArgumentError, match="x was not observed, one of 1 such tensors that get codes"):
         qatcore.onnx.quantize_model(MODEL, calibration=fewer)
 
 
@@ -192,9 +251,9 @@ def test_files_of_collectors_are_read_by_both(tmp_path):
     "about",
     [
         [],
-        {"model": 3, "batches": 1, "finished": True},
-        {"model": "", "batches": -1, "finished": True},
-        {"model": "", "batches": 1, "finished": 1},
+        {"model": 3, "samples": 1, "unfinished": None},
+        {"model": "", "samples": -1, "unfinished": None},
+        {"model": "", "samples": 1, "unfinished": 2},
     ],
 )
 def test_damaged_descriptions_are_refused(tmp_path, about):

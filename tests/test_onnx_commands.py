@@ -18,6 +18,8 @@ import pytest
 import qatcore.onnx
 from qatcore.cli import main
 
+pytestmark = pytest.mark.models
+
 ROOT = Path(qatcore.__file__).parents[1]
 
 
@@ -27,6 +29,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = onnx_models.convolutions(11)
     onnx.save(model, "model.onnx")
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    onnx.save(copy, "external.onnx", save_as_external_data=True, location="external.data", size_threshold=0)
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     x = np.concatenate([batch["x"] for batch in onnx_models.images(10)])
     np.savez("data.npz", x=x, label=session.run(None, {"x": x})[0].argmax(axis=-1))
@@ -52,13 +56,13 @@ def test_quantize(folder, capsys):
     out = run(capsys, "quantize", "model.onnx", "--data", "data.npz", "-o", "int8.onnx")
     said = lines(out)
     assert said["quantised"] == "3 nodes: weights int8, activations uint8; 100.0 % of their multiply-adds"
-    assert said["calibrated"] == "3 tensors on 8 batches, by mse"
+    assert said["calibrated"] == "3 tensors on 60 samples, by mse"
     assert said["agreement"].endswith(" % with the float model, on the data given")
     assert said["written"].startswith("int8.onnx, in ")
     assert max(map(len, out.splitlines())) <= 100
     made = onnx.load("int8.onnx")
     assert made == qatcore.onnx.quantize_model("model.onnx", "data.npz")
-    assert sorted(os.listdir()) == ["batches", "data.npz", "int8.onnx", "model.onnx"]
+    assert sorted(os.listdir()) == ["batches", "data.npz", "external.data", "external.onnx", "int8.onnx", "model.onnx"]
 
 
 def test_options_are_those_of_the_function(folder, capsys):
@@ -114,7 +118,7 @@ def test_json_is_for_machines(folder, capsys):
     found = json.loads(run(capsys, "quantize", "model.onnx", *arguments, "-o", "q.onnx"))
     assert found["metric"] == "accuracy"
     assert found["score"]["float"] == 100.0
-    assert (found["nodes"], found["kept_in_float"], found["tensors"], found["batches"]) == (3, [], 3, 8)
+    assert (found["nodes"], found["kept_in_float"], found["tensors"], found["samples"]) == (3, [], 3, 60)
     assert found["bytes"]["quantized"] == os.path.getsize("q.onnx")
     compared = json.loads(run(capsys, "compare", "model.onnx", "q.onnx", *arguments))
     assert compared["score"] == [found["score"]["float"], found["score"]["quantized"]]
@@ -124,7 +128,7 @@ def test_json_is_for_machines(folder, capsys):
     assert [row["codes"] for row in rows["weights"]] == ["int8"] * 3
     assert rows["weights"][0]["sqnr"] > 30
     found = json.loads(run(capsys, "calibrate", "model.onnx", "--data", "batches", "-o", "c.npz", "--json"))
-    assert (found["tensors"], found["batches"]) == (3, 6)
+    assert (found["tensors"], found["samples"]) == (3, 60)
     rows = json.loads(run(capsys, "inspect", "c.npz", "--json"))["tensors"]
     x = np.load("data.npz")["x"]
     assert (rows[0]["least"], rows[0]["greatest"], rows[0]["values"]) == (float(x.min()), float(x.max()), x.size)
@@ -163,9 +167,9 @@ def test_shards_merge_to_what_one_machine_sees(folder, capsys):
     for name in ("a", "b"):
         run(capsys, "calibrate", "model.onnx", "--data", name, "-o", f"{name}.npz")
     out = run(capsys, "merge", "a.npz", "b.npz", "-o", "all.npz")
-    assert lines(out)["observed"] == "3 tensors on 6 batches"
+    assert lines(out)["observed"] == "3 tensors on 60 samples"
     np.savez("x.npz", x=np.load("data.npz")["x"])
-    run(capsys, "calibrate", "model.onnx", "--data", "x.npz", "--batch-size", "10", "-o", "whole.npz")
+    run(capsys, "calibrate", "model.onnx", "--data", "x.npz", "-o", "whole.npz")
     assert Path("all.npz").read_bytes() == Path("whole.npz").read_bytes()
     run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", "-o", "q.onnx")
     run(capsys, "quantize", "model.onnx", "--data", "x.npz", "--no-check", "-o", "r.onnx")
@@ -199,6 +203,9 @@ def fails(capsys, *argv, says, code=2):
         ("model.onnx --data batches -o model.onnx", "model.onnx is what is read; give another name"),
         ("model.onnx --data data.npz -o ./data.npz", "data.npz is what is read"),
         ("model.onnx --data batches -o batches", "batches: Is a directory"),
+        ("model.onnx --data batches -o batches/1.npy", "batches/1.npy is what is read"),
+        ("model.onnx --data batches -o batches/new.npz", "batches/new.npz is what is read"),
+        ("external.onnx --data batches -o external.data", "external.data is what is read"),
         ("model.onnx --data batches -o missing/q.onnx", "missing/q.onnx: No such file or directory"),
         ("model.onnx --data batches -o /proc/q.onnx", "/proc/q.onnx: "),
         ("model.onnx --data batches -o q.onnx --ops Relu", "expected some of Conv, ConvTranspose, Gemm, MatMul"),
@@ -316,8 +323,6 @@ def test_merging_what_does_not_belong_together(folder, capsys):
 LOADER = """
 import os, signal, numpy as np
 
-pytestmark = pytest.mark.models
-
 def batches():
     rng = np.random.default_rng(3)
     for index in range(8):
@@ -335,7 +340,7 @@ def test_ctrl_c_saves_a_calibration_that_is_resumed(folder, capsys, monkeypatch)
     Path("interrupt").touch()
     assert main([*arguments, "-o", "c.npz"]) == 130
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "qatcore: interrupted; 5 batches are saved in c.npz: go on with --resume\n")
+    assert (out, err) == ("", "qatcore: interrupted; 20 samples were seen, saved in c.npz: go on with --resume\n")
     fails(capsys, *arguments, "-o", "c.npz", says="c.npz holds an interrupted calibration; go on with --resume")
     fails(capsys, "merge", "c.npz", "-o", "m.npz", says="c.npz: expected a finished calibration")
     fails(capsys, "quantize", "model.onnx", "--calibration", "c.npz", "-o", "q.onnx", says="resume it")
@@ -349,16 +354,46 @@ def test_ctrl_c_in_quantize_says_how_to_go_on(folder, capsys, monkeypatch):
     Path("interrupted_loader.py").write_text(LOADER)
     Path("interrupt").touch()
     data = ["--data", "interrupted_loader:batches"]
-    assert main(["quantize", "model.onnx", *data, "-o", "q.onnx"]) == 130
+    excluded = ["--exclude", "first"]
+    assert main(["quantize", "model.onnx", *data, "-o", "q.onnx", *excluded]) == 130
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     saved = "q.onnx.calibration.npz"
     assert f"is saved in {saved}: go on with qatcore calibrate model.onnx {' '.join(data)} -o {saved} --resume" in err
+    assert err.endswith(f"--exclude first, then quantize with --calibration {saved}\n")
     assert not Path("q.onnx").exists()
-    run(capsys, "calibrate", "model.onnx", *data, "-o", saved, "--resume")
-    run(capsys, "quantize", "model.onnx", "--calibration", saved, "-o", "q.onnx")
-    run(capsys, "quantize", "model.onnx", *data, "-o", "once.onnx")
+    run(capsys, "calibrate", "model.onnx", *data, "-o", saved, "--resume", *excluded)
+    run(capsys, "quantize", "model.onnx", "--calibration", saved, "-o", "q.onnx", *excluded)
+    run(capsys, "quantize", "model.onnx", *data, "-o", "once.onnx", *excluded)
     assert Path("q.onnx").read_bytes() == Path("once.onnx").read_bytes()
+
+
+def test_what_cannot_be_printed(folder):
+    """The file is written; a closed output is no fault, a full one is told by the exit code."""
+    command = [sys.executable, "-m", "qatcore", "quantize", "model.onnx", "--data", "batches", "-o"]
+    for shell, code in ((">&-", 0), (">/dev/full", 1)):
+        done = subprocess.run(
+            ["bash", "-c", f'"$@" {shell}', "bash", *command, f"{code}.onnx"],
+            stderr=subprocess.PIPE, text=True, check=False, env=environment(),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (code, "")
+        onnx.load(f"{code}.onnx")
+
+
+def test_values_that_are_not_finite_are_told(folder, capsys):
+    model = onnx_models.model(
+        [onnx.helper.make_node("Log", ["x"], ["l"]), onnx.helper.make_node("MatMul", ["l", "w"], ["y"], "product")],
+        [onnx_models.value("x", ["N", 8])],
+        [onnx_models.value("y", ["N", 4])],
+        [onnx_models.tensor("w", onnx_models.normal(8, 4))],
+    )
+    onnx.save(model, "log.onnx")
+    np.savez("logged.npz", x=np.array([[0.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], np.float32))
+    said = lines(run(capsys, "quantize", "log.onnx", "--data", "logged.npz", "-o", "q.onnx"))
+    assert said["not"] == "finite   2 values of l: their range knows nothing of them"
+    run(capsys, "calibrate", "log.onnx", "--data", "logged.npz", "-o", "c.npz")
+    [row] = json.loads(run(capsys, "inspect", "c.npz", "--json"))["tensors"]
+    assert (row["values"], row["not_finite"]) == (6, 2)
 
 
 @pytest.mark.slow
@@ -387,7 +422,7 @@ def test_a_signal_from_outside(folder):
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == 130
-    assert "batches are saved in c.npz" in err
+    assert "samples were seen, saved in c.npz" in err
     found = qatcore.onnx.Calibration.load("c.npz")
-    assert found.batches > 0
-    assert found.collectors["x"].n_elements == found.batches * 768
+    assert found.samples > 0
+    assert found.collectors["x"].n_elements == found.samples * 192

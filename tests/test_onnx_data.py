@@ -81,7 +81,11 @@ def test_a_model_of_fixed_size_takes_whole_batches(tmp_path):
     spec = InputSpec(onnx_models.convolutions(batch=2))
     x = onnx_models.normal(5, 3, 8, 8)
     np.save(tmp_path / "all.npy", x)
-    same(Data(tmp_path / "all.npy", spec, batch_size=3), [{"x": x[:2]}, {"x": x[2:4]}])
+    data = Data(tmp_path / "all.npy", spec)
+    same(data, [{"x": x[:2]}, {"x": x[2:4]}])
+    assert data.left_out == 1
+    with pytest.raises(InvalidArgumentError, match="batch_size: expected 2, as the model takes, got 3"):
+        Data(tmp_path / "all.npy", spec, batch_size=3)
     np.save(tmp_path / "few.npy", x[:1])
     with pytest.raises(InvalidArgumentError, match="has 1 samples, the model takes 2 at a time"):
         Data(tmp_path / "few.npy", spec)

@@ -219,7 +219,7 @@ def test_products_of_activations_softmax_and_norms_stay_in_float():
 def test_nodes_are_excluded_by_their_name_or_what_they_make(excluded):
     chosen = plan(prepared(onnx_models.convolutions()), exclude=(excluded,))
     assert [node.name for node in chosen.nodes] == ["first", "last"]
-    assert chosen.inputs == {"x": "x", "f": "f"}
+    assert chosen.inputs == {"x": "x", "f": "r2"}
 
 
 def test_operators_are_chosen():
@@ -231,7 +231,7 @@ def test_operators_are_chosen():
     [
         ({"ops": ("Relu",)}, "expected some of Conv, ConvTranspose, Gemm, MatMul, got Relu"),
         ({"exclude": ("missing",)}, "there is no node 'missing'"),
-        ({"ops": ("MatMul",)}, "nothing to quantise: no MatMul"),
+        ({"ops": ("MatMul",)}, "nothing to quantise: no MatMul that can be$"),
         ({"exclude": ("first", "second", "last")}, "nothing to quantise"),
     ],
 )
@@ -243,6 +243,84 @@ def test_impossible_choices_are_refused(options, message):
 def test_multiplications_are_counted():
     chosen = plan(prepared(onnx_models.convolutions()))
     weights = [(6, 3, 3, 3), (4, 6, 3, 3), (5, 64)]
+    sources = [(2, 3, 8, 8), (2, 6, 4, 4), (2, 64)]
     outputs = [(2, 6, 8, 8), (2, 4, 4, 4), (2, 5)]
-    counted = [multiply_adds(node, w, o) for node, w, o in zip(chosen.nodes, weights, outputs, strict=True)]
+    counted = [multiply_adds(*shapes) for shapes in zip(chosen.nodes, weights, sources, outputs, strict=True)]
     assert counted == [2 * 6 * 64 * 27, 2 * 4 * 16 * 54, 2 * 5 * 64]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_multiplications_of_a_transposed_convolution_are_counted(groups):
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], group=groups, strides=[2, 2])
+    # Every element of the input meets every output channel of its group, at each of 3 x 3 places.
+    assert multiply_adds(node, (4, 6 // groups, 3, 3), (2, 4, 5, 5), (2, 6, 11, 11)) == 2 * 4 * 25 * 9 * 6 // groups
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+def test_convolutions_of_other_ranks_are_folded_too(rank):
+    spatial = [5] * (rank - 2)
+    ones = [1] * (rank - 2)
+    model = onnx_models.model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["n"]),
+            helper.make_node("Mul", ["n", "f"], ["y"]),
+        ],
+        [onnx_models.value("x", ["N", 3, *spatial])],
+        [onnx_models.value("y", ["N", 4, *spatial])],
+        [
+            onnx_models.tensor("w", onnx_models.normal(4, 3, *ones)),
+            *(onnx_models.tensor(name, np.abs(onnx_models.normal(4)) + 0.5) for name in "gbmv"),
+            onnx_models.tensor("f", onnx_models.normal(4, *ones)),
+        ],
+    )
+    ready = prepared(model)
+    assert [node.op_type for node in ready.graph.node] == ["Conv"]
+    x = {"x": onnx_models.normal(2, 3, *spatial)}
+    np.testing.assert_allclose(run(ready, x)[0], run(model, x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norms_without_a_finite_factor_are_not_folded():
+    model = onnx_models.convolutions()
+    for tensor in model.graph.initializer:
+        if tensor.name == "variance":
+            tensor.CopyFrom(onnx_models.tensor("variance", np.float32([-1e-3, 1, 1, 1, 1, 1])))
+    assert "BatchNormalization" in [node.op_type for node in prepared(model).graph.node]
+
+
+@pytest.mark.parametrize(
+    ("weight", "operands", "why"),
+    [
+        (np.ones((4, 4)), ("x", "w"), "whose weights are float64, not float32 or float16"),
+        (np.full((4, 4), np.nan, np.float32), ("x", "w"), "whose weights are not finite"),
+        (np.ones((4, 4), np.float32), ("w", "x"), "whose first operand is constant"),
+        (np.ones((4, 4), np.float32), ("x", "x"), "whose weights are not constant"),
+    ],
+)
+def test_why_there_is_nothing_to_quantise(weight, operands, why):
+    kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
+    model = onnx_models.model(
+        [helper.make_node("MatMul", operands, ["y"], "product")],
+        [onnx_models.value("x", [4, 4], kind)],
+        [onnx_models.value("y", [4, 4], kind)],
+        [onnx_models.tensor("w", weight)],
+    )
+    with pytest.raises(InvalidArgumentError, match=f"no Conv or Gemm or MatMul that can be; not MatMul product, {why}"):
+        plan(prepared(model))
+
+
+def test_what_lies_between_two_tensors_in_codes_is_in_codes():
+    chosen = plan(prepared(onnx_models.model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], "convolution"),
+            helper.make_node("MaxPool", ["c"], ["p"], "pool", kernel_shape=[1, 1]),
+            helper.make_node("Flatten", ["p"], ["f"], "flat"),
+            helper.make_node("Gemm", ["f", "v"], ["y"], "last"),
+            helper.make_node("Relu", ["p"], ["z"], "other"),
+        ],
+        [onnx_models.value("x", ["N", 3, 2, 2])],
+        [onnx_models.value("y", ["N", 5]), onnx_models.value("z", ["N", 4, 2, 2])],
+        [onnx_models.tensor("w", onnx_models.normal(4, 3, 1, 1)), onnx_models.tensor("v", onnx_models.normal(16, 5))],
+    )))  # fmt: skip
+    assert chosen.inputs == {"x": "x", "f": "c", "p": "c"}
+    assert chosen.readers == {"convolution", "pool", "flat", "last"}

@@ -1,6 +1,7 @@
 """Quantised models: their codes against the definition, what runtimes make of them, and what is refused."""
 
 import json
+import math
 
 import ml_dtypes
 import numpy as np
@@ -39,6 +40,7 @@ def sqnr(exact, other):
 CONVOLUTIONS = onnx_models.convolutions(11), onnx_models.images(16)
 CASES = {
     "convolutions": CONVOLUTIONS,
+    "convolutions of opset 21": (onnx_models.convolutions(21), onnx_models.images(16)),
     "constants": (onnx_models.convolutions(12, constants=True), onnx_models.images(16)),
     "product": (onnx_models.product(), onnx_models.rows()),
     "product of 3 dimensions": (
@@ -61,6 +63,7 @@ FORMATS = {
     "int4": ({"weights": "int4", "activations": "none"}, 21, 11.0),
     "int4 per channel": ({"weights": "int4", "activations": "none", "group_size": 0}, 21, 10.0),
     "int4 and uint8": ({"weights": "int4"}, 21, 11.0),
+    "int4 and int8": ({"weights": "int4", "activations": "int8"}, 21, 11.0),
     "fp8": ({"weights": "fp8", "activations": "fp8"}, 19, 15.0),
     "fp8 weights": ({"weights": "fp8", "activations": "none"}, 19, 20.0),
 }
@@ -267,6 +270,38 @@ def test_float16(activations):
     assert sqnr(exact.astype(np.float32), found.astype(np.float32)) > 30
 
 
+def test_float16_behind_a_relu_and_in_constants():
+    """What a convolution writes has its type, also where only its Relu's output has codes."""
+    weight = onnx_models.tensor("w", onnx_models.normal(4, 3, 3, 3).astype(np.float16))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=weight),
+        helper.make_node("Conv", ["x", "w"], ["c"], "convolution"),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["y"]),
+    ]
+    model = onnx_models.model(
+        nodes,
+        [onnx_models.value("x", ["N", 3, 6, 6], onnx.TensorProto.FLOAT16)],
+        [onnx_models.value("y", ["N", 4, 1, 1], onnx.TensorProto.FLOAT16)],
+        opset=13,
+    )
+    batches = [{"x": onnx_models.normal(2, 3, 6, 6).astype(np.float16)}]
+    made = qatcore.onnx.quantize_model(model, batches)
+    assert opset_of(made) == 19
+    exact, found = (run(m, batches[0])[0].astype(np.float32) for m in (model, made))
+    assert sqnr(exact, found) > 25
+
+
+def test_the_sqnr_that_is_promised_is_that_of_the_scale_that_is_stored():
+    """Scales of small float16 values are raised to the least normal number."""
+    model = onnx_models.product(dtype=np.float16)
+    batches = [{"x": (batch["x"] * 1e-3).astype(np.float16)} for batch in onnx_models.rows()]
+    made = qatcore.onnx.quantize_model(model, batches)
+    about = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])
+    found = qatcore.onnx.compare(model, made, batches).tensors["x"]
+    assert about["tensors"]["x"]["sqnr"] == pytest.approx(found, abs=0.5)
+
+
 def test_a_transposed_convolution():
     model = onnx_models.model(
         [helper.make_node("ConvTranspose", ["x", "w"], ["y"], "up", strides=[2, 2])],
@@ -356,6 +391,43 @@ def test_infinities_in_between_do_not_enter_ranges():
         qatcore.onnx.quantize_model(model, [{"x": np.zeros((4, 8), np.float32)}])
 
 
+def test_a_weight_shared_in_two_orientations_keeps_the_sums_of_both():
+    model = onnx_models.model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["a"], "columns"),
+            helper.make_node("Gemm", ["a", "w"], ["y"], "rows", transB=1),
+        ],
+        [onnx_models.value("x", ["N", 16])],
+        [onnx_models.value("y", ["N", 16])],
+        [onnx_models.tensor("w", onnx_models.normal(16, 16))],
+    )
+    made = qatcore.onnx.quantize_model(model, activations="none", per_tensor=True)
+    exact = Graph(model).value_of("w").astype(np.float64)
+    for name, axis in (("columns", 0), ("rows", 1)):
+        _, codes, scale = dequantized(made, node_of(made, name), 1)
+        assert np.abs((codes - np.clip(exact / scale, -127, 127)).sum(axis=axis)).max() <= 0.5 + 1e-6
+
+
+def test_a_node_has_the_name_of_a_tensor():
+    model = onnx_models.model(
+        [helper.make_node("MatMul", ["x", "w"], ["b"], "a"), helper.make_node("MatMul", ["b", "w"], ["y"], "b")],
+        [onnx_models.value("x", ["N", 16])],
+        [onnx_models.value("y", ["N", 16])],
+        [onnx_models.tensor("w", onnx_models.normal(16, 16))],
+    )
+    found = qatcore.onnx.sensitivity(model, onnx_models.rows(16), activations="none")
+    assert {each.node for each in found} == {"a", "b"}
+    assert all(math.isfinite(each.sqnr) for each in found)
+
+
+def test_models_whose_initializers_are_inputs_are_compared():
+    model = onnx_models.product(opset=8)
+    model.ir_version = 3
+    model.graph.input.append(onnx_models.value("w", [48, 24]))
+    made = qatcore.onnx.quantize_model(model, onnx_models.rows())
+    assert qatcore.onnx.compare(model, made, onnx_models.rows()).outputs["y"][0] > 30
+
+
 # --- sensitivity and drops ----------------------------------------------------------------------------
 
 
@@ -412,6 +484,20 @@ def test_the_drop_is_not_more_than_allowed(most):
         # With one node less in float more would be lost.
         fewer = qatcore.onnx.quantize_model(model, exclude=kept[:-1], **SPOILING)
         assert qatcore.onnx.compare(model, fewer, batches).drop > most
+
+
+def test_with_every_node_in_float_it_is_the_float_model():
+    model, batches = sensitive(), onnx_models.rows(16)
+    made = qatcore.onnx.quantize_model(
+        model, batches, max_drop=0.0, metric=lambda outputs, batch: exact_only(model, outputs, batch), **SPOILING
+    )
+    about = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])
+    assert (about["nodes"], sorted(about["float"])) == ({}, ["first", "last", "spoiled"])
+    assert not [node for node in made.graph.node if node.op_type == "DequantizeLinear"]
+
+
+def exact_only(model, outputs, batch):
+    return [float(np.array_equal(outputs["y"], run(model, batch)[0]))]
 
 
 def test_a_metric_of_the_users_is_obeyed():
@@ -568,3 +654,9 @@ def test_what_is_no_model_is_refused(tmp_path):
 def test_models_that_differ_are_not_compared():
     with pytest.raises(InvalidArgumentError, match="expected the float model's inputs, x, got condition, x"):
         qatcore.onnx.compare(onnx_models.product(), onnx_models.branches(), onnx_models.rows())
+
+
+@pytest.mark.parametrize("batches", [0, -1, 2.5])
+def test_sensitivity_is_of_some_batches(batches):
+    with pytest.raises((InvalidArgumentError, TypeError), match="batches"):
+        qatcore.onnx.sensitivity(*CONVOLUTIONS, batches=batches)

@@ -181,6 +181,8 @@ def test_sqnr_of_channels_and_what_it_refuses():
     assert found[1] == channels.channel(1).sqnr(0.1)
     assert np.isnan(found[2])
     np.testing.assert_array_equal(channels.sqnr(0.1)[:2], [channels.channel(i).sqnr(0.1) for i in range(2)])
+    with pytest.raises(InvalidArgumentError, match="zero_point: expected 0 for FP8, got 3"):
+        channels.sqnr(0.1, 3, bits="fp8")
     for scale, zero_point in (([0.1, 0.1], 0), (-1.0, 0), (np.inf, 0), (0.1, 2**40)):
         with pytest.raises(InvalidArgumentError):
             channels.sqnr(scale, zero_point)

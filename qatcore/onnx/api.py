@@ -9,7 +9,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from .._arrays import as_number
+from .._arrays import as_count, as_number
 from ..config import CalibMethod, as_flag
 from ..errors import InvalidArgumentError
 from ..storage import PathLike
@@ -60,9 +60,11 @@ def calibrate(
     calibration : Calibration, optional
         Is added to, and returned.  It holds whole batches if an exception ends the run, `KeyboardInterrupt` too.
     resume : bool
-        Skip as many batches as `calibration` has seen; if it is finished there is nothing to do.
+        Skip the batches of a run that was interrupted, by their number of samples; if it was not there is nothing to
+        do, unless nothing was seen at all.
     batch_size : int, optional
-        Samples to a batch where the data is one file: 8 if left out, or what the model fixes.
+        Samples to a batch where the data is one file: 8 if left out, or what the model fixes.  Samples that do not
+        fill a batch of a fixed size are left out.
     progress : bool
         Show progress on standard error, if that is a terminal.
 
@@ -260,13 +262,13 @@ def sensitivity(
     InvalidArgumentError, OSError
         As in `quantize_model`.
     """
-    chosen = Options.checked(**options)
+    chosen, n = Options.checked(**options), as_count(batches, "batches")
     exact = read_model(model)
     given = Data(data, InputSpec(exact), batch_size)
     with Phases(shown=as_flag(progress, "progress")) as phases:
         quantizer, _ = _quantizer(exact, given, chosen, calibration, phases)
         tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
-        return node_sensitivities(quantizer, itertools.islice(given, batches), progress=tick)
+        return node_sensitivities(quantizer, itertools.islice(given, n), progress=tick)
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,7 @@ def run_comparison(
     """Do what `compare` does."""
     models = read_model(exact), read_model(quantized)
     for what in ("input", "output"):
-        names = [{value.name for value in getattr(model.graph, what)} for model in models]
+        names = [set(getattr(Graph(model), what + "s")) for model in models]
         if names[0] != names[1]:
             raise InvalidArgumentError(
                 f"quantized: expected the float model's {what}s, {', '.join(sorted(names[0]))}, "

@@ -18,8 +18,7 @@ from ..config import as_flag
 from ..errors import InvalidArgumentError
 from ..storage import PathLike, read_described, write_states
 from .data import Batch, Data
-from .graph import Graph
-from .session import run, session_of, tapped
+from .session import Tap
 
 
 class Calibration:
@@ -29,19 +28,24 @@ class Calibration:
     ----------
     collectors : dict of str to CalibrationCollector
         By the names of tensors.
-    batches : int
-        How many were observed.
-    finished : bool
-        Whether those were all there were.
+    samples : int
+        How many were observed, along the first axis of the model's first input.
+    unfinished : int or None
+        How many of them by a run that was interrupted; None if none was.
     model : str
         A digest of the model.  Empty before the first batch.
     """
 
     def __init__(self) -> None:
         self.collectors: dict[str, CalibrationCollector] = {}
-        self.batches = 0
-        self.finished = False
+        self.samples = 0
+        self.unfinished: int | None = None
         self.model = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether something was observed, and no run was interrupted."""
+        return self.unfinished is None and self.samples > 0
 
     def merge(self, other: Calibration) -> None:
         """Add what another calibration of the same model has observed.
@@ -64,7 +68,7 @@ class Calibration:
             raise InvalidArgumentError("other: expected finished calibrations, got one that was interrupted; resume it")
         for name, collector in self.collectors.items():
             collector.merge(other.collectors[name])
-        self.batches += other.batches
+        self.samples += other.samples
 
     def check_model(self, digest: str) -> None:
         """Raise `InvalidArgumentError` if it is of another model."""
@@ -79,7 +83,7 @@ class Calibration:
         OSError
             If the file cannot be written.
         """
-        about = {"model": self.model, "batches": self.batches, "finished": self.finished}
+        about = {"model": self.model, "samples": self.samples, "unfinished": self.unfinished}
         states = {name: collector._to_state() for name, collector in named_collectors(self.collectors).items()}
         write_states(path, states, about)
 
@@ -98,10 +102,15 @@ class Calibration:
         result = cls()
         if not about:
             raise InvalidArgumentError(f"{path}: expected the calibration of a model, got collectors only")
-        model, batches, finished = (about.get(key) for key in ("model", "batches", "finished"))
-        if not (isinstance(model, str) and type(batches) is int and batches >= 0 and isinstance(finished, bool)):
+        model, samples, unfinished = (about.get(key) for key in ("model", "samples", "unfinished"))
+        if not (
+            isinstance(model, str)
+            and type(samples) is int
+            and samples >= 0
+            and (unfinished is None or (type(unfinished) is int and 0 <= unfinished <= samples))
+        ):
             raise InvalidArgumentError(f"{path}: what it says of its model is damaged")
-        result.model, result.batches, result.finished = model, batches, finished
+        result.model, result.samples, result.unfinished = model, samples, unfinished
         result.collectors = {name: CalibrationCollector._of_state(state) for name, state in states.items()}
         return result
 
@@ -111,8 +120,8 @@ class Calibration:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        state = "" if self.finished else ", not finished"
-        return f"Calibration({len(self.collectors)} tensors, {self.batches} batches{state})"
+        state = "" if self.unfinished is None else ", not finished"
+        return f"Calibration({len(self.collectors)} tensors, {self.samples} samples{state})"
 
 
 def observe(
@@ -136,43 +145,47 @@ def observe(
     digest : str
         Of the model before it was prepared.
     resume : bool
-        Skip as many batches as the calibration has seen.
+        Skip the batches that the interrupted run has seen.
     progress : callable, optional
         Told how many batches there were up to now.
 
     Raises
     ------
     InvalidArgumentError
-        If the calibration is of another model or of other tensors, or there are fewer batches than it has seen.
+        If the calibration is of another model or of other tensors, or what it has seen does not end where a batch does.
     """
     calibration.check_model(digest)
     if calibration.model and list(calibration.collectors) != tensors:
         raise InvalidArgumentError("calibration: expected one of the same tensors; were other ops or nodes chosen?")
-    calibration.model = digest
-    for name in tensors:
-        calibration.collectors.setdefault(name, CalibrationCollector())
-    if as_flag(resume, "resume") and calibration.finished:
+    resume = as_flag(resume, "resume")
+    if resume and calibration.finished:
         return
-    calibration.finished = False
-    seen = calibration.batches if resume else 0
-    given = [name for name in tensors if name in Graph(model).inputs]
-    made = [name for name in tensors if name not in given]
-    session = session_of(tapped(model, made)) if made else None
-    index = 0
+    tap = Tap(model, tensors)
+    left = seen = (calibration.unfinished or 0) if resume else 0
     for index, batch in enumerate(data, start=1):
-        if index > seen:
-            values = {name: batch[name] for name in given}
-            if session is not None:
-                values |= zip(made, run(session, made, batch), strict=True)
+        samples = data.spec.samples_of(batch)
+        if left:
+            if samples > left:
+                raise InvalidArgumentError(
+                    f"calibration: it has seen {seen} samples, which do not end where a batch does: there are {left} "
+                    f"before a batch of {samples}; resume with the same batches"
+                )
+            left -= samples
+        else:
+            values = tap.values(batch)
             with _interrupts_later():
+                calibration.model = digest
+                for name in tensors:
+                    calibration.collectors.setdefault(name, CalibrationCollector())
                 _observe_all(values, calibration.collectors)
-                calibration.batches += 1
+                calibration.samples += samples
+                calibration.unfinished = (calibration.unfinished or 0) * (resume or index > 1) + samples
             del values
         if progress is not None:
             progress(index)
-    if index < seen:
-        raise InvalidArgumentError(f"calibration: it has seen {seen} batches, {seen - index} more than there are")
-    calibration.finished = True
+    if left:
+        raise InvalidArgumentError(f"calibration: it has seen {seen} samples, {left} more than there are")
+    calibration.unfinished = None
 
 
 def _observe_all(values: Batch, collectors: dict[str, CalibrationCollector]) -> None:
@@ -183,8 +196,8 @@ def _observe_all(values: Batch, collectors: dict[str, CalibrationCollector]) -> 
 def digest_of(model: ModelProto) -> str:
     """Return a digest of a model's nodes and weights."""
     digest = hashlib.sha256()
-    for node in model.graph.node:
-        digest.update(node.SerializeToString(deterministic=True))
+    for part in (*model.opset_import, *model.functions, *model.graph.input, *model.graph.node):
+        digest.update(part.SerializeToString(deterministic=True))
     for tensor in model.graph.initializer:
         digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode())
         digest.update(tensor.raw_data or tensor.SerializeToString(deterministic=True))
@@ -207,5 +220,5 @@ def _interrupts_later() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if pending:
-        handler(*pending[0])
+        if pending:
+            handler(*pending[0])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import InvalidArgumentError
@@ -95,7 +99,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
                 metric = scored(exact, result.model, result.data, metric, progress=tick)
             share = result.share()
     except KeyboardInterrupt:
-        raise _saved(observed, f"{arguments.output}.calibration.npz", arguments) from None
+        raise _saved(observed, arguments) from None
     write_model(result.model, arguments.output)
     kept = result.search.float_nodes if result.search else []
     report: dict[str, Any] = {
@@ -110,35 +114,61 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "kept_in_float": kept,
         "share_of_multiply_adds": share,
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
-        "batches": result.calibration.batches if result.calibration else 0,
+        "samples": result.calibration.samples if result.calibration else 0,
+        "not_finite": _not_finite(result.calibration),
+        "samples_left_out": result.data.left_out if result.data else 0,
         "metric": None if metric is None else metric.name,
-        "score": None if metric is None else {"float": metric.exact, "quantized": metric.quantized},
+        "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
     }
     if arguments.json:
         _print_json(report)
         return
     lines = [("quantised", _nodes_line(report))]
     if result.calibration is not None:
-        batches = _counted(report["batches"], "batch")
-        lines.append(("calibrated", f"{report['tensors']} tensors on {batches}, by {report['method']}"))
+        samples = _counted(report["samples"], "sample")
+        lines.append(("calibrated", f"{_counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
+    if report["not_finite"]:
+        (name, n), *others = report["not_finite"].items()
+        more = f", and some of {_counted(len(others), 'other tensor')}" if others else ""
+        lines.append(("not finite", f"{n:,} values of {name}{more}: their range knows nothing of them"))
+    if report["samples_left_out"]:
+        lines.append(("left out", f"the last {report['samples_left_out']} samples, which do not fill a batch"))
     if kept:
         lines.append(("in float", ", ".join(kept)))
     if metric is not None:
-        lines.append((metric.name, _score_line(metric.name, (metric.exact, metric.quantized)) + ", on the data given"))
+        lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)
 
 
-def _saved(observed: Calibration, path: str, arguments: argparse.Namespace) -> Exception:
-    if not observed.batches:
-        return _InterruptedError("interrupted before anything was observed")
+def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
+    """Save what was observed until Ctrl-C, and return what says how to go on."""
+    if not observed.samples:
+        return _InterruptedError("interrupted, nothing was written")
+    path = next(
+        path for n in itertools.count() if not os.path.exists(path := f"{arguments.output}.calibration{n or ''}.npz")
+    )
     observed.save(path)
-    seen = f"interrupted; the calibration so far, {_counted(observed.batches, 'batch')}, is saved in {path}"
-    go_on = f"qatcore calibrate {arguments.model} --data {arguments.data} -o {path} --resume"
+    seen = f"interrupted; the calibration of {_counted(observed.samples, 'sample')} is saved in {path}"
     if observed.finished:
-        return _InterruptedError(f"{seen}: go on with --calibration {path}")
-    return _InterruptedError(f"{seen}: go on with {go_on}, then quantize --calibration {path}")
+        return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)}")
+    go_on = ["qatcore", "calibrate", arguments.model, "--data", arguments.data, "-o", path, "--resume"]
+    if arguments.batch_size is not None:
+        go_on += ["--batch-size", str(arguments.batch_size)]
+    if arguments.ops is not None:
+        go_on += ["--ops", ",".join(arguments.ops)]
+    if arguments.exclude:
+        go_on += ["--exclude", *arguments.exclude]
+    then = f"then quantize with --calibration {shlex.quote(path)}"
+    return _InterruptedError(f"{seen}: go on with {shlex.join(go_on)}, {then}")
+
+
+def _not_finite(calibration: Calibration | None) -> dict[str, int]:
+    """Return how many values of which tensors were NaN or infinite."""
+    collectors = {} if calibration is None else calibration.collectors
+    found = {name: collector.n_observed - int(collector.n_elements) for name, collector in collectors.items()}
+    return {name: n for name, n in found.items() if n}
 
 
 def _nodes_line(report: dict[str, Any]) -> str:
@@ -163,7 +193,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         before = Calibration.load(path)
         if arguments.resume:
             calibration = before
-        elif not before.finished:
+        elif before.unfinished is not None:
             raise InvalidArgumentError(f"{path} holds an interrupted calibration; go on with --resume, or remove it")
     data = Data(arguments.data, InputSpec(exact), arguments.batch_size)
     start = time.perf_counter()
@@ -181,11 +211,11 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
             run_calibration(exact, data, options, calibration, resume=arguments.resume, progress=after)
     except KeyboardInterrupt:
-        if not calibration.batches:
-            raise _InterruptedError("interrupted before anything was observed") from None
+        if not calibration.samples:
+            raise _InterruptedError("interrupted, nothing was written") from None
         calibration.save(path)
         raise _InterruptedError(
-            f"interrupted; {_counted(calibration.batches, 'batch')} are saved in {path}: go on with --resume"
+            f"interrupted; {_counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
         ) from None
     calibration.save(path)
     _print_calibration(arguments, calibration, time.perf_counter() - start)
@@ -217,12 +247,12 @@ def _print_calibration(arguments: argparse.Namespace, calibration: Calibration, 
             {
                 "output": arguments.output,
                 "tensors": len(calibration.collectors),
-                "batches": calibration.batches,
+                "samples": calibration.samples,
                 "seconds": seconds,
             }
         )
         return
-    observed = f"{len(calibration.collectors)} tensors on {_counted(calibration.batches, 'batch')}"
+    observed = f"{_counted(len(calibration.collectors), 'tensor')} on {_counted(calibration.samples, 'sample')}"
     _print_lines([("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")])
 
 
@@ -277,12 +307,25 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _print_lines(lines: list[tuple[str, str]]) -> None:
-    for name, text in lines:
-        print(f"{name:<12} {text}")
+    with _printing():
+        for name, text in lines:
+            print(f"{name:<12} {text}")
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(_plain(content), indent=1, allow_nan=False))
+    with _printing():
+        print(json.dumps(_plain(content), indent=1, allow_nan=False))
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Tell what cannot be printed from what cannot be done."""
+    try:
+        yield
+        if sys.stdout is not None:  # closed from the start
+            sys.stdout.flush()
+    except OSError as error:
+        raise BrokenPipeError from error
 
 
 def _plain(value: Any) -> Any:
@@ -307,7 +350,8 @@ def _score_line(metric: str, score: tuple[float, float]) -> str:
 
 
 def _size_line(before: int, after: int) -> str:
-    return f"{before / 2**20:.2f} MiB float, {after / 2**20:.2f} MiB quantised: {100.0 * after / before:.0f} %"
+    unit, name = (2**20, "MiB") if before >= 2**18 else (2**10, "KiB")
+    return f"{before / unit:.2f} {name} float, {after / unit:.2f} {name} quantised: {100.0 * after / before:.0f} %"
 
 
 def _decibels(value: float) -> str:

@@ -14,7 +14,7 @@ from .data import Batch, Data
 from .graph import Graph
 from .metric import Metric, Noise
 from .model import file_bytes
-from .session import run, session_of, tapped
+from .session import Tap, run, session_of, tensor_outputs
 
 #: Batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
@@ -30,7 +30,8 @@ class Comparison:
     ----------
     metric : str
         "agreement" with the float model in the greatest of each output's classes, "accuracy" on labels, "closeness" (1
-        less the relative error) where there are no classes, or the name of a function.
+        less the relative error, of the output where it is largest) where there are no classes, or the name of a
+        function.
     score : tuple of float
         In percent, of the float model and of the quantised one.
     batches : int
@@ -67,7 +68,7 @@ def compare_models(
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Return how a quantised model differs from the float one on data, which it goes through once."""
-    outputs = [value.name for value in exact.graph.output]
+    outputs = tensor_outputs(exact)
     sessions = session_of(exact), session_of(quantized)
     noise = {name: Noise() for name in outputs}
     first: list[Batch] = []
@@ -84,7 +85,7 @@ def compare_models(
             progress(n)
     return Comparison(
         metric.name,
-        (metric.exact, metric.quantized),
+        metric.scores,
         n,
         {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
         _tensor_noise(exact, quantized, first),
@@ -97,17 +98,11 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     """Return the SQNR of every tensor with codes: apart from outputs, since what is looked at is not fused."""
     pairs = _tensors_with_codes(exact, quantized)
     noise = {name: Noise() for name in pairs}
-    given = [name for name in pairs if name in Graph(exact).inputs]
-    names = [name for name in pairs if name not in given]
-    if not pairs:
-        return {}
-    sessions = session_of(tapped(exact, names)) if names else None, session_of(tapped(quantized, pairs.values()))
+    taps = Tap(exact, pairs), Tap(quantized, pairs.values())
     for batch in batches:
-        values = {name: batch[name] for name in given}
-        if sessions[0] is not None:
-            values |= zip(names, run(sessions[0], names, batch), strict=True)
-        for name, other in zip(pairs, run(sessions[1], list(pairs.values()), batch), strict=True):
-            noise[name].add(values[name], other)
+        values, others = (tap.values(batch) for tap in taps)
+        for name, other in pairs.items():
+            noise[name].add(values[name], others[other])
     return {name: each.sqnr for name, each in noise.items()}
 
 

@@ -62,6 +62,11 @@ class InputSpec:
         fixed = [shape[0] for shape in self.shapes.values() if shape]
         return next((size for size in fixed if size is not None), None)
 
+    def samples_of(self, batch: Batch) -> int:
+        """Return how many samples a batch has: the first dimension of the first input, or 1 if that has none."""
+        shape = batch[self.names[0]].shape
+        return shape[0] if shape else 1
+
     def check(self, batch: object, where: str) -> Batch:
         """Return a batch as the model takes it, with what more there is, labels for example."""
         if not isinstance(batch, Mapping):
@@ -125,8 +130,9 @@ class Data:
     """
 
     def __init__(self, source: Any, spec: InputSpec, batch_size: int | None = None) -> None:
-        self._spec = spec
+        self.spec = spec
         self.total: int | None = None  # how many batches there are, where that is known
+        self.left_out = 0  # samples that do not fill a batch of the size that the model takes
         if batch_size is not None:
             batch_size = as_count(batch_size, "batch_size")
         self._batches = self._opened(source, batch_size)
@@ -134,7 +140,7 @@ class Data:
     def __iter__(self) -> Iterator[Batch]:
         n = 0
         for where, batch in self._batches():
-            yield self._spec.check(batch, where)
+            yield self.spec.check(batch, where)
             n += 1
         if not n:
             raise InvalidArgumentError("data: there is not a single batch in it")
@@ -145,7 +151,7 @@ class Data:
             if path.is_dir():
                 return self._directory(path)
             if path.suffix in {".npz", ".npy"} and path.is_file():
-                rows = (_NpzRows if path.suffix == ".npz" else _NpyRows)(path, self._spec)
+                rows = (_NpzRows if path.suffix == ".npz" else _NpyRows)(path, self.spec)
                 return self._one_file(rows, batch_size)
             if path.exists() or ":" not in str(source):
                 what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
@@ -168,12 +174,15 @@ class Data:
         return lambda: ((str(file), _loaded(file)) for file in files)
 
     def _one_file(self, rows: _NpzRows | _NpyRows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
-        size = self._spec.batch_size or batch_size or BATCH_SIZE
+        fixed = self.spec.batch_size
+        if fixed is not None and batch_size not in {None, fixed}:
+            raise InvalidArgumentError(f"batch_size: expected {fixed}, as the model takes, got {batch_size}")
+        size = fixed or batch_size or BATCH_SIZE
         n: int = rows.samples
-        whole = n - n % size if self._spec.batch_size else n  # a model that takes 4 cannot take the last 3
+        whole = n - n % size if self.spec.batch_size else n  # a model that takes 4 cannot take the last 3
         if not whole:
             raise InvalidArgumentError(f"data: {rows.path} has {n} samples, the model takes {size} at a time")
-        self.total = math.ceil(whole / size)
+        self.total, self.left_out = math.ceil(whole / size), n - whole
         return functools.partial(rows.batches, size, whole)
 
 
@@ -209,7 +218,7 @@ def imported(function: str, what: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever importing the user's module raises
         raise InvalidArgumentError(f"{what}: there is no function {function}: {error}") from error
     finally:
         if added:

@@ -64,10 +64,12 @@ class Phases:
 
 def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]]) -> None:
     """Print a table; of each column its name and "left" or "right"."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for name, side in columns:
         table.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    terminal = sys.stdout.isatty()
-    Console(width=None if terminal else _WIDTH, highlight=False, no_color=not terminal).print(table)
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(width=None if terminal else _WIDTH, highlight=False, no_color=not terminal)
+    console.print(Text(title, style="bold"))
+    console.print(table)

@@ -49,7 +49,8 @@ class Graph:
                 self.captured |= names_within(inner)
         initializers = {tensor.name: tensor for tensor in graph.initializer}
         given = [value.name for value in graph.input]
-        self.constants = {name: tensor for name, tensor in initializers.items() if name not in set(given)}
+        replaceable = set(given)
+        self.constants = {name: tensor for name, tensor in initializers.items() if name not in replaceable}
         self.inputs = [name for name in given if name not in initializers]
         self.outputs = [value.name for value in graph.output]
 
@@ -242,7 +243,10 @@ def _fold_into_convolutions(model: ModelProto) -> None:
         if convolution.op_type != "Conv" or convolution.domain != "":
             continue
         while (follower := index.only_reader(convolution.output[0])) is not None:
-            scale_and_shift = _per_channel(follower, convolution.output[0], index)
+            weight = index.value_of(convolution.input[1])
+            if weight is None:
+                break
+            scale_and_shift = _per_channel(follower, convolution.output[0], index, weight.ndim)
             if scale_and_shift is None or not _fold(model, index, convolution, *scale_and_shift):
                 break
             folded.append(follower)
@@ -251,13 +255,13 @@ def _fold_into_convolutions(model: ModelProto) -> None:
     _remove_nodes(graph, folded)
 
 
-def _per_channel(node: NodeProto, source: str, index: Graph) -> tuple[Any, Any] | None:
-    """Return factor and term of each channel, float64, if that is all that a node does to images."""
+def _per_channel(node: NodeProto, source: str, index: Graph, rank: int) -> tuple[Any, Any] | None:
+    """Return factor and term of each channel, float64, if that is all that a node does to a tensor of a rank."""
     if node.domain == "" and node.op_type == "BatchNormalization" and node.input[0] == source:
         return _batch_norm(node, index)
     if node.domain == "" and node.op_type in {"Mul", "Add"}:
         [other] = [name for name in node.input if name != source] or [source]
-        value = _one_for_each_channel(index.value_of(other))
+        value = _one_for_each_channel(index.value_of(other), rank)
         if value is not None:
             return (value, np.zeros(1)) if node.op_type == "Mul" else (np.ones(1), value)
     return None
@@ -270,33 +274,31 @@ def _batch_norm(node: NodeProto, index: Graph) -> tuple[Any, Any] | None:
         return None
     epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
     scale, shift, mean, variance = (np.asarray(value, np.float64) for value in parameters)
-    factor = scale / np.sqrt(variance + epsilon)
-    return factor, shift - mean * factor
+    with np.errstate(all="ignore"):  # what is not finite is not folded
+        factor = scale / np.sqrt(variance + epsilon)
+        return factor, shift - mean * factor
 
 
-def _one_for_each_channel(value: npt.NDArray[Any] | None) -> npt.NDArray[np.float64] | None:
-    """Return a constant that is broadcast to images, whose rank is 4, as one number for each channel, or one."""
-    if value is None or value.dtype.kind != "f":
+def _one_for_each_channel(value: npt.NDArray[Any] | None, rank: int) -> npt.NDArray[np.float64] | None:
+    """Return a constant that is broadcast to a tensor of a rank as one number for each channel, or for all of them."""
+    if value is None or value.dtype.kind != "f" or value.ndim > rank:
         return None
-    if value.size == 1 and value.ndim <= 4:
-        return value.reshape(1).astype(np.float64)
-    if value.ndim in {3, 4} and value.size == value.shape[-3] and value.shape[-1] == value.shape[-2] == 1:
-        return value.reshape(-1).astype(np.float64)
-    return None
+    shape = (1,) * (rank - value.ndim) + value.shape
+    return value.reshape(-1).astype(np.float64) if value.size == shape[1] else None
 
 
 def _fold(model: ModelProto, index: Graph, convolution: NodeProto, factor: Any, term: Any) -> bool:
     """Fold factors and terms of channels into the weights and the bias of a convolution, if they are constants."""
     names = [*convolution.input[1:], ""][:2]
     weight, bias = index.value_of(names[0]), index.value_of(names[1]) if names[1] else None
-    if weight is None or weight.ndim != 4 or (names[1] and bias is None) or weight.dtype.kind != "f":
+    if weight is None or (names[1] and bias is None) or weight.dtype.kind != "f":
         return False
     channels = weight.shape[0]
     if factor.size not in {1, channels} or term.size not in {1, channels}:
         return False
     before = np.zeros(channels) if bias is None else bias.astype(np.float64)
     with np.errstate(all="ignore"):
-        scaled = (weight.astype(np.float64) * factor.reshape(-1, 1, 1, 1)).astype(weight.dtype)
+        scaled = (weight.astype(np.float64) * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype)
         shifted = np.broadcast_to(before * factor + term, channels).astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
         return False

@@ -11,14 +11,14 @@ import numpy as np
 from onnx import ModelProto, numpy_helper
 
 from .._threads import for_each
-from ..calibration import load_calibration
-from ..config import QuantBits
+from ..calibration import choose_scale, load_calibration
+from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
 from ..storage import PathLike
-from ..summary import CalibrationSummary
 from .graph import Graph, opset_of, prepared
 from .model import description
 from .plan import OPERATORS, plan
+from .ranges import PERCENTILE
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,35 @@ class Rows:
 
 
 def calibration_rows(path: PathLike) -> list[Rows]:
-    """Return the tensors of a calibration, their ranges, and the SQNR that each method promises for int8."""
+    """Return the tensors of a calibration, their ranges, and the SQNR that each method's scale for int8 promises."""
     collectors = load_calibration(path)
-    summaries: dict[str, CalibrationSummary] = {}
+    methods = (CalibMethod.MIN_MAX, CalibMethod.PERCENTILE, CalibMethod.KL, CalibMethod.MSE)
+    sqnr: dict[str, dict[str, float]] = {}
 
-    def summarize(name: str) -> None:
-        summaries[name] = collectors[name].summary()
+    def promise(name: str) -> None:
+        collector, promised = collectors[name], {}
+        for method in methods:
+            scale, zero_point, _ = choose_scale(
+                collector, method, PERCENTILE, bits=QuantBits.INT8, symmetric=False, include_zero=True
+            )
+            promised[method.value] = float(np.mean(collector.sqnr(scale, zero_point)))
+        sqnr[name] = promised
 
-    for_each(list(collectors), summarize)
+    for_each(list(collectors), promise)
     rows = []
-    for name in collectors:
-        summary = summaries[name]
-        sqnr = {method: float(np.mean(value)) for method, value in summary.sqnr[QuantBits.INT8].items()}
-        low, high = float(np.min(summary.min_val, initial=math.inf)), float(np.max(summary.max_val, initial=-math.inf))
-        best = max(sqnr, key=sqnr.__getitem__).value
-        rows.append((name, int(np.sum(summary.n_elements)), low, high, *sqnr.values(), best))
-    methods = ("min_max", "percentile", "kl", "mse")
+    for name, collector in collectors.items():
+        n = int(np.sum(collector.n_elements))
+        low = float(np.min(collector.min_val, initial=math.inf))
+        high = float(np.max(collector.max_val, initial=-math.inf))
+        best = max(sqnr[name], key=sqnr[name].__getitem__)
+        rows.append((name, n, int(collector.n_observed) - n, low, high, *sqnr[name].values(), best))
+    names = tuple(method.value for method in methods)
     return [
         Rows(
             "tensors",
-            f"{len(rows)} tensors; SQNR in dB at int8, affine, percentile 99",
-            ("tensor", "values", "least", "greatest", *methods, "best"),
-            ("tensor", "values", "least", "greatest", *methods, "best"),
+            f"{len(rows)} tensors; SQNR in dB at uint8 or int8, percentile {PERCENTILE:g}",
+            ("tensor", "values", "not_finite", "least", "greatest", *names, "best"),
+            ("tensor", "values", "not finite", "least", "greatest", *names, "best"),
             rows,
         )
     ]

@@ -20,7 +20,7 @@ _SUM_TOLERANCE = 1e-2
 
 
 class Metric:
-    """Scores of the float and the quantised model, added up batch by batch.
+    """Scores of the float and the quantised model, added up batch by batch; in which order does not matter.
 
     Parameters
     ----------
@@ -35,14 +35,14 @@ class Metric:
         if score is not None and labels is not None:
             raise InvalidArgumentError("labels: expected none where there is a metric, which sees all of a batch")
         if isinstance(score, str):
-            score = imported(score, "metric")
+            score = _told(imported(score, "metric"), score)
         if score is not None and not callable(score):
             raise TypeError(f"metric: expected a function or module:function, got {type(score).__name__}")
         self._score = score
         self._labels = labels
-        self._classes: list[str] | None = None
-        self.totals = [0.0, 0.0]
-        self.n = 0
+        self._counts: dict[str, _Counts] = {}
+        self._own = _Counts()
+        self._noise: dict[str, Noise] = {}
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Metric:
             return getattr(self._score, "__name__", "score")
         if self._labels is not None:
             return "accuracy"
-        return "agreement" if self._classes != [] else "closeness"
+        return "agreement" if self._counts else "closeness"
 
     def fresh(self) -> Metric:
         """Return one that has seen nothing."""
@@ -59,68 +59,102 @@ class Metric:
 
     def add(self, exact: Outputs, other: Outputs, batch: Outputs) -> None:
         """Add what the float model and the quantised one answer to a batch."""
-        if self._classes is None:
-            self._classes = _outputs_of_classes(exact)
-        scores = [self._scores(outputs, exact, batch) for outputs in (exact, other)]
-        if scores[0].size != scores[1].size or not scores[0].size:
-            raise InvalidArgumentError(f"metric: expected a score for each sample, got {scores[0].size}")
-        for which, values in enumerate(scores):
-            if not np.isfinite(values).all():
-                raise InvalidArgumentError("metric: expected finite scores")
-            self.totals[which] += float(values.sum())
-        self.n += scores[0].size
-
-    def _scores(self, outputs: Outputs, exact: Outputs, batch: Outputs) -> npt.NDArray[np.float64]:
         if self._score is not None:
-            result = self._score(outputs, batch)
-        elif self._labels is not None:
-            result = self._accuracy(outputs, batch)
-        else:
-            result = self._agreement(outputs, exact)
-        return np.asarray(result, np.float64).reshape(-1)
-
-    def _accuracy(self, outputs: Outputs, batch: Outputs) -> Any:
-        if self._labels is None or self._labels not in batch:
-            raise InvalidArgumentError(f"data: there are no labels {self._labels!r} in it, only {', '.join(batch)}")
-        if not self._classes:
-            raise InvalidArgumentError("labels: the model has no output of several classes")
-        value, expected = outputs[self._classes[0]], np.asarray(batch[self._labels])
-        if expected.shape != value.shape[:-1]:
-            raise InvalidArgumentError(
-                f"data: expected {self._labels} of shape {value.shape[:-1]}, as {self._classes[0]} has, "
-                f"got {expected.shape}"
-            )
-        return value.argmax(axis=-1) == expected
-
-    def _agreement(self, outputs: Outputs, exact: Outputs) -> Any:
-        if self._classes:
-            return np.concatenate(
-                [(outputs[name].argmax(-1) == exact[name].argmax(-1)).reshape(-1) for name in self._classes]
-            )
-        errors = Noise()
+            self._own.add(*(self._checked(self._score(outputs, batch)) for outputs in (exact, other)))
+            return
+        several = [name for name, value in exact.items() if _has_classes(value) or value.dtype.kind in "biuOSU"]
+        if self._labels is not None:
+            if self._labels not in batch:
+                raise InvalidArgumentError(f"data: there are no labels {self._labels!r} in it, only {', '.join(batch)}")
+            if not several:
+                raise InvalidArgumentError("labels: the model has no output of several classes")
+        for name in several:
+            expected = _classes(exact[name]) if self._labels is None else self._expected(batch, exact, several, name)
+            if expected is not None:
+                counts = self._counts.setdefault(name, _Counts())
+                counts.probable &= _is_probable(exact[name])
+                counts.add(_right(exact[name], expected), _right(other[name], expected))
         for name, value in exact.items():
             if value.dtype.kind == "f":
-                errors.add(value, outputs[name])
-        return [1.0 - min(1.0, math.sqrt(errors.noise / errors.signal))] if errors.signal > 0.0 else [1.0]
+                self._noise.setdefault(name, Noise()).add(value, other[name])
+
+    def _checked(self, scores: Any) -> npt.NDArray[np.float64]:
+        array = np.asarray(scores, np.float64)
+        if array.ndim < 1 or not array.size or not ((array >= 0.0) & (array <= 1.0)).all():
+            raise InvalidArgumentError(f"metric: expected a score from 0 to 1 for each sample, got {scores!r:.60}")
+        return array.reshape(-1)
+
+    def _expected(self, batch: Outputs, exact: Outputs, several: list[str], name: str) -> npt.NDArray[Any] | None:
+        """Return the labels, if they are of this output: None if there are others and they do not fit."""
+        labels, value = np.asarray(batch[self._labels or ""]), exact[name]
+        shape = value.shape[:-1] if value.dtype.kind == "f" else value.shape
+        if labels.shape != shape:
+            if len(several) > 1:
+                return None
+            raise InvalidArgumentError(
+                f"data: expected {self._labels} of shape {shape}, as {name} has, got {labels.shape}"
+            )
+        if value.dtype.kind == "f":
+            n = value.shape[-1]
+            if labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all():
+                raise InvalidArgumentError(
+                    f"data: expected {self._labels} to be classes from 0 to {n - 1}, as {name} has, got {labels!r:.60}"
+                )
+        return labels
+
+    def _chosen(self) -> _Counts:
+        """Return the counts of the outputs that are probabilities, or of all if none are; with labels of the first."""
+        if self._score is not None:
+            return self._own
+        chosen = [counts for counts in self._counts.values() if counts.probable] or list(self._counts.values())
+        total = _Counts()
+        for counts in chosen[:1] if self._labels is not None else chosen:
+            total.n += counts.n
+            total.exact += counts.exact
+            total.other += counts.other
+        if not total.n and self._labels is not None:
+            raise InvalidArgumentError(
+                f"data: the labels {self._labels!r} do not have the shape of any output's classes"
+            )
+        return total
 
     @property
-    def exact(self) -> float:
-        """Percent that the float model scores."""
-        return 100.0 * self.totals[0] / max(self.n, 1)
-
-    @property
-    def quantized(self) -> float:
-        """Percent that the quantised model scores."""
-        return 100.0 * self.totals[1] / max(self.n, 1)
+    def scores(self) -> tuple[float, float]:
+        """What the float model and the quantised one score, in percent."""
+        total = self._chosen()
+        if total.n:
+            return 100.0 * total.exact / total.n, 100.0 * total.other / total.n
+        relative = [math.sqrt(noise.noise / noise.signal) for noise in self._noise.values() if noise.signal > 0.0]
+        return 100.0, 100.0 * (1.0 - min(1.0, max(relative, default=0.0)))
 
     @property
     def drop(self) -> float:
-        """Percent that are lost, below 0 if it is the better one."""
-        return 100.0 * (self.totals[0] - self.totals[1]) / max(self.n, 1)
+        """Percent that are lost, below 0 if the quantised model is the better one."""
+        exact, other = self.scores
+        return exact - other
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self.exact = self.other = 0.0
+        self.n = 0
+        self.probable = True
+
+    def add(self, exact: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
+        if exact.size != other.size:
+            raise InvalidArgumentError(
+                f"metric: expected as many scores of both models, got {exact.size}, {other.size}"
+            )
+        self.exact += float(exact.sum())
+        self.other += float(other.sum())
+        self.n += exact.size
 
 
 class Noise:
-    """Powers of a signal and of what it differs by from another, added up in float64."""
+    """Powers of a signal and of what it differs by from another, added up in float64.
+
+    Values that are not finite in the signal are left out; where only the other one has such, the noise is infinite.
+    """
 
     def __init__(self) -> None:
         self.signal = self.noise = self.largest = 0.0
@@ -128,17 +162,22 @@ class Noise:
     def add(self, exact: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
         """Compare two arrays of one shape."""
         a, b = (np.asarray(array, np.float64).reshape(-1) for array in (exact, other))
+        finite = np.isfinite(a)
+        if not finite.all():
+            a, b = a[finite], b[finite]
         difference = a - b
+        if not np.isfinite(difference).all():
+            difference = np.full(1, np.inf)
         self.signal += float(a @ a)
         self.noise += float(difference @ difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in dB: +inf without noise, NaN without signal."""
+        """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite, NaN without signal."""
         if not self.signal > 0.0:
             return math.nan
-        return 10.0 * math.log10(self.signal / self.noise) if self.noise > 0.0 else math.inf
+        return _decibels(self.noise / self.signal)
 
 
 class OutputNoise:
@@ -156,18 +195,49 @@ class OutputNoise:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in dB; +inf without noise."""
-        relative = sum(noise.noise / noise.signal for noise in self._each if noise.signal > 0.0)
-        return -10.0 * math.log10(relative) if relative > 0.0 else math.inf
+        """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite."""
+        return _decibels(sum(noise.noise / noise.signal for noise in self._each if noise.signal > 0.0))
 
 
-def _outputs_of_classes(outputs: Outputs) -> list[str]:
-    """Return the outputs whose last axis is one of classes: those of probabilities, or if there are none all."""
-    several = {n: v for n, v in outputs.items() if v.dtype.kind == "f" and v.ndim > 1 and v.shape[-1] > 1}
+def _decibels(relative: float) -> float:
+    if relative == 0.0:
+        return math.inf
+    return -10.0 * math.log10(relative) if relative < math.inf else -math.inf
+
+
+def _told(score: Score, name: str) -> Score:
+    """Return a function named by the user, of which whatever it raises is said in one line."""
+
+    def told(outputs: Outputs, batch: Outputs) -> Any:
+        try:
+            return score(outputs, batch)
+        except Exception as error:
+            raise InvalidArgumentError(f"metric: {name} raised {type(error).__name__}: {error}") from error
+
+    told.__name__ = getattr(score, "__name__", "score")
+    return told
+
+
+def _has_classes(value: npt.NDArray[Any]) -> bool:
+    """Return whether an output's last axis may be one of classes: of samples, or of positions in them."""
+    return value.dtype.kind == "f" and value.ndim in {2, 3} and value.shape[-1] > 1
+
+
+def _is_probable(value: npt.NDArray[Any]) -> bool:
+    """Return whether an output is of probabilities, or of classes themselves."""
+    if value.dtype.kind != "f":
+        return True
     with np.errstate(all="ignore"):
-        probable = [
-            name
-            for name, value in several.items()
-            if (value >= 0.0).all() and (np.abs(value.sum(axis=-1) - 1.0) < _SUM_TOLERANCE).all()
-        ]
-    return probable or list(several)
+        return bool((value >= 0.0).all() and (np.abs(value.sum(axis=-1) - 1.0) < _SUM_TOLERANCE).all())
+
+
+def _classes(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return value.argmax(axis=-1) if value.dtype.kind == "f" else value
+
+
+def _right(value: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return for each position whether the class is the expected one; where there is NaN it never is."""
+    right = np.asarray(np.equal(_classes(value), expected), np.bool_)
+    if value.dtype.kind == "f":
+        right &= ~np.isnan(value).any(axis=-1)
+    return right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from onnx import ModelProto
 
 from ..errors import InvalidArgumentError
 from ..storage import PathLike, replace_file
-from .session import LARGEST_MESSAGE, weight_bytes
+from .session import LARGEST_MESSAGE, save_with_data, weight_bytes
 
 #: Where a quantised model says how it was made.
 METADATA = "qatcore"
@@ -41,8 +42,10 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
     try:
         result = onnx.load(path)
         if not result.graph.node or not result.opset_import:
-            raise DecodeError("there is no graph in it")
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+            raise DecodeError("there is no node in it")
+    except onnx.checker.ValidationError as error:
+        raise InvalidArgumentError(f"{path}: its weights cannot be read: {str(error).splitlines()[0]}") from error
+    except (DecodeError, ValueError) as error:
         raise InvalidArgumentError(f"{path}: not an ONNX model: {str(error).strip().splitlines()[0]}") from error
     return result
 
@@ -55,7 +58,7 @@ def fault_of(model: ModelProto) -> str | None:
         else:
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "model.onnx")
-                _save_with_data(model, path, "model.data")
+                save_with_data(model, path, "model.data")
                 onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return str(error).strip().splitlines()[0]
@@ -65,7 +68,8 @@ def fault_of(model: ModelProto) -> str | None:
 def write_model(model: ModelProto, path: PathLike) -> None:
     """Write a model, so that a crash leaves the old file or the new one.
 
-    If it is larger than a protocol buffer can be its weights go into a file beside it, ``PATH.data``.
+    If it is larger than a protocol buffer can be its weights go into a file beside it, ``PATH.data``.  A crash between
+    the renaming of both leaves a model without its weights.
     """
     if weight_bytes(model) < LARGEST_MESSAGE:
         replace_file(path, model.SerializeToString())
@@ -73,7 +77,7 @@ def write_model(model: ModelProto, path: PathLike) -> None:
     target = Path(os.fspath(path))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
         data = f"{target.name}.data"
-        _save_with_data(model, os.path.join(folder, target.name), data)
+        save_with_data(model, os.path.join(folder, target.name), data)
         os.replace(os.path.join(folder, data), target.with_name(data))
         os.replace(os.path.join(folder, target.name), target)
 
@@ -84,7 +88,7 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     Raises
     ------
     InvalidArgumentError
-        If it is one of the inputs.
+        If it is one of the inputs, one of those in a directory, or where a model's weights are.
     OSError
         If its directory is missing or cannot be written to.
     """
@@ -92,7 +96,7 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     if os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     for source in inputs:
-        if isinstance(source, (str, os.PathLike)) and os.path.realpath(os.fspath(source)) == target:
+        if isinstance(source, (str, os.PathLike)) and target in _files_of(os.path.realpath(os.fspath(source)), target):
             raise InvalidArgumentError(f"output: {os.fspath(path)} is what is read; give another name")
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(target)):
@@ -100,6 +104,19 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     except OSError as error:
         error.filename = os.fspath(path)
         raise
+
+
+def _files_of(source: str, target: str) -> set[str]:
+    """Return what is read of an input: of a directory whatever has the name of an array, the target too."""
+    folder = os.path.dirname(source)
+    if os.path.isdir(source):
+        return {target} if os.path.dirname(target) == source and target.endswith((".npz", ".npy")) else set()
+    if source.endswith(".onnx") and os.path.isfile(source):
+        with contextlib.suppress(DecodeError):
+            tensors = onnx.load(source, load_external_data=False).graph.initializer
+            places = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
+            return {source} | {os.path.realpath(os.path.join(folder, place)) for place in places}
+    return {source}
 
 
 def describe(model: ModelProto, about: dict[str, Any]) -> None:
@@ -127,9 +144,3 @@ def description(model: ModelProto) -> dict[str, Any]:
 def file_bytes(model: ModelProto) -> int:
     """Return how large a model is in a file."""
     return weight_bytes(model) if weight_bytes(model) >= LARGEST_MESSAGE else model.ByteSize()
-
-
-def _save_with_data(model: ModelProto, path: str, data: str) -> None:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    onnx.save_model(copy, path, save_as_external_data=True, location=data)

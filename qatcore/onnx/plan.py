@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +36,18 @@ class Plan:
         one whose elements it has, only in other places.
     outputs : dict of str to str
         The same for those that get codes where they are made, so that everyone reads what the codes stand for.
+    because : dict of str to NodeProto
+        The node on whose account each of these tensors gets codes.
+    readers : set of str
+        The names of nodes that read what the codes of inputs stand for: those that are quantised, and those that only
+        move elements from one tensor in codes to another.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
+    because: dict[str, NodeProto] = field(default_factory=dict)
+    readers: set[str] = field(default_factory=set)
 
     @property
     def tensors(self) -> list[str]:
@@ -55,7 +63,13 @@ class WeightAxes:
     summed: int
 
 
-def plan(model: ModelProto, ops: tuple[str, ...] = DEFAULT_OPERATORS, exclude: tuple[str, ...] = ()) -> Plan:
+def plan(
+    model: ModelProto,
+    ops: tuple[str, ...] = DEFAULT_OPERATORS,
+    exclude: tuple[str, ...] = (),
+    *,
+    float_nodes: Collection[str] = (),
+) -> Plan:
     """Return what of a prepared model is quantised.
 
     Parameters
@@ -66,6 +80,8 @@ def plan(model: ModelProto, ops: tuple[str, ...] = DEFAULT_OPERATORS, exclude: t
         Operators, of `OPERATORS`.
     exclude : tuple of str
         Names of nodes, or of tensors that they make, that stay as they are.
+    float_nodes : collection of str
+        Names of further nodes that do, which may be all that are left.
 
     Raises
     ------
@@ -75,18 +91,30 @@ def plan(model: ModelProto, ops: tuple[str, ...] = DEFAULT_OPERATORS, exclude: t
     unknown = [op for op in ops if op not in OPERATORS]
     if unknown:
         raise InvalidArgumentError(f"ops: expected some of {', '.join(OPERATORS)}, got {unknown[0]}")
-    index, result = Graph(model), Plan()
-    unused = set(exclude)
+    index, everything, result = Graph(model), Plan(), Plan()
+    unused, obstacles = set(exclude), list[str]()
     for node in model.graph.node:
         named = {node.name, *node.output} & set(exclude)
         unused -= named
-        if node.op_type in ops and node.domain == "" and not named and _is_quantisable(node, index):
-            result.nodes.append(node)
+        if node.op_type not in OPERATORS or node.domain != "":
+            continue
+        obstacle = _obstacle(node, index)
+        if obstacle is None:
+            everything.nodes.append(node)
+        if node.op_type in ops and not named:
+            if obstacle is None:
+                result.nodes.append(node)
+            else:
+                obstacles.append(f"{node.op_type} {node.name}, {obstacle}")
     if unused:
         raise InvalidArgumentError(f"exclude: there is no node {min(unused)!r}; qatcore inspect MODEL lists them")
     if not result.nodes:
-        raise InvalidArgumentError(f"model: there is nothing to quantise: no {', '.join(ops)} with constant weights")
-    _find_tensors(index, result)
+        why = f"; not {obstacles[0]}" if obstacles else ""
+        raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} that can be{why}")
+    result.nodes = [node for node in result.nodes if node.name not in float_nodes]
+    # Which range a tensor has does not depend on which nodes are chosen, so that a calibration serves all choices.
+    _find_tensors(index, everything, everything)
+    _find_tensors(index, result, everything)
     return result
 
 
@@ -104,48 +132,54 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
 
 
-def multiply_adds(node: NodeProto, weight: tuple[int, ...], output: tuple[int, ...]) -> int:
-    """Return how many multiplications a node does, from the shapes of its weight (or second operand) and output."""
+def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:
+    """Return how many multiplications a node does, from the shapes of its weight, input and output."""
+    if node.op_type == "ConvTranspose":  # every input element meets all weights of its channel
+        return math.prod(source) * math.prod(weight[1:])
     axes = weight_axes(node, len(weight))
     if axes is None:
         return math.prod(output) * weight[0]
-    if node.op_type == "ConvTranspose":  # each input element meets each weight of its channel; outputs are spread
-        return math.prod(output) * weight[0] * math.prod(weight[2:]) // max(math.prod(_strides(node)), 1)
-    terms = weight[axes.summed] * (math.prod(weight[2:]) if node.op_type == "Conv" else 1)
-    return math.prod(output) * terms
+    return math.prod(output) * weight[axes.summed] * (math.prod(weight[2:]) if node.op_type == "Conv" else 1)
 
 
-def _strides(node: NodeProto) -> list[int]:
-    return next((list(a.ints) for a in node.attribute if a.name == "strides"), [1])
-
-
-def _is_quantisable(node: NodeProto, index: Graph) -> bool:
-    if len(node.input) < 2 or node.input[0] in index.constants:
-        return False
+def _obstacle(node: NodeProto, index: Graph) -> str | None:
+    """Return why a node cannot be quantised, if it cannot."""
+    if node.input[0] in index.constants:
+        return "whose first operand is constant"
     weight = index.value_of(node.input[1])
     if weight is None:
-        return False
-    return bool(weight.size and weight.dtype.type in (np.float32, np.float16) and np.isfinite(weight).all())
+        return "whose weights are not constant"
+    if weight.dtype.type not in (np.float32, np.float16):
+        return f"whose weights are {weight.dtype}, not float32 or float16"
+    return None if weight.size and np.isfinite(weight).all() else "whose weights are not finite"
 
 
-def _find_tensors(index: Graph, result: Plan) -> None:
+def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
+    """Fill in the tensors of a plan; ranges are shared as if all nodes were quantised."""
     for node in result.nodes:
         result.inputs[node.input[0]] = node.input[0]
+        result.because.setdefault(node.input[0], node)
         if node.op_type in {"Conv", "ConvTranspose"}:
             output = _tail(node, index)
             if not index.is_seen(output):
                 result.outputs[output] = output
-    coded = {**result.inputs, **result.outputs}
-    for name in list(coded):
-        source = name
+                result.because[output] = node
+    result.readers = {node.name for node in result.nodes}
+    for name in list(result.inputs):
+        source, moves = name, []
         while (maker := index.makers.get(source)) is not None and maker.op_type in _MOVES and maker.domain == "":
             source = maker.input[0]
-            if source in result.outputs:
+            moves.append(maker)
+            if source in everything.outputs:
                 result.inputs[name] = source
                 break
-    for name in result.inputs:  # a chain of them
-        while result.inputs.get(result.inputs[name], result.inputs[name]) != result.inputs[name]:
-            result.inputs[name] = result.inputs[result.inputs[name]]
+        if source in result.outputs:
+            # All the way in codes: where there is a gap runtimes fill it in, and ONNX Runtime 1.32 does so wrongly.
+            for move in moves:
+                result.readers.add(move.name)
+                if move.input[0] != source:
+                    result.inputs[move.input[0]] = source
+                    result.because[move.input[0]] = result.because[source]
 
 
 def _tail(node: NodeProto, index: Graph) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -16,13 +15,14 @@ from .._threads import for_each
 from ..collector import CalibrationCollector
 from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
-from .graph import Graph, prepared
+from .graph import Graph, opset_of, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, plan, weight_axes
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
 from .rewriting import Rewriter, Scale
 from .rounding import weight_codes, weight_values
+from .session import session_of
 
 #: Weights of a group have one scale, where they are int4.
 GROUP_SIZE = 32
@@ -65,7 +65,7 @@ class Options:
                 f"group_size: expected a power of two from 16 on, as runtimes take, or 0 for none, got {group_size!r}"
             )
         return cls(
-            as_member(CalibMethod, method, "method"),
+            as_member(CalibMethod, "min_max" if method == "minmax" else method, "method"),
             as_percentile(percentile),
             str(weights),
             str(activations),
@@ -98,17 +98,18 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
     """
     if description(model):
         raise InvalidArgumentError("model: it is quantised already; give the float model")
-    # Codes of float16, where the model is in that.
-    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    return prepared(model, max(options.opset, 19) if half else options.opset)
+    result = prepared(model, options.opset)
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
+    return prepared(model, 19) if half and opset_of(result) < 19 else result  # the first with codes of float16
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight in codes, and the SQNR in dB that this has."""
+    """A weight in codes, the axis of its outputs, and the SQNR in dB that this has."""
 
     scale: Scale
     codes: npt.NDArray[Any]
+    channels: int | None
     sqnr: float
 
 
@@ -139,23 +140,16 @@ class Quantizer:
             missing = [name for name in self.plan.tensors if name not in collectors]
             if missing:
                 raise InvalidArgumentError(
-                    f"calibration: {missing[0]} was not observed, nor {len(missing) - 1} other tensors that get codes; "
+                    f"calibration: {missing[0]} was not observed, one of {len(missing)} such tensors that get codes; "
                     "calibrate with the same ops and nodes"
                 )
             needed = {name: collectors[name] for name in self.plan.tensors}
-            types = {name: self._type_near(name) for name in needed}
+            types = {self._range_of(name): self._weight_of(node).dtype for name, node in self.plan.because.items()}
             self._activations = activation_scales(
                 needed, options.method, options.percentile, options.activations, types
             )
         self._weights: dict[str, Weight] = {}
         self._choose_weights()
-
-    def _type_near(self, name: str) -> np.dtype[Any]:
-        """Return the type that a tensor has because the weights of who reads or makes it have it."""
-        for node in self.plan.nodes:
-            if name in (*node.input, *node.output):
-                return self._weight_of(node).dtype
-        return np.dtype(np.float32)
 
     def _choose_weights(self) -> None:
         options = self.options
@@ -165,10 +159,11 @@ class Quantizer:
             axes = None if options.per_tensor else weight_axes(node, weight.ndim)
             scale = weight_scale(weight, axes, options.weights, options.group_size)
             outputs = weight_axes(node, weight.ndim)
-            codes = weight_codes(weight, scale, None if outputs is None else outputs.channels)
+            channels = None if outputs is None else outputs.channels
+            codes = weight_codes(weight, scale, channels)
             noise = Noise()
             noise.add(weight, weight_values(codes, scale))
-            self._weights[node.name] = Weight(scale, codes, noise.sqnr)
+            self._weights[node.name] = Weight(scale, codes, channels, noise.sqnr)
 
         for_each(self.plan.nodes, choose)
 
@@ -180,26 +175,26 @@ class Quantizer:
     def model(self, float_nodes: Iterable[str] = ()) -> ModelProto:
         """Return the quantised model, in which some nodes stay in float."""
         kept = tuple(float_nodes)
-        options = replace(self.options, exclude=(*self.options.exclude, *kept))
-        chosen = plan(self.float_model, options.ops, options.exclude)
+        options = self.options
+        chosen = plan(self.float_model, options.ops, options.exclude, float_nodes=kept)
         rewriter = Rewriter(self.float_model)
-        # Ranges are those of the whole plan: with fewer nodes a tensor may have lost whose range it shared.
         tensors = {name: self._range_of(name) for name in {**chosen.inputs, **chosen.outputs}}
         if options.needs_data:
-            names = [node.name for node in chosen.nodes]
             for name, source in tensors.items():
                 scale = self._activations[source].scale
-                rewriter.activation(name, scale, None if name in chosen.outputs else names)
+                rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
         for node in chosen.nodes:
             weight = self._weights[node.name]
-            rewriter.weight(node.name, 1, weight.scale, weight.codes)
+            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)
             if options.needs_data:
                 rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         result = rewriter.finished()
         describe(result, self._about(chosen, tensors, kept))
         # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
-        fault = None if self._is_faulty else fault_of(result)
-        assert fault is None, fault
+        if self._is_faulty:
+            session_of(result)
+        elif (fault := fault_of(result)) is not None:
+            raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
         return result
 
     def _range_of(self, name: str) -> str:

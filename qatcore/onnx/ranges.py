@@ -88,7 +88,8 @@ def activation_scale(
         collector, method, percentile, bits=bits, symmetric=symmetric, include_zero=True
     )
     stored = Scale(codes, _as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
-    return Activation(stored, by, collector.sqnr(scale, zero_point, bits=bits, symmetric=symmetric))
+    sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
+    return Activation(stored, by, sqnr)
 
 
 def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, group_size: int) -> Scale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,33 +54,34 @@ class Rewriter:
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
-        self._weights: dict[tuple[str, int | None], str] = {}
+        self._weights: dict[tuple[str, int | None, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
 
-    def activation(self, name: str, scale: Scale, readers: list[str] | None) -> None:
+    def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
         """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
-        source, one = name, scale
+        source, one, divisor = name, scale, ""
         maker = self._index.makers.get(name)
         if scale.dtype.startswith("float8") and maker is not None and maker.op_type in {"Relu", "Clip"}:
             # ONNX Runtime takes them away before a QuantizeLinear, as if its codes were unsigned.
             source = self._name(f"{name}_scaled")
-            self._add(name, "Div", [name, self._constant(f"{name}_scale", scale.scale)], source, {})
+            divisor = self._constant(f"{name}_scale", scale.scale)
+            self._add(name, "Div", [name, divisor], source, {})
             one = Scale(scale.dtype, np.ones_like(scale.scale), scale.zero_point)
         parameters = self._parameters(name, one)
         codes, values = self._name(f"{name}_quantized"), self._name(f"{name}_dequantized")
         self._add(name, "QuantizeLinear", [source, *parameters], codes, {})
-        if one is not scale:
-            parameters = [self._after[name][-2].input[1], parameters[1]]
+        if divisor:
+            parameters[0] = divisor
         self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
         for reader in self._index.readers.get(name, []):
             if readers is None or reader.name in readers:
                 _replace_input(reader, name, values)
 
-    def weight(self, node: str, position: int, scale: Scale, codes: npt.NDArray[Any]) -> None:
-        """Let a node read what the codes of its weight stand for; stored once if others have the same."""
+    def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None) -> None:
+        """Let a node read what the codes of its weight stand for; stored once if others have the same channels."""
         reader = self._nodes[node]
-        name = reader.input[position]
-        key = name, scale.axis
+        name = reader.input[1]
+        key = name, scale.axis, channels
         if key not in self._weights:
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
@@ -87,7 +89,7 @@ class Rewriter:
             inputs = [stored, *self._parameters(name, scale, zero=False)]
             self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
             self._weights[key] = values
-        reader.input[position] = self._weights[key]
+        reader.input[1] = self._weights[key]
 
     def bias(self, node: str, activation: Scale, weight: Scale) -> bool:
         """Store the bias of a node as int32 codes in the scale of its products, if they can hold it."""

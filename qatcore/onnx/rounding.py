@@ -36,11 +36,11 @@ def weight_codes(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -
     most = code_format.greatest
     exact = np.clip(weight.astype(np.float64) / _scale_of_each(scale, weight.shape), -most, most)
     integers = nearest.astype(np.int32)
-    codes, rest, real = (_rows(a, scale, channels) for a in (integers, exact - integers, np.ones_like(integers)))
+    codes, rest = (_rows(array, scale, channels) for array in (integers, exact - integers))
     missing = np.rint(rest.sum(axis=1, keepdims=True))
     step = np.sign(missing).astype(np.int32)
-    # Neither what is exact, as whatever is clipped, nor what only fills up a block, nor what would be clipped.
-    free = (real != 0) & (rest * step > 0.0) & (np.abs(codes + step) <= most)
+    # Not what is exact: what is clipped, or only fills up a block.
+    free = rest * step > 0.0
     order = np.argsort(np.where(free, -step * rest, np.inf), axis=1, kind="stable")
     moved = np.zeros(codes.shape, bool)
     np.put_along_axis(moved, order, np.arange(codes.shape[1]) < np.abs(missing), axis=1)

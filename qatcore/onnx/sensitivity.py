@@ -13,7 +13,7 @@ from .graph import Graph
 from .metric import Metric, OutputNoise
 from .plan import multiply_adds
 from .quantization import Quantizer
-from .session import run, session_of, tapped
+from .session import Tap, run, session_of, tensor_outputs
 
 #: Batches that nodes are tried on, one by one.
 BATCHES = 8
@@ -54,16 +54,16 @@ def node_sensitivities(
     """
     nodes = quantizer.plan.nodes
     batches = list(data)
-    session = session_of(quantizer.float_model)
-    exact = [run(session, None, batch) for batch in batches]
+    session, outputs = session_of(quantizer.float_model), tensor_outputs(quantizer.float_model)
+    exact = [run(session, outputs, batch) for batch in batches]
     work = node_multiply_adds(quantizer, batches[0])
     total = max(sum(work.values()), 1)
     result = []
     for index, node in enumerate(nodes, start=1):
         alone = session_of(quantizer.model([other.name for other in nodes if other is not node]))
         noise = OutputNoise()
-        for batch, outputs in zip(batches, exact, strict=True):
-            noise.add(outputs, run(alone, None, batch))
+        for batch, values in zip(batches, exact, strict=True):
+            noise.add(values, run(alone, outputs, batch))
         result.append(Sensitivity(node.name, node.op_type, noise.sqnr, work[node.name], work[node.name] / total))
         if progress is not None:
             progress(index)
@@ -72,14 +72,15 @@ def node_sensitivities(
 
 def node_multiply_adds(quantizer: Quantizer, batch: Batch) -> dict[str, int]:
     """Return how many multiplications each node of the plan does for a batch."""
-    model, nodes = quantizer.float_model, quantizer.plan.nodes
-    index = Graph(model)
-    names = [node.output[0] for node in nodes]
-    shapes = [value.shape for value in run(session_of(tapped(model, names)), names, batch)]
-    weights = [index.constants[node.input[1]].dims for node in nodes]
+    nodes, index = quantizer.plan.nodes, Graph(quantizer.float_model)
+    values = Tap(quantizer.float_model, [name for node in nodes for name in (node.input[0], node.output[0])]).values(
+        batch
+    )
     return {
-        node.name: multiply_adds(node, tuple(weight), shape)
-        for node, weight, shape in zip(nodes, weights, shapes, strict=True)
+        node.name: multiply_adds(
+            node, tuple(index.constants[node.input[1]].dims), values[node.input[0]].shape, values[node.output[0]].shape
+        )
+        for node in nodes
     }
 
 
@@ -104,11 +105,11 @@ def within_drop(
     """Return a quantised model that loses at most so many percent, with as few nodes in float as were found to do.
 
     The first nodes of `order` stay in float: none, 1, 2, 4 and so on, until the drop is allowed, and then by halves
-    between.  With all of them in float it is the float model.
+    between.
     """
 
     def tried(n: int) -> Search:
-        candidate = quantizer.float_model if n == len(order) else quantizer.model(order[:n])
+        candidate = quantizer.model(order[:n])
         score = scored(quantizer.float_model, candidate, data, metric.fresh())
         if progress is not None:
             progress(n, score.drop)
@@ -133,7 +134,7 @@ def scored(
     exact: ModelProto, other: ModelProto, data: Data, metric: Metric, *, progress: Callable[[int], None] | None = None
 ) -> Metric:
     """Return a metric that has seen what two models answer to all of the data."""
-    names = [value.name for value in exact.graph.output]
+    names = tensor_outputs(exact)
     sessions = session_of(exact), session_of(other)
     for n, batch in enumerate(data, start=1):
         answers: list[dict[str, Any]] = [

@@ -13,6 +13,7 @@ import onnxruntime
 from onnx import ModelProto
 
 from ..errors import InvalidArgumentError
+from .graph import Graph
 
 #: A protocol buffer cannot be larger; the rest of a model is small beside its weights.
 LARGEST_MESSAGE = 2**31 - 2**26
@@ -41,9 +42,7 @@ def session_of(model: ModelProto, *, optimized: bool = True, threads: int = 0) -
             return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model.onnx")
-            copy = ModelProto()
-            copy.CopyFrom(model)
-            onnx.save_model(copy, path, save_as_external_data=True, location="model.data")
+            save_with_data(model, path, "model.data")
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no base but this
         raise InvalidArgumentError(f"model: ONNX Runtime cannot load it: {_first_line(error)}") from error
@@ -65,13 +64,43 @@ def run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, batc
     return result
 
 
-def tapped(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
-    """Return a model that gives these tensors and nothing else, so that what only others need is not computed."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    del result.graph.output[:]
-    result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(tensors))
-    return result
+def tensor_outputs(model: ModelProto) -> list[str]:
+    """Return the outputs of a model that are tensors, and neither sequences nor maps."""
+    return [value.name for value in model.graph.output if value.type.HasField("tensor_type")]
+
+
+class Tap:
+    """Gives tensors of a model, its inputs too, and computes nothing that only others need.
+
+    Parameters
+    ----------
+    model : ModelProto
+    names : iterable of str
+    """
+
+    def __init__(self, model: ModelProto, names: Iterable[str]) -> None:
+        self._names = list(dict.fromkeys(names))
+        inputs = set(Graph(model).inputs)
+        self._made = [name for name in self._names if name not in inputs]
+        tapped = ModelProto()
+        tapped.CopyFrom(model)
+        del tapped.graph.output[:]
+        tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
+        self._session = session_of(tapped) if self._made else None
+
+    def values(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """Return the tensors for a batch, by their names and in the order in which they were given."""
+        made = (
+            {} if self._session is None else dict(zip(self._made, run(self._session, self._made, batch), strict=True))
+        )
+        return {name: made[name] if name in made else batch[name] for name in self._names}
+
+
+def save_with_data(model: ModelProto, path: str, data: str) -> None:
+    """Write a model whose weights are in a file beside it."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    onnx.save_model(copy, path, save_as_external_data=True, location=data)
 
 
 def _first_line(error: Exception) -> str:
