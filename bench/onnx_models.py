@@ -67,7 +67,7 @@ def peak() -> float:
 
 def quantize_theirs(task: Task, variant: str, output: Path) -> None:
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantType, calibrate, quantize, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QuantType, calibrate, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     method, per_channel, operators = THEIRS[variant]
@@ -78,7 +78,8 @@ def quantize_theirs(task: Task, variant: str, output: Path) -> None:
             extra = {**options.pop("extra_options", {}), "num_bins": 2048, "num_quantized_bins": 128}
             return make(*arguments, extra_options=extra, **options)
 
-        quantize.create_calibrator = with_bins
+        # The module, whose name in its package is that of a function.
+        sys.modules["onnxruntime.quantization.quantize"].create_calibrator = with_bins  # type: ignore[attr-defined]
     upgraded, prepared = output.with_suffix(".upgraded.onnx"), output.with_suffix(".prepared.onnx")
     # Whoever leaves the opset at 11 or 12 gets invalid models per channel.
     model = onnx.load(task.path)
