@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -13,6 +14,8 @@ from rich.text import Text
 
 #: Columns of a table where there is no terminal that says how many it has.
 _WIDTH = 100
+#: Characters that all names begin with are told once, if they are more than this.
+_LONG_PREFIX = 12
 
 
 class _RateColumn(ProgressColumn):
@@ -63,11 +66,19 @@ class Phases:
 
 
 def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table; of each column its name and "left" or "right"."""
+    """Print a table, of each column its name and "left" or "right"; the first one may need several lines."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, side in columns:
-        table.add_column(name, justify=side, overflow="fold", no_wrap=side == "right")  # type: ignore[arg-type]
-    for row in rows:
+    for index, (name, side) in enumerate(columns):
+        least = 0 if index else 12
+        table.add_column(name, justify=side, overflow="fold", no_wrap=index > 0, min_width=least)  # type: ignore[arg-type]
+    cells = [list(row) for row in rows]
+    prefix = os.path.commonprefix([row[0] for row in cells])  # noqa: RUF071 (names are no paths)
+    prefix = prefix[: max(prefix.rfind("/"), prefix.rfind(".")) + 1] if len(cells) > 1 else ""
+    if len(prefix) > _LONG_PREFIX:
+        title += f"; … is {prefix}"
+        for row in cells:
+            row[0] = "…" + row[0].removeprefix(prefix)
+    for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     terminal = sys.stdout is not None and sys.stdout.isatty()
     console = Console(width=None if terminal else _WIDTH, highlight=False, no_color=not terminal)
