@@ -14,6 +14,7 @@ from rich.text import Text
 
 #: Columns of a table where there is no terminal that says how many it has.
 _WIDTH = 100
+_LEAST_WIDTH = 76
 #: Characters that all names begin with are told once, if they are more than this.
 _LONG_PREFIX = 12
 
@@ -69,8 +70,7 @@ def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[I
     """Print a table, of each column its name and "left" or "right"; the first one may need several lines."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, (name, side) in enumerate(columns):
-        least = 0 if index else 12
-        table.add_column(name, justify=side, overflow="fold", no_wrap=index > 0, min_width=least)  # type: ignore[arg-type]
+        table.add_column(name, justify=side, overflow="fold", no_wrap=index > 0)  # type: ignore[arg-type]
     cells = [list(row) for row in rows]
     prefix = os.path.commonprefix([row[0] for row in cells])  # noqa: RUF071 (names are no paths)
     prefix = prefix[: max(prefix.rfind("/"), prefix.rfind(".")) + 1] if len(cells) > 1 else ""
@@ -81,6 +81,7 @@ def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[I
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    console = Console(width=None if terminal else _WIDTH, highlight=False, no_color=not terminal)
+    width = max(Console().width, _LEAST_WIDTH) if terminal else _WIDTH  # a column that vanishes is worse than a fold
+    console = Console(width=width, highlight=False, no_color=not terminal)
     console.print(Text(title, style="bold"))
     console.print(table)
