@@ -115,7 +115,7 @@ def row(name: str, variant: str) -> dict[str, Any]:
 
     from qatcore.onnx.comparison import latency_of
     from qatcore.onnx.metric import Noise
-    from qatcore.onnx.session import run, session_of
+    from qatcore.onnx.session import named_run, session_of
 
     task = TASKS[name]()
     exact = onnx.load(task.path)
@@ -137,7 +137,7 @@ def row(name: str, variant: str) -> dict[str, Any]:
     for test, batches in task.tests.items():
         right, same, noises = [], [], [Noise() for _ in names]
         for batch in batches:
-            outputs = [dict(zip(names, run(session, names, batch), strict=True)) for session in sessions]
+            outputs = [named_run(session, names, batch) for session in sessions]
             right.append(task.correct(outputs[1], batch))
             same.append(task.answers(outputs[0]) == task.answers(outputs[1]))
             for noise, output in zip(noises, names, strict=True):

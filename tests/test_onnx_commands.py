@@ -378,6 +378,12 @@ def test_what_cannot_be_printed(folder):
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (code, "")
         onnx.load(f"{code}.onnx")
+    for command in ("inspect model.onnx", "compare model.onnx 0.onnx --data batches"):
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m qatcore {command} >/dev/full"],
+            stderr=subprocess.PIPE, text=True, check=False, env=environment(),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_values_that_are_not_finite_are_told(folder, capsys):

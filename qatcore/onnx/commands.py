@@ -42,8 +42,6 @@ def run(name: str, arguments: argparse.Namespace) -> int:
         _COMMANDS[name](arguments)
     except BrokenPipeError:
         raise
-    except KeyboardInterrupt:
-        return _fail("interrupted", _INTERRUPTED)
     except _InterruptedError as error:
         return _fail(str(error), _INTERRUPTED)
     except OSError as error:
@@ -66,7 +64,7 @@ def _fail(message: str, code: int) -> int:
 def _quantize(arguments: argparse.Namespace) -> None:
     chosen = {"percentile": arguments.percentile, "group_size": arguments.group_size, "ops": arguments.ops}
     options = Options.checked(
-        method="min_max" if arguments.method == "minmax" else arguments.method,
+        method=arguments.method,
         weights=arguments.weights,
         activations=arguments.activations,
         per_tensor=arguments.per_tensor,
@@ -77,7 +75,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("give --data to observe activations with, or --activations none for weights alone")
     refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration)
     exact = read_model(arguments.model)
-    observed = Calibration()
+    observed, asked = Calibration(), Metric(arguments.metric, arguments.labels)
     start = time.perf_counter()
     try:
         with Phases(shown=not arguments.quiet) as phases:
@@ -87,7 +85,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
                 options,
                 calibration=arguments.calibration,
                 max_drop=arguments.max_drop,
-                metric=Metric(arguments.metric, arguments.labels),
+                metric=asked,
                 batch_size=arguments.batch_size,
                 phases=phases,
                 observed=observed,
@@ -95,8 +93,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             metric = result.search.metric if result.search else None
             if metric is None and result.data is not None and not arguments.no_check:
                 tick = phases.begin("checking", result.data.total)
-                metric = Metric(arguments.metric, arguments.labels)
-                metric = scored(exact, result.model, result.data, metric, progress=tick)
+                metric = scored(exact, result.model, result.data, asked, progress=tick)
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
@@ -268,7 +265,8 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(vars(result))
         return
-    _print_comparison(result)
+    with _printing():
+        _print_comparison(result)
 
 
 def _print_comparison(result: Comparison) -> None:
@@ -297,10 +295,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json({table.name: [dict(zip(table.keys, row, strict=True)) for row in table.rows] for table in tables})
         return
-    for index, table in enumerate(tables):
-        if index:
-            print()
-        print_table(table.title, table.columns, table.cells())
+    with _printing():
+        for index, table in enumerate(tables):
+            if index:
+                print()
+            print_table(table.title, table.columns, table.cells())
 
 
 # --- words --------------------------------------------------------------------------------------------

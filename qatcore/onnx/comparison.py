@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from onnx import ModelProto
 
 from .data import Batch, Data
 from .graph import Graph
-from .metric import Metric, Noise
+from .metric import Metric, Noise, Outputs
 from .model import file_bytes
-from .session import Tap, run, session_of, tensor_outputs
+from .rewriting import tensor_of_codes
+from .session import Tap, named_run, run, session_of, tensor_outputs
 
 #: Batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
@@ -69,20 +70,16 @@ def compare_models(
 ) -> Comparison:
     """Return how a quantised model differs from the float one on data, which it goes through once."""
     outputs = tensor_outputs(exact)
-    sessions = session_of(exact), session_of(quantized)
     noise = {name: Noise() for name in outputs}
     first: list[Batch] = []
     n = 0
-    for n, batch in enumerate(data, start=1):
+    for n, (batch, a, b) in enumerate(answers_of(exact, quantized, data, progress), start=1):
         if n <= _TENSOR_BATCHES:
             first.append(batch)
-        a, b = (dict(zip(outputs, run(session, outputs, batch), strict=True)) for session in sessions)
         metric.add(a, b, batch)
         for name in outputs:
             if a[name].dtype.kind == "f":
                 noise[name].add(a[name], b[name])
-        if progress is not None:
-            progress(n)
     return Comparison(
         metric.name,
         metric.scores,
@@ -92,6 +89,19 @@ def compare_models(
         latency_of([exact, quantized], first[0]),
         (file_bytes(exact), file_bytes(quantized)),
     )
+
+
+def answers_of(
+    exact: ModelProto, other: ModelProto, data: Data, progress: Callable[[int], None] | None
+) -> Iterator[tuple[Batch, Outputs, Outputs]]:
+    """Yield every batch and what two models answer to it."""
+    names = tensor_outputs(exact)
+    sessions = session_of(exact), session_of(other)
+    for n, batch in enumerate(data, start=1):
+        a, b = (named_run(session, names, batch) for session in sessions)
+        yield batch, a, b
+        if progress is not None:
+            progress(n)
 
 
 def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
@@ -126,13 +136,8 @@ def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, s
     index, graph = Graph(exact), Graph(quantized)
     pairs = {}
     for node in quantized.graph.node:
-        if node.op_type != "QuantizeLinear":
-            continue
-        name = node.input[0]
-        maker = graph.makers.get(name)
-        if name not in index.makers and maker is not None and maker.op_type == "Div":  # by the scale
-            name = maker.input[0]
-        readers = graph.readers.get(node.output[0], [])
-        if (name in index.makers or name in index.inputs) and readers and readers[0].op_type == "DequantizeLinear":
-            pairs[name] = readers[0].output[0]
+        if node.op_type == "QuantizeLinear":
+            name, _, values = tensor_of_codes(node, graph)
+            if values and (name in index.makers or name in index.inputs):
+                pairs[name] = values
     return pairs

@@ -96,6 +96,11 @@ def all_names(model: ModelProto) -> set[str]:
     return names | {value.name for value in (*graph.input, *graph.initializer, *graph.value_info)}
 
 
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """Return the number that a node has as an attribute."""
+    return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
+
+
 def opset_of(model: ModelProto) -> int:
     """Return the version of ONNX's own operators that a model uses; 1 if it says none."""
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
@@ -150,14 +155,12 @@ def drop_unread(model: ModelProto) -> None:
             values.extend(kept)
 
 
-def set_initializer(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> None:
-    """Give a graph an initializer, in place of one of the same name."""
-    tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
-    for present in graph.initializer:
-        if present.name == name:
-            present.CopyFrom(tensor)
-            return
-    graph.initializer.append(tensor)
+def _set_initializer(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> TensorProto:
+    """Give a graph an initializer, in place of one of the same name, and return it."""
+    present = (tensor for tensor in graph.initializer if tensor.name == name)
+    tensor: TensorProto = next(present, None) or graph.initializer.add()
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+    return tensor
 
 
 def _take_initializers_from_inputs(model: ModelProto) -> None:
@@ -218,8 +221,7 @@ def _compute_forms(model: ModelProto) -> None:
         ):
             values = {name: index.value_of(name) for name in node.input if name}
             [result] = _evaluate(node, values, model)
-            set_initializer(graph, node.output[0], result)
-            index.constants[node.output[0]] = graph.initializer[-1]
+            index.constants[node.output[0]] = _set_initializer(graph, node.output[0], result)
             done.append(node)
     _remove_nodes(graph, done)
 
@@ -238,7 +240,7 @@ def _evaluate(node: NodeProto, values: dict[str, Any], model: ModelProto) -> Any
 
 def _fold_into_convolutions(model: ModelProto) -> None:
     graph, folded = model.graph, []
-    index = Graph(model)
+    index, taken = Graph(model), all_names(model)
     for convolution in list(graph.node):
         if convolution.op_type != "Conv" or convolution.domain != "":
             continue
@@ -247,7 +249,7 @@ def _fold_into_convolutions(model: ModelProto) -> None:
             if weight is None:
                 break
             scale_and_shift = _per_channel(follower, convolution.output[0], index, weight.ndim)
-            if scale_and_shift is None or not _fold(model, index, convolution, *scale_and_shift):
+            if scale_and_shift is None or not _fold(graph, index, taken, convolution, *scale_and_shift):
                 break
             folded.append(follower)
             convolution.output[0] = follower.output[0]
@@ -269,10 +271,13 @@ def _per_channel(node: NodeProto, source: str, index: Graph, rank: int) -> tuple
 
 def _batch_norm(node: NodeProto, index: Graph) -> tuple[Any, Any] | None:
     parameters = [index.value_of(name) for name in node.input[1:]]
-    training = any(a.name == "training_mode" and a.i for a in node.attribute)
-    if training or len([name for name in node.output if name]) > 1 or any(value is None for value in parameters):
+    if (
+        attribute(node, "training_mode", 0)
+        or len([name for name in node.output if name]) > 1
+        or any(value is None for value in parameters)
+    ):
         return None
-    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    epsilon = attribute(node, "epsilon", 1e-5)
     scale, shift, mean, variance = (np.asarray(value, np.float64) for value in parameters)
     with np.errstate(all="ignore"):  # what is not finite is not folded
         factor = scale / np.sqrt(variance + epsilon)
@@ -287,7 +292,7 @@ def _one_for_each_channel(value: npt.NDArray[Any] | None, rank: int) -> npt.NDAr
     return value.reshape(-1).astype(np.float64) if value.size == shape[1] else None
 
 
-def _fold(model: ModelProto, index: Graph, convolution: NodeProto, factor: Any, term: Any) -> bool:
+def _fold(graph: GraphProto, index: Graph, taken: set[str], convolution: NodeProto, factor: Any, term: Any) -> bool:
     """Fold factors and terms of channels into the weights and the bias of a convolution, if they are constants."""
     names = [*convolution.input[1:], ""][:2]
     weight, bias = index.value_of(names[0]), index.value_of(names[1]) if names[1] else None
@@ -302,13 +307,11 @@ def _fold(model: ModelProto, index: Graph, convolution: NodeProto, factor: Any, 
         shifted = np.broadcast_to(before * factor + term, channels).astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
         return False
-    taken = all_names(model)
     new_names = []
     for name, array, kind in ((names[0], scaled, "weight"), (names[1], shifted, "bias")):
         shared = not name or len(index.readers.get(name, [])) > 1 or index.is_seen(name)
         own = unused_name(f"{convolution.output[0]}_{kind}", taken) if shared else name
-        set_initializer(model.graph, own, array)
-        index.constants[own] = next(tensor for tensor in model.graph.initializer if tensor.name == own)
+        index.constants[own] = _set_initializer(graph, own, array)
         index.readers.setdefault(own, [convolution])
         new_names.append(own)
     del convolution.input[1:]

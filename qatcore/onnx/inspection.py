@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from .._threads import for_each
 from ..calibration import choose_scale, load_calibration
 from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
+from ..formats import as_code_format
 from ..storage import PathLike
 from .graph import Graph, opset_of, prepared
 from .model import description
 from .plan import OPERATORS, plan
 from .ranges import PERCENTILE
+from .rewriting import tensor_of_codes
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def model_rows(model: ModelProto) -> list[Rows]:
     weights: list[tuple[Any, ...]] = []
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[1] in index.constants:
-            activations.append(_activation(node.input, index, about.get("tensors", {})))
+            activations.append(_activation(node, index, about.get("tensors", {})))
         if node.op_type == "DequantizeLinear" and node.input[0] in index.constants:
             weights += _weights(node, index, about.get("nodes", {}))
     tables = [
@@ -132,20 +134,17 @@ def _quantisable_rows(model: ModelProto) -> Rows:
     )
 
 
-def _activation(inputs: Any, index: Graph, about: dict[str, Any]) -> tuple[Any, ...]:
-    name, scale = inputs[0], index.value_of(inputs[1])
-    zero_point = index.value_of(inputs[2]) if len(inputs) > 2 else np.zeros((), np.uint8)
+def _activation(node: NodeProto, index: Graph, about: dict[str, Any]) -> tuple[Any, ...]:
+    name, scale_name, _ = tensor_of_codes(node, index)
+    scale = index.value_of(scale_name)
+    zero_point = index.value_of(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
     if scale is None or zero_point is None:
         raise InvalidArgumentError(f"model: the scale or zero point of {name} is no constant")
-    maker = index.makers.get(name)
-    if name not in about and maker is not None and maker.op_type == "Div":  # by the scale, for FP8
-        name, divisor = maker.input[0], index.value_of(maker.input[1])
-        scale = scale if divisor is None else scale * divisor
     said = about.get(name, {})
     if scale.size != 1:
         return name, str(zero_point.dtype), *(math.nan,) * 3, 0, said.get("method", "-"), _number(said.get("sqnr"))
     one, zero = float(scale.reshape(-1)[0]), float(zero_point.reshape(-1)[0].astype(np.float64))
-    least, greatest = _ends(zero_point.dtype)
+    least, greatest = as_code_format(zero_point.dtype, "codes").ends
     ends = (least - zero) * one, (greatest - zero) * one
     return name, str(zero_point.dtype), *ends, one, int(zero), said.get("method", "-"), _number(said.get("sqnr"))
 
@@ -158,17 +157,6 @@ def _weights(node: Any, index: Graph, about: dict[str, Any]) -> Iterator[tuple[A
     for reader in index.readers.get(node.output[0], []):
         said = about.get(reader.name, {})
         yield reader.name, reader.op_type, str(dtype), _shape(codes.dims), int(scale.size), _number(said.get("sqnr"))
-
-
-def _ends(dtype: np.dtype[Any]) -> tuple[float, float]:
-    import ml_dtypes
-
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    try:
-        limits = limits or ml_dtypes.iinfo(dtype)
-    except ValueError:
-        limits = ml_dtypes.finfo(dtype)
-    return float(limits.min), float(limits.max)
 
 
 def _number(value: Any) -> float:

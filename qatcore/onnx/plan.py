@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
 from ..errors import InvalidArgumentError
-from .graph import Graph
+from .graph import Graph, attribute
 
 #: What can be quantised, and of which input the weights are.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -125,11 +124,6 @@ def weight_axes(node: NodeProto, ndim: int) -> WeightAxes | None:
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return WeightAxes(0, 1)
     return WeightAxes(ndim - 1, ndim - 2) if ndim >= 2 else None
-
-
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """Return the number that a node has as an attribute."""
-    return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
 
 
 def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:

@@ -112,14 +112,17 @@ def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, g
 
 def _grouped(weight: npt.NDArray[Any], axis: int, bits: QuantBits, dtype: str, size: int) -> Scale:
     """Return the scales of blocks along an axis; zeros that fill the last one cost nothing."""
-    others = tuple(a for a in range(weight.ndim) if a != axis)
-    filled = np.moveaxis(weight, axis, -1)
-    filled = np.pad(filled, [(0, 0)] * len(others) + [(0, -weight.shape[axis] % size)])
     collector = CalibrationCollector(tuple(range(weight.ndim)), groups=size)
-    collector.observe(filled)
+    collector.observe(whole_blocks(weight, axis, size))
     scale, _ = collector.mse_scale(bits=bits, symmetric=True)
     blocks = np.moveaxis(scale, -1, axis)
     return Scale(dtype, _as_stored(blocks, weight.dtype), np.zeros(blocks.shape, np.int32), axis, size)
+
+
+def whole_blocks(array: npt.NDArray[Any], axis: int, size: int) -> npt.NDArray[Any]:
+    """Return an array with an axis as the last one, which zeros lengthen to a multiple of a size."""
+    moved = np.moveaxis(array, axis, -1)
+    return np.pad(moved, [(0, 0)] * (array.ndim - 1) + [(0, -moved.shape[-1] % size)])
 
 
 def _as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -91,20 +91,20 @@ class Rewriter:
             self._weights[key] = values
         reader.input[1] = self._weights[key]
 
-    def bias(self, node: str, activation: Scale, weight: Scale) -> bool:
+    def bias(self, node: str, activation: Scale, weight: Scale) -> None:
         """Store the bias of a node as int32 codes in the scale of its products, if they can hold it."""
         reader = self._nodes[node]
         name = reader.input[2] if len(reader.input) > 2 else ""
         bias = self._index.value_of(name)
         if bias is None or weight.block_size is not None or "float" in weight.dtype or "float" in activation.dtype:
-            return False
+            return
         # As runtimes multiply: in float32.
         scale = np.asarray(activation.scale, np.float32) * np.asarray(weight.scale, np.float32)
         if bias.dtype != np.float32 or bias.ndim != 1 or scale.size not in {1, bias.size} or not (scale > 0.0).all():
-            return False
+            return
         codes = np.rint(bias.astype(np.float64) / scale)
         if not ((codes >= _LEAST_INT32) & (codes <= _GREATEST_INT32)).all():
-            return False
+            return
         # Under the node's name: others may share the bias, with other scales.
         stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
         values = self._name(f"{node}_bias_dequantized")
@@ -112,7 +112,6 @@ class Rewriter:
         inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one, np.float32))]
         self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": 0})
         reader.input[2] = values
-        return True
 
     def finished(self) -> ModelProto:
         """Return the model with all of it."""
@@ -153,6 +152,22 @@ class Rewriter:
     def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> str:
         """Add codes, or zero points, as an initializer of their type."""
         return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
+
+
+def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:
+    """Return the tensor that a QuantizeLinear makes codes of, its scale's name, and what gives the codes' values.
+
+    Tensor and scale are those that `Rewriter.activation` was given, also where the division is a node of its own; the
+    last is empty if nothing dequantises.
+    """
+    tensor, scale = quantize.input[:2]
+    readers = [node for node in index.readers.get(quantize.output[0], []) if node.op_type == "DequantizeLinear"]
+    if not readers:
+        return tensor, scale, ""
+    maker = index.makers.get(tensor)
+    if maker is not None and maker.op_type == "Div" and maker.input[1] == readers[0].input[1]:
+        tensor, scale = maker.input
+    return tensor, scale, readers[0].output[0]
 
 
 def _replace_input(node: NodeProto, name: str, other: str) -> None:

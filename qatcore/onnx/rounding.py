@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..affine import dequantize, quantize
 from ..formats import CodeFormat, as_code_format
+from .ranges import whole_blocks
 from .rewriting import Scale
 
 
@@ -82,9 +83,7 @@ def _rows(array: npt.NDArray[Any], scale: Scale, channels: int) -> npt.NDArray[A
     if scale.block_size is None or scale.axis is None:
         moved = np.moveaxis(array, channels, 0)
         return moved.reshape(moved.shape[0], -1)
-    moved = np.moveaxis(array, scale.axis, -1)
-    fill = -moved.shape[-1] % scale.block_size
-    return np.pad(moved, [(0, 0)] * (array.ndim - 1) + [(0, fill)]).reshape(-1, scale.block_size)
+    return whole_blocks(array, scale.axis, scale.block_size).reshape(-1, scale.block_size)
 
 
 def _from_rows(rows: npt.NDArray[Any], shape: tuple[int, ...], scale: Scale, channels: int) -> npt.NDArray[Any]:

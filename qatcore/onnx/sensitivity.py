@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from onnx import ModelProto
 
+from .comparison import answers_of
 from .data import Batch, Data
 from .graph import Graph
 from .metric import Metric, OutputNoise
@@ -73,9 +73,8 @@ def node_sensitivities(
 def node_multiply_adds(quantizer: Quantizer, batch: Batch) -> dict[str, int]:
     """Return how many multiplications each node of the plan does for a batch."""
     nodes, index = quantizer.plan.nodes, Graph(quantizer.float_model)
-    values = Tap(quantizer.float_model, [name for node in nodes for name in (node.input[0], node.output[0])]).values(
-        batch
-    )
+    tap = Tap(quantizer.float_model, [name for node in nodes for name in (node.input[0], node.output[0])])
+    values = tap.values(batch)
     return {
         node.name: multiply_adds(
             node, tuple(index.constants[node.input[1]].dims), values[node.input[0]].shape, values[node.output[0]].shape
@@ -134,15 +133,8 @@ def scored(
     exact: ModelProto, other: ModelProto, data: Data, metric: Metric, *, progress: Callable[[int], None] | None = None
 ) -> Metric:
     """Return a metric that has seen what two models answer to all of the data."""
-    names = tensor_outputs(exact)
-    sessions = session_of(exact), session_of(other)
-    for n, batch in enumerate(data, start=1):
-        answers: list[dict[str, Any]] = [
-            dict(zip(names, run(session, names, batch), strict=True)) for session in sessions
-        ]
-        metric.add(answers[0], answers[1], batch)
-        if progress is not None:
-            progress(n)
+    for batch, a, b in answers_of(exact, other, data, progress):
+        metric.add(a, b, batch)
     return metric
 
 

@@ -24,7 +24,7 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def session_of(model: ModelProto, *, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
+def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
     """Return a session on the CPU that runs a model.
 
     Raises
@@ -34,9 +34,6 @@ def session_of(model: ModelProto, *, optimized: bool = True, threads: int = 0) -
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is worth telling is raised
-    options.intra_op_num_threads = threads
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         if weight_bytes(model) < LARGEST_MESSAGE:
             return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -62,6 +59,13 @@ def run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, batc
     except Exception as error:
         raise InvalidArgumentError(f"model: ONNX Runtime cannot run it on this batch: {_first_line(error)}") from error
     return result
+
+
+def named_run(
+    session: onnxruntime.InferenceSession, names: Sequence[str], batch: dict[str, Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """Return what `run` does, by the names of the outputs."""
+    return dict(zip(names, run(session, names, batch), strict=True))
 
 
 def tensor_outputs(model: ModelProto) -> list[str]:
@@ -90,9 +94,7 @@ class Tap:
 
     def values(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Return the tensors for a batch, by their names and in the order in which they were given."""
-        made = (
-            {} if self._session is None else dict(zip(self._made, run(self._session, self._made, batch), strict=True))
-        )
+        made = {} if self._session is None else named_run(self._session, self._made, batch)
         return {name: made[name] if name in made else batch[name] for name in self._names}
 
 
