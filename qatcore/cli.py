@@ -132,6 +132,7 @@ def _add_quantize(commands: Any) -> None:
         help="keep the most sensitive nodes in float until no more is lost on the data",
     )
     _add_metric(command)
+    command.add_argument("--no-bias-correction", action="store_true", help="leave biases as the float model has them")
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
     _add_output_options(command)
 

@@ -232,7 +232,9 @@ def test_a_calibration_serves_fewer_nodes_and_every_format():
         {"ops": ["Gemm"]},
     ):
         once = qatcore.onnx.quantize_model(MODEL, BATCHES, **options)
-        assert qatcore.onnx.quantize_model(MODEL, calibration=found, **options) == once
+        assert qatcore.onnx.quantize_model(MODEL, BATCHES, calibration=found, **options) == once
+        without = qatcore.onnx.quantize_model(MODEL, BATCHES, bias_correction=False, **options)
+        assert qatcore.onnx.quantize_model(MODEL, calibration=found, **options) == without != once
     fewer = qatcore.onnx.calibrate(MODEL, BATCHES, exclude=["first"])
     with pytest.raises(InvalidArgumentError, match="x was not observed, one of 1 such tensors that get codes"):
         qatcore.onnx.quantize_model(MODEL, calibration=fewer)

@@ -171,8 +171,14 @@ def test_shards_merge_to_what_one_machine_sees(folder, capsys):
     np.savez("x.npz", x=np.load("data.npz")["x"])
     run(capsys, "calibrate", "model.onnx", "--data", "x.npz", "-o", "whole.npz")
     assert Path("all.npz").read_bytes() == Path("whole.npz").read_bytes()
-    run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", "-o", "q.onnx")
-    run(capsys, "quantize", "model.onnx", "--data", "x.npz", "--no-check", "-o", "r.onnx")
+    data = ["--data", "x.npz", "--no-check"]
+    out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", *data, "-o", "q.onnx")
+    assert lines(out)["corrected"] == "biases, so that the mean of each channel is the float model's"
+    run(capsys, "quantize", "model.onnx", *data, "-o", "r.onnx")
+    assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
+    out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", "-o", "q.onnx")
+    assert "corrected" not in lines(out)
+    run(capsys, "quantize", "model.onnx", *data, "--no-bias-correction", "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
 
 
@@ -360,10 +366,10 @@ def test_ctrl_c_in_quantize_says_how_to_go_on(folder, capsys, monkeypatch):
     assert err.count("\n") == 1
     saved = "q.onnx.calibration.npz"
     assert f"is saved in {saved}: go on with qatcore calibrate model.onnx {' '.join(data)} -o {saved} --resume" in err
-    assert err.endswith(f"--exclude first, then quantize with --calibration {saved}\n")
+    assert err.endswith(f"--exclude first, then quantize with --calibration {saved} as well\n")
     assert not Path("q.onnx").exists()
     run(capsys, "calibrate", "model.onnx", *data, "-o", saved, "--resume", *excluded)
-    run(capsys, "quantize", "model.onnx", "--calibration", saved, "-o", "q.onnx", *excluded)
+    run(capsys, "quantize", "model.onnx", *data, "--calibration", saved, "-o", "q.onnx", *excluded)
     run(capsys, "quantize", "model.onnx", *data, "-o", "once.onnx", *excluded)
     assert Path("q.onnx").read_bytes() == Path("once.onnx").read_bytes()
 

@@ -205,7 +205,7 @@ def test_activations_have_the_codes_of_their_collectors():
 
 def test_a_bias_is_in_steps_of_the_products():
     model, batches = CONVOLUTIONS
-    made = qatcore.onnx.quantize_model(model, batches)
+    made = qatcore.onnx.quantize_model(model, batches, bias_correction=False)
     index, ready = Graph(made), prepared(model)
     for name in ("first", "last"):
         node = node_of(made, name)
@@ -219,14 +219,26 @@ def test_a_bias_is_in_steps_of_the_products():
         np.testing.assert_allclose(values, exact, atol=scale.max())
 
 
-def test_a_bias_too_large_for_int32_stays_in_float():
-    model = onnx_models.convolutions()
+def test_a_large_bias_and_channels_without_weights_are_kept():
+    """ONNX Runtime gives a bias between codes the scale of the products, which then must not be too fine for it."""
+    model, batches = onnx_models.convolutions(), onnx_models.images(4)
     for tensor in model.graph.initializer:
         if tensor.name == "b3":
-            tensor.CopyFrom(numpy_helper.from_array(np.float32([1e9, 0, 0, 0, 0]), "b3"))
-    made = qatcore.onnx.quantize_model(model, onnx_models.images(4))
-    assert node_of(made, "last").input[2] == "b3"
-    assert node_of(made, "first").input[2] != "b1"
+            tensor.CopyFrom(numpy_helper.from_array(np.float32([1e9, -0.75, 1e-3, 0, 0.5]), "b3"))
+        if tensor.name == "w3":
+            weight = numpy_helper.to_array(tensor).copy()
+            weight[1:3], weight[3], weight[4] = 0.0, 1e-30, 1e-12
+            tensor.CopyFrom(numpy_helper.from_array(weight, "w3"))
+    for options in ({}, {"activations": "int8"}, {"per_tensor": True}):
+        made = qatcore.onnx.quantize_model(model, batches, bias_correction=False, **options)
+        values, codes, scale = dequantized(made, node_of(made, "last"), 2)
+        assert codes.dtype == np.int32 and (np.abs(codes.astype(np.int64)) < 2**30 * (1 + 1e-6)).all()
+        np.testing.assert_allclose(values, [1e9, -0.75, 1e-3, 0, 0.5], rtol=1e-6, atol=scale.max() / 2)
+        if not options.get("per_tensor"):
+            np.testing.assert_allclose(values[1:], [-0.75, 1e-3, 0, 0.5], rtol=1e-6)
+            for batch in batches:
+                exact, got = (run(m, batch)[0] for m in (model, made))
+                np.testing.assert_allclose(got[:, 1:], exact[:, 1:], rtol=1e-5, atol=1e-9)
 
 
 def test_integer_arithmetic_gives_what_onnx_runtime_gives():

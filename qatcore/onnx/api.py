@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from onnx import ModelProto
@@ -15,7 +15,7 @@ from ..errors import InvalidArgumentError
 from ..storage import PathLike
 from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
-from .data import Data, InputSpec
+from .data import Batch, Data, InputSpec
 from .display import Phases
 from .graph import Graph
 from .metric import Metric, Score
@@ -104,6 +104,7 @@ def quantize_model(
     group_size: int = GROUP_SIZE,
     ops: Iterable[str] = DEFAULT_OPERATORS,
     exclude: Iterable[str] = (),
+    bias_correction: bool = True,
     max_drop: float | None = None,
     metric: Score | str | None = None,
     labels: str | None = None,
@@ -117,7 +118,8 @@ def quantize_model(
     model : str, PathLike or ModelProto
         Is left as it is.
     data : optional
-        As in `calibrate`.  Not needed for weights alone, nor with a `calibration`, unless there is a `max_drop`.
+        As in `calibrate`.  Not needed for weights alone, nor with a `calibration`, unless there is a `max_drop`;
+        without it no bias is corrected.
     output : str or PathLike, optional
         Where to write the model too: all of it, or nothing.
     calibration : Calibration, str or PathLike, optional
@@ -140,6 +142,9 @@ def quantize_model(
         Operators to quantise where their weights are constant: of Conv, ConvTranspose, Gemm and MatMul.
     exclude : iterable of str
         Names of nodes, or of what they make, that stay in float.
+    bias_correction : bool
+        Where there is data, correct biases so that the mean of each channel is the float model's (Nagel et al., 2019),
+        on up to 64 samples of it.
     max_drop : float, optional
         Percent of `metric` that may be lost on the data: the most sensitive nodes stay in float until it is not more.
     metric : callable or str, optional
@@ -173,6 +178,7 @@ def quantize_model(
         group_size=group_size,
         ops=ops,
         exclude=exclude,
+        bias_correction=bias_correction,
     )
     if output is not None:
         refuse_output(output, model)
@@ -237,7 +243,7 @@ def sensitivity(
     progress: bool = False,
     **options: Any,
 ) -> list[Sensitivity]:
-    """Measure what quantising each node alone does to the outputs.
+    """Measure what quantising each node alone does to the outputs; no bias is corrected for that.
 
     Parameters
     ----------
@@ -262,7 +268,7 @@ def sensitivity(
     InvalidArgumentError, OSError
         As in `quantize_model`.
     """
-    chosen, n = Options.checked(**options), as_count(batches, "batches")
+    chosen, n = replace(Options.checked(**options), bias_correction=False), as_count(batches, "batches")
     exact = read_model(model)
     given = Data(data, InputSpec(exact), batch_size)
     with Phases(shown=as_flag(progress, "progress")) as phases:
@@ -322,7 +328,8 @@ def quantize(
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
     quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
     if max_drop is None or given is None:
-        return Quantization(quantizer.model(), quantizer, used, None, given)
+        tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
+        return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
     order = node_sensitivities(quantizer, itertools.islice(given, BATCHES), progress=tick)
     tick, tries = phases.begin("searching", None), itertools.count(1)
@@ -361,21 +368,26 @@ def _quantizer(
 ) -> tuple[Quantizer, Calibration | None]:
     float_model = ready(exact, options)
     if not options.needs_data:
-        return Quantizer(float_model, options, {}), None
+        return Quantizer(float_model, options, {}, _sample(data, options)), None
     if calibration is None:
         if data is None:
             raise InvalidArgumentError(
                 "data: expected some to observe activations with, got none; activations='none' quantises weights alone"
             )
         used = Calibration() if observed is None else observed
-        run_calibration(exact, data, options, used, progress=phases.begin("calibrating", data.total))
+        tick = phases.begin("calibrating", data.total)
+        run_calibration(exact, data, options, used, sampled=options.bias_correction, progress=tick)
         phases.end()
     else:
         used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
         used.check_model(digest_of(exact))
         if not used.finished:
             raise InvalidArgumentError("calibration: expected a finished one, got one that was interrupted; resume it")
-    return Quantizer(float_model, options, used.collectors), used
+    return Quantizer(float_model, options, used.collectors, _sample(data, options)), used
+
+
+def _sample(data: Data | None, options: Options) -> list[Batch]:
+    return data.sample() if data is not None and options.bias_correction else []
 
 
 def run_calibration(
@@ -386,6 +398,7 @@ def run_calibration(
     *,
     tensors: Iterable[str] | None = None,
     resume: bool = False,
+    sampled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Add to a calibration what data makes of tensors: of those given, or of those that options give codes."""
@@ -399,4 +412,13 @@ def run_calibration(
         unknown = [name for name in names if name not in index.makers and name not in index.inputs]
         if unknown:
             raise InvalidArgumentError(f"tensors: there is no tensor {unknown[0]!r} in the model")
-    observe(float_model, data, names, calibration, digest=digest_of(exact), resume=resume, progress=progress)
+    observe(
+        float_model,
+        data,
+        names,
+        calibration,
+        digest=digest_of(exact),
+        resume=resume,
+        sampled=sampled,
+        progress=progress,
+    )

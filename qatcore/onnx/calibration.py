@@ -132,6 +132,7 @@ def observe(
     *,
     digest: str,
     resume: bool = False,
+    sampled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Run a prepared model over data and add what its tensors are to a calibration, whole batches only.
@@ -146,6 +147,8 @@ def observe(
         Of the model before it was prepared.
     resume : bool
         Skip the batches that the interrupted run has seen.
+    sampled : bool
+        Let the data keep some batches, which `Data.sample` returns.
     progress : callable, optional
         Told how many batches there were up to now.
 
@@ -162,7 +165,7 @@ def observe(
         return
     tap = Tap(model, tensors)
     left = seen = (calibration.unfinished or 0) if resume else 0
-    for index, batch in enumerate(data, start=1):
+    for index, batch in enumerate(data.sampled() if sampled else data, start=1):
         samples = data.spec.samples_of(batch)
         if left:
             if samples > left:

@@ -69,6 +69,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         activations=arguments.activations,
         per_tensor=arguments.per_tensor,
         exclude=arguments.exclude or (),
+        bias_correction=not arguments.no_bias_correction,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     if options.needs_data and arguments.data is None and arguments.calibration is None:
@@ -107,6 +108,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "weights": options.weights,
         "activations": options.activations,
         "method": options.method.value if options.needs_data else None,
+        "bias_correction": result.quantizer.corrects,
         "nodes": len(result.quantizer.plan.nodes) - len(kept),
         "kept_in_float": kept,
         "share_of_multiply_adds": share,
@@ -124,6 +126,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
     if result.calibration is not None:
         samples = _counted(report["samples"], "sample")
         lines.append(("calibrated", f"{_counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
+    if report["bias_correction"]:
+        lines.append(("corrected", "biases, so that the mean of each channel is the float model's"))
     if report["not_finite"]:
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {_counted(len(others), 'other tensor')}" if others else ""
@@ -149,7 +153,7 @@ def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
     observed.save(path)
     seen = f"interrupted; the calibration of {_counted(observed.samples, 'sample')} is saved in {path}"
     if observed.finished:
-        return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)}")
+        return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)} as well")
     go_on = ["qatcore", "calibrate", arguments.model, "--data", arguments.data, "-o", path, "--resume"]
     if arguments.batch_size is not None:
         go_on += ["--batch-size", str(arguments.batch_size)]
@@ -157,7 +161,7 @@ def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
         go_on += ["--ops", ",".join(arguments.ops)]
     if arguments.exclude:
         go_on += ["--exclude", *arguments.exclude]
-    then = f"then quantize with --calibration {shlex.quote(path)}"
+    then = f"then quantize with --calibration {shlex.quote(path)} as well"
     return _InterruptedError(f"{seen}: go on with {shlex.join(go_on)}, {then}")
 
 

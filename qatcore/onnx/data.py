@@ -26,6 +26,8 @@ PathLike = str | os.PathLike[str]
 
 #: Samples that are run together where the data is one array of them and the model takes any number.
 BATCH_SIZE = 8
+#: What a `Sample` keeps of all batches: at most so many samples, and bytes of inputs.
+SAMPLES, SAMPLE_BYTES = 64, 2**26
 
 
 class InputSpec:
@@ -110,6 +112,33 @@ def _shown(dtype: Any, shape: tuple[int | None, ...] | None) -> str:
     return f"{dtype}" if shape is None else f"{dtype}[{', '.join('?' if d is None else str(d) for d in shape)}]"
 
 
+class Sample:
+    """Batches spread evenly over those that pass, however many these are: every one, then every second and so on.
+
+    Attributes
+    ----------
+    batches : list of dict
+        Copies of the inputs only; one at least, of any size.
+    """
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.batches: list[Batch] = []
+        self._spec = spec
+        self._passed, self._step = 0, 1
+
+    def add(self, batch: Batch) -> None:
+        """Let a batch pass."""
+        if self._passed % self._step == 0:
+            self.batches.append({name: batch[name].copy() for name in self._spec.names})
+            while len(self.batches) > 1 and self._is_too_large():
+                self.batches, self._step = self.batches[::2], 2 * self._step
+        self._passed += 1
+
+    def _is_too_large(self) -> bool:
+        samples = sum(map(self._spec.samples_of, self.batches))
+        return samples > SAMPLES or sum(array.nbytes for b in self.batches for array in b.values()) > SAMPLE_BYTES
+
+
 class Data:
     """Batches that can be gone through again.
 
@@ -136,11 +165,32 @@ class Data:
         if batch_size is not None:
             batch_size = as_count(batch_size, "batch_size")
         self._batches = self._opened(source, batch_size)
+        self._sample: Sample | None = None
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._passing(None)
+
+    def sampled(self) -> Iterator[Batch]:
+        """Go through the batches and keep some of them, which `sample` returns from then on."""
+        sample = Sample(self.spec)
+        yield from self._passing(sample)
+        self._sample = sample
+
+    def sample(self) -> list[Batch]:
+        """Return some of the batches."""
+        if self._sample is None:
+            for _ in self.sampled():
+                pass
+        assert self._sample is not None
+        return self._sample.batches
+
+    def _passing(self, sample: Sample | None) -> Iterator[Batch]:
         n = 0
-        for where, batch in self._batches():
-            yield self.spec.check(batch, where)
+        for where, given in self._batches():
+            batch = self.spec.check(given, where)
+            if sample is not None:
+                sample.add(batch)
+            yield batch
             n += 1
         if not n:
             raise InvalidArgumentError("data: there is not a single batch in it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,14 @@ from .._threads import for_each
 from ..collector import CalibrationCollector
 from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
+from .bias import with_corrected_biases
+from .data import Batch
 from .graph import Graph, opset_of, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, plan, weight_axes
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
-from .rewriting import Rewriter, Scale
+from .rewriting import Rewriter, Scale, with_room_for_bias
 from .rounding import weight_codes, weight_values
 from .session import session_of
 
@@ -40,6 +42,7 @@ class Options:
     group_size: int = GROUP_SIZE
     ops: tuple[str, ...] = DEFAULT_OPERATORS
     exclude: tuple[str, ...] = field(default=())
+    bias_correction: bool = True
 
     @classmethod
     def checked(
@@ -53,6 +56,7 @@ class Options:
         group_size: object = GROUP_SIZE,
         ops: Iterable[str] = DEFAULT_OPERATORS,
         exclude: Iterable[str] = (),
+        bias_correction: object = True,
     ) -> Options:
         """Return options if all of them are possible."""
         if weights not in WEIGHTS:
@@ -73,6 +77,7 @@ class Options:
             group_size,
             _names(ops, "ops"),
             _names(exclude, "exclude"),
+            as_flag(bias_correction, "bias_correction"),
         )
 
     @property
@@ -123,6 +128,8 @@ class Quantizer:
     options : Options
     collectors : dict of str to CalibrationCollector
         Of the tensors that the plan names, and perhaps others; none are needed for weights alone.
+    sample : sequence of dict
+        Batches that biases are corrected with, if there are any.
 
     Raises
     ------
@@ -130,8 +137,14 @@ class Quantizer:
         If a tensor was not observed.
     """
 
-    def __init__(self, model: ModelProto, options: Options, collectors: dict[str, CalibrationCollector]) -> None:
-        self.float_model, self.options = model, options
+    def __init__(
+        self,
+        model: ModelProto,
+        options: Options,
+        collectors: dict[str, CalibrationCollector],
+        sample: Sequence[Batch] = (),
+    ) -> None:
+        self.float_model, self.options, self._sample = model, options, sample
         self.plan = plan(model, options.ops, options.exclude)
         self._index = Graph(model)
         self._is_faulty = fault_of(model) is not None
@@ -158,6 +171,9 @@ class Quantizer:
             weight = self._weight_of(node)
             axes = None if options.per_tensor else weight_axes(node, weight.ndim)
             scale = weight_scale(weight, axes, options.weights, options.group_size)
+            if options.needs_data:
+                bias = self._index.value_of(node.input[2]) if len(node.input) > 2 else None
+                scale = with_room_for_bias(scale, weight, bias, self._activations[self._range_of(node.input[0])].scale)
             outputs = weight_axes(node, weight.ndim)
             channels = None if outputs is None else outputs.channels
             codes = weight_codes(weight, scale, channels)
@@ -167,17 +183,41 @@ class Quantizer:
 
         for_each(self.plan.nodes, choose)
 
+    @property
+    def corrects(self) -> bool:
+        """Whether there is data to correct biases with."""
+        return bool(self._sample)
+
     def _weight_of(self, node: NodeProto) -> npt.NDArray[Any]:
         weight = self._index.value_of(node.input[1])
         assert weight is not None
         return weight
 
-    def model(self, float_nodes: Iterable[str] = ()) -> ModelProto:
-        """Return the quantised model, in which some nodes stay in float."""
+    def model(
+        self,
+        float_nodes: Iterable[str] = (),
+        *,
+        corrected: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> ModelProto:
+        """Return the quantised model, in which some nodes stay in float, and biases are corrected if there is data."""
         kept = tuple(float_nodes)
+        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=kept)
+
+        use = corrected and self.corrects
+
+        def written(exact: ModelProto) -> ModelProto:
+            return self._written(exact, chosen, kept, corrected=use)
+
+        exact = self.float_model
+        if use:
+            exact = with_corrected_biases(exact, written, chosen.nodes, self._sample, progress=progress)
+        return written(exact)
+
+    def _written(self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], *, corrected: bool) -> ModelProto:
+        """Return a model with codes for what is chosen."""
         options = self.options
-        chosen = plan(self.float_model, options.ops, options.exclude, float_nodes=kept)
-        rewriter = Rewriter(self.float_model)
+        rewriter = Rewriter(exact)
         tensors = {name: self._range_of(name) for name in {**chosen.inputs, **chosen.outputs}}
         if options.needs_data:
             for name, source in tensors.items():
@@ -189,7 +229,7 @@ class Quantizer:
             if options.needs_data:
                 rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         result = rewriter.finished()
-        describe(result, self._about(chosen, tensors, kept))
+        describe(result, {**self._about(chosen, tensors, kept), "bias_correction": corrected})
         # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
         if self._is_faulty:
             session_of(result)

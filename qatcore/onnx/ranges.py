@@ -15,7 +15,7 @@ from ..collector import CalibrationCollector
 from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
 from .plan import WeightAxes
-from .rewriting import Scale
+from .rewriting import Scale, as_stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def activation_scale(
     scale, zero_point, by = choose_scale(
         collector, method, percentile, bits=bits, symmetric=symmetric, include_zero=True
     )
-    stored = Scale(codes, _as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
+    stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
     return Activation(stored, by, sqnr)
 
@@ -107,7 +107,7 @@ def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, g
         collector, axis, block = CalibrationCollector(axes.channels), axes.channels, None
     collector.observe(weight)
     scale, zero_point = collector.mse_scale(bits=bits, symmetric=True)
-    return Scale(dtype, _as_stored(np.asarray(scale), weight.dtype), np.asarray(zero_point, np.int32), axis, block)
+    return Scale(dtype, as_stored(np.asarray(scale), weight.dtype), np.asarray(zero_point, np.int32), axis, block)
 
 
 def _grouped(weight: npt.NDArray[Any], axis: int, bits: QuantBits, dtype: str, size: int) -> Scale:
@@ -116,16 +116,10 @@ def _grouped(weight: npt.NDArray[Any], axis: int, bits: QuantBits, dtype: str, s
     collector.observe(whole_blocks(weight, axis, size))
     scale, _ = collector.mse_scale(bits=bits, symmetric=True)
     blocks = np.moveaxis(scale, -1, axis)
-    return Scale(dtype, _as_stored(blocks, weight.dtype), np.zeros(blocks.shape, np.int32), axis, size)
+    return Scale(dtype, as_stored(blocks, weight.dtype), np.zeros(blocks.shape, np.int32), axis, size)
 
 
 def whole_blocks(array: npt.NDArray[Any], axis: int, size: int) -> npt.NDArray[Any]:
     """Return an array with an axis as the last one, which zeros lengthen to a multiple of a size."""
     moved = np.moveaxis(array, axis, -1)
     return np.pad(moved, [(0, 0)] * (array.ndim - 1) + [(0, -moved.shape[-1] % size)])
-
-
-def _as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return scales in the type of what they scale, not as small as to vanish in it."""
-    least = np.finfo(dtype).smallest_normal
-    return np.ascontiguousarray(np.clip(scale, least, np.finfo(dtype).max)).reshape(scale.shape).astype(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from ..formats import CODE_FORMATS
 from .graph import Graph, all_names, drop_unread, unused_name
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
+#: Codes that a bias may have when scales are chosen, and the least scale of products, well above what vanishes.
+_ROOMY_INT32, _LEAST_PRODUCT = 2.0**30, 2.0**-100
 _LEAST_INT32, _GREATEST_INT32 = -(2**31) + 1, 2**31 - 1
 
 
@@ -54,7 +57,7 @@ class Rewriter:
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
-        self._weights: dict[tuple[str, int | None, int | None], str] = {}
+        self._weights: dict[tuple[str, int | None, int | None, bytes], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
@@ -78,10 +81,10 @@ class Rewriter:
                 _replace_input(reader, name, values)
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None) -> None:
-        """Let a node read what the codes of its weight stand for; stored once if others have the same channels."""
+        """Let a node read what the codes of its weight stand for; stored once if others have the same scales."""
         reader = self._nodes[node]
         name = reader.input[1]
-        key = name, scale.axis, channels
+        key = name, scale.axis, channels, scale.scale.tobytes()
         if key not in self._weights:
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
@@ -152,6 +155,34 @@ class Rewriter:
     def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> str:
         """Add codes, or zero points, as an initializer of their type."""
         return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
+
+
+def with_room_for_bias(
+    scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None, activation: Scale
+) -> Scale:
+    """Return the scale of a weight, larger where that of its products is too fine for a bias in int32.
+
+    Of channels without weights the bias is all there is, and as fine as it can be.  ONNX Runtime gives every bias
+    between codes such a scale, also one that is float in the model, and cuts off what it cannot hold.
+    """
+    if scale.block_size is not None or "float" in scale.dtype or "float" in activation.dtype:
+        return scale
+    largest = np.abs(bias.astype(np.float64)) if bias is not None and bias.ndim == 1 else np.zeros(1)
+    if scale.axis is None:
+        largest, without = largest.max(initial=0.0), np.asarray(not weight.any())
+    elif largest.size in {1, scale.scale.size}:
+        without = np.asarray(~weight.any(axis=tuple(axis for axis in range(weight.ndim) if axis != scale.axis)))
+    else:
+        return scale
+    least = np.maximum(largest / _ROOMY_INT32, _LEAST_PRODUCT) / float(activation.scale)
+    chosen = np.where(without, least, np.maximum(scale.scale, least))
+    return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
+
+
+def as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return scales in the type of what they scale, not as small as to vanish in it."""
+    least = np.finfo(dtype).smallest_normal
+    return np.ascontiguousarray(np.clip(scale, least, np.finfo(dtype).max)).reshape(scale.shape).astype(dtype)
 
 
 def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:

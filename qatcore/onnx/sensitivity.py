@@ -48,7 +48,7 @@ def node_sensitivities(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sensitivity]:
-    """Return the sensitivity of each node of the plan, the most sensitive first.
+    """Return the sensitivity of each node of the plan, the most sensitive first; no bias is corrected for that.
 
     The outputs of the float model for the data are kept in memory.
     """
@@ -60,7 +60,7 @@ def node_sensitivities(
     total = max(sum(work.values()), 1)
     result = []
     for index, node in enumerate(nodes, start=1):
-        alone = session_of(quantizer.model([other.name for other in nodes if other is not node]))
+        alone = session_of(quantizer.model([other.name for other in nodes if other is not node], corrected=False))
         noise = OutputNoise()
         for batch, values in zip(batches, exact, strict=True):
             noise.add(values, run(alone, outputs, batch))

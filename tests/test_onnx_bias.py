@@ -1,0 +1,292 @@
+"""Corrected biases: against the definition in float64, on what they are for, and where there is none to correct."""
+
+import math
+
+import numpy as np
+import onnx
+import onnx_models
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import qatcore.onnx
+from qatcore.onnx import bias
+from qatcore.onnx.data import SAMPLES, Data, InputSpec, Sample
+from qatcore.onnx.graph import Graph
+from qatcore.onnx.model import description
+
+pytestmark = pytest.mark.models
+
+
+def run(model, batch):
+    """Run a model as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"]).run(None, batch)
+
+
+def tensor(name, array):
+    return onnx_models.tensor(name, array.astype(np.float32))
+
+
+def node_of(model, name):
+    return next(node for node in model.graph.node if node.name == name)
+
+
+def stored(model, name, position=2):
+    """Return the codes and the scale of a constant that a node reads."""
+    index = Graph(model)
+    maker = index.makers[node_of(model, name).input[position]]
+    return tuple(index.value_of(given) for given in maker.input[:2])
+
+
+def two_layers():
+    """Gemm, Relu, Gemm without a bias."""
+    generator = np.random.default_rng(8)
+    return onnx_models.model(
+        [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], "one"),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("Gemm", ["r", "w2"], ["y"], "two"),
+        ],
+        [onnx_models.value("x", ["N", 16])],
+        [onnx_models.value("y", ["N", 6])],
+        [
+            tensor("w1", generator.standard_normal((16, 12))),
+            tensor("b1", generator.standard_normal(12)),
+            tensor("w2", generator.standard_normal((12, 6))),
+        ],
+    )
+
+
+def positive_rows(n=30, batches=2):
+    generator = np.random.default_rng(9)
+    return [{"x": generator.gamma(0.5, 1.0, (n, 16)).astype(np.float32)} for _ in range(batches)]
+
+
+def certain(errors):
+    """Return the part of the means that is not by chance, in float64 and value by value."""
+    result = []
+    for column in errors.T:
+        mean = math.fsum(column) / len(column)
+        variance = math.fsum((c - mean) ** 2 for c in column) / (len(column) - 1) / len(column)
+        result.append(mean * max(0.0, 1.0 - variance / mean**2) if mean else 0.0)
+    return np.array(result)
+
+
+def test_biases_are_those_of_the_definition():
+    model, batches = two_layers(), positive_rows()
+    made = qatcore.onnx.quantize_model(model, batches)
+    index, exact = Graph(made), Graph(model)
+
+    def through_codes(values, name):
+        [quantizer] = [n for n in made.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name]
+        scale, zero_point = (index.value_of(given).astype(np.float64) for given in quantizer.input[1:])
+        return (np.clip(np.rint(values / scale) + zero_point, 0, 255) - zero_point) * scale
+
+    x = np.concatenate([batch["x"] for batch in batches])
+    exact_values, values = x.astype(np.float64), x.astype(np.float64)
+    for name, read, rectified in (("one", "x", True), ("two", "r", False)):
+        given = node_of(model, name).input
+        weight = exact.value_of(given[1]).astype(np.float64)
+        before = exact.value_of(given[2]).astype(np.float64) if len(given) > 2 else np.zeros(6)
+        codes, scale = stored(made, name, 1)
+        exact_values = exact_values @ weight + before
+        product = through_codes(values, read) @ (codes * scale.astype(np.float64))
+        bias_codes, bias_scale = stored(made, name)
+        bias_scale = bias_scale.astype(np.float64)
+        error = product + np.rint(before / bias_scale) * bias_scale - exact_values
+        expected = np.rint((before - certain(error)) / bias_scale)
+        assert np.abs(expected - np.rint(before / bias_scale)).max() > 10  # there is something to correct
+        np.testing.assert_allclose(bias_codes, expected, rtol=0, atol=1)  # ONNX Runtime adds up in float32
+        values = product + bias_codes * bias_scale
+        if rectified:
+            exact_values, values = np.maximum(exact_values, 0), np.maximum(values, 0)
+
+
+def off(model, made, batches):
+    """Return the differences of the first outputs, of every sample."""
+    return np.concatenate([run(made, batch)[0].astype(np.float64) - run(model, batch)[0] for batch in batches])
+
+
+FORMATS = [
+    (weights, activations)
+    for weights in ("int8", "int4", "fp8")
+    for activations in ("uint8", "int8", "fp8", "none")
+    if (weights, activations) != ("int4", "fp8")  # ONNX Runtime has no float8 of opset 21
+]
+
+
+@pytest.mark.parametrize(("weights", "activations"), FORMATS)
+def test_means_are_off_by_no_more_than_chance(weights, activations):
+    model, batches = onnx_models.convolutions(), [{"x": np.abs(batch["x"])} for batch in onnx_models.images(10)]
+    options = {"weights": weights, "activations": activations}
+    made, without = (qatcore.onnx.quantize_model(model, batches, bias_correction=c, **options) for c in (True, False))
+    onnx.checker.check_model(made, full_check=True)
+    assert [description(m)["bias_correction"] for m in (made, without)] == [True, False]
+    errors = off(model, made, batches)
+    chance = np.sqrt(errors.var(axis=0, ddof=1) / len(errors))
+    index, name = Graph(made), node_of(made, "last").input[2]
+    step = index.value_of(index.makers[name].input[1]) if name in index.makers else 0.0
+    assert (np.abs(errors.mean(axis=0)) <= chance + step / 2 + 1e-6).all()
+    assert np.abs(errors.mean(axis=0)).mean() < 0.7 * np.abs(off(model, without, batches).mean(axis=0)).mean()
+
+
+def test_what_is_off_by_the_same_everywhere_is_put_right():
+    """Samples that are all alike, as an even background is: what is left is the rounding of the bias."""
+    model, batches = onnx_models.convolutions(), [{"x": np.full((3, 3, 8, 8), 0.37, np.float32)}] * 3
+    made, without = (qatcore.onnx.quantize_model(model, batches, bias_correction=c) for c in (True, False))
+    _, step = stored(made, "last")
+    assert (np.abs(off(model, made, batches)) <= step / 2 + 1e-6).all()
+    assert np.abs(off(model, without, batches)).max() > 10 * step.max()
+
+
+def test_nothing_is_known_from_one_sample():
+    batches = [{"x": onnx_models.images(1)[0]["x"]}]
+    model = onnx_models.convolutions()
+    made, without = (qatcore.onnx.quantize_model(model, batches, bias_correction=c) for c in (True, False))
+    for name in ("first", "last"):
+        np.testing.assert_array_equal(stored(made, name)[0], stored(without, name)[0])
+    assert len(node_of(made, "second").input) == 2 or not node_of(made, "second").input[2]
+
+
+def test_the_bias_of_a_product_is_what_is_added_to_it():
+    generator = np.random.default_rng(11)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "added"),
+        helper.make_node("Add", ["b", "p"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["q"], "read twice"),
+        helper.make_node("Add", ["q", "b"], ["c"]),
+        helper.make_node("MatMul", ["q", "w"], ["d"], "by a matrix"),
+        helper.make_node("Add", ["d", "m"], ["e"]),
+        helper.make_node("Gemm", ["e", "w", "b"], ["g"], "halved", beta=0.5),
+        helper.make_node("Sum", ["c", "g"], ["y"]),
+    ]
+    tensors = {"w": generator.standard_normal((16, 16)) / 4, "b": generator.standard_normal(16)}
+    tensors["m"] = generator.standard_normal((1, 1))
+    model = onnx_models.model(
+        nodes,
+        [onnx_models.value("x", ["N", 16])],
+        [onnx_models.value("y", ["N", 16])],
+        [tensor(name, array) for name, array in tensors.items()],
+    )
+    made = qatcore.onnx.quantize_model(model, positive_rows())
+    index = Graph(made)
+    adders = [node for node in made.graph.node if node.op_type == "Add"]
+    changed = [index.value_of(name) for node in adders for name in node.input if name in index.constants]
+    assert [c.shape for c in changed] == [(16,), (16,), (1, 1)]
+    assert (changed[0] != tensors["b"].astype(np.float32)).any()
+    np.testing.assert_array_equal(changed[1], tensors["b"].astype(np.float32))  # everyone sees the product itself
+    np.testing.assert_array_equal(changed[2], tensors["m"].astype(np.float32))
+    without = qatcore.onnx.quantize_model(model, positive_rows(), bias_correction=False)
+    np.testing.assert_array_equal(stored(made, "halved")[0], stored(without, "halved")[0])
+
+
+def test_transposed_and_grouped_convolutions():
+    generator = np.random.default_rng(12)
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["h"], "grouped", group=2),
+        helper.make_node("ConvTranspose", ["h", "w2"], ["y"], "back", group=2),
+    ]
+    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 5, 3, 3)}
+    model = onnx_models.model(
+        nodes,
+        [onnx_models.value("x", ["N", 6, 8, 8])],
+        [onnx_models.value("y", ["N", 10, 8, 8])],
+        [tensor(name, generator.standard_normal(shape)) for name, shape in shapes.items()],
+    )
+    batches = [{"x": generator.gamma(0.5, 1.0, (8, 6, 8, 8)).astype(np.float32)} for _ in range(4)]
+    ops = ["Conv", "ConvTranspose"]
+    made, without = (qatcore.onnx.quantize_model(model, batches, ops=ops, bias_correction=c) for c in (True, False))
+    assert stored(made, "grouped")[0].shape == (4,)
+    assert Graph(made).value_of(node_of(made, "back").input[2]).shape == (10,)
+    means = [np.abs(off(model, m, batches).mean(axis=(0, 2, 3))).mean() for m in (made, without)]
+    assert means[0] < 0.2 * means[1]
+
+
+def test_parts_hand_on_sequences_strings_and_shared_weights():
+    """What is not a tensor of floats goes from one part of the model to the next as well."""
+    generator = np.random.default_rng(13)
+    nodes = [
+        helper.make_node("SequenceConstruct", ["x", "x"], ["s"]),
+        helper.make_node("Shape", ["x"], ["n"]),
+        helper.make_node("Gemm", ["x", "w", "b"], ["h"], "one"),
+        helper.make_node("Gemm", ["h", "w", "b"], ["k"], "two"),
+        helper.make_node("SequenceAt", ["s", "last"], ["z"]),
+        helper.make_node("Reshape", ["z", "n"], ["r"]),
+        helper.make_node("Add", ["k", "r"], ["a"]),
+        helper.make_node("Gemm", ["a", "w", "b"], ["y"], "three"),
+        helper.make_node("Identity", ["word"], ["said"]),
+    ]
+    model = onnx_models.model(
+        nodes,
+        [onnx_models.value("x", ["N", 16]), onnx_models.value("word", ["M"], TensorProto.STRING)],
+        [onnx_models.value("y", ["N", 16]), onnx_models.value("said", ["M"], TensorProto.STRING)],
+        [
+            tensor("w", generator.standard_normal((16, 16)) / 4),
+            tensor("b", generator.standard_normal(16)),
+            numpy_helper.from_array(np.array(1), "last"),
+        ],
+    )
+    batches = [{**batch, "word": np.array(["a", "bc"], object)} for batch in positive_rows()]
+    made, without = (qatcore.onnx.quantize_model(model, batches, bias_correction=c) for c in (True, False))
+    means = [np.abs(off(model, m, batches).mean(axis=0)).mean() for m in (made, without)]
+    assert means[0] < 0.7 * means[1]
+    assert len([t for t in made.graph.initializer if t.dims == [16, 16]]) == 1
+
+
+def test_fewer_batches_where_all_would_not_fit(monkeypatch):
+    model = onnx_models.convolutions()
+    batches = onnx_models.images(4, batches=8)
+    monkeypatch.setattr(bias, "MOST_BYTES", 1)
+    few = qatcore.onnx.quantize_model(model, batches)
+    monkeypatch.undo()
+    calibration = qatcore.onnx.calibrate(model, batches)
+    assert few == qatcore.onnx.quantize_model(model, batches[:1], calibration=calibration)
+    assert few != qatcore.onnx.quantize_model(model, batches)
+
+
+def test_data_that_can_be_gone_through_once_will_do():
+    model, batches = onnx_models.convolutions(), onnx_models.images(4)
+    assert qatcore.onnx.quantize_model(model, iter(batches)) == qatcore.onnx.quantize_model(model, batches)
+    reused = np.empty_like(batches[0]["x"])
+
+    def into_one_array():
+        for batch in batches:
+            reused[...] = batch["x"]
+            yield {"x": reused}
+
+    assert qatcore.onnx.quantize_model(model, into_one_array) == qatcore.onnx.quantize_model(model, batches)
+
+
+def test_nodes_in_float_are_left_alone():
+    model, batches = onnx_models.convolutions(), onnx_models.images(8)
+    made = qatcore.onnx.quantize_model(model, batches, exclude=["first", "last"])
+    without = qatcore.onnx.quantize_model(model, batches, exclude=["first", "last"], bias_correction=False)
+    for name in ("first", "last"):
+        values = [Graph(m).value_of(node_of(m, name).input[2]) for m in (made, without)]
+        np.testing.assert_array_equal(*values)
+    assert len(node_of(made, "second").input) == 3
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 64, 100])
+@pytest.mark.parametrize("n", [1, 2, 7, 64, 65, 1000])
+def test_a_sample_is_spread_evenly(n, size):
+    spec = InputSpec(two_layers())
+    sample = Sample(spec)
+    for number in range(n):
+        sample.add({"x": np.full((size, 16), number, np.float32), "label": np.zeros(size)})
+    numbers = [int(batch["x"][0, 0]) for batch in sample.batches]
+    [step] = set(np.diff(numbers)) or {n}
+    assert numbers == list(range(0, n, step))
+    assert len(numbers) * size <= SAMPLES or numbers == [0]
+    assert n * size <= SAMPLES / 2 or len(numbers) * size > SAMPLES / 4 or numbers == [0]
+    assert all(list(batch) == ["x"] for batch in sample.batches)
+
+
+def test_a_sample_is_of_the_whole_data():
+    batches = positive_rows(4, batches=5)
+    data = Data(batches, InputSpec(two_layers()))
+    next(iter(data))
+    assert [b["x"].tobytes() for b in data.sample()] == [b["x"].tobytes() for b in batches]
