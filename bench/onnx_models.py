@@ -216,7 +216,9 @@ def in_process(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.onnx_models", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:160]}
+        # What ONNX Runtime's tool prints may come after the exception.
+        said = [line for line in done.stderr.splitlines() if "Error: " in line] or done.stderr.splitlines() or ["?"]
+        return {"failed": said[-1][:160]}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
