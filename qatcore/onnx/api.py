@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from onnx import ModelProto
@@ -268,7 +268,9 @@ def sensitivity(
     InvalidArgumentError, OSError
         As in `quantize_model`.
     """
-    chosen, n = replace(Options.checked(**options), bias_correction=False), as_count(batches, "batches")
+    if "bias_correction" in options:
+        raise TypeError("sensitivity() corrects no biases: expected no bias_correction")
+    chosen, n = Options.checked(**options, bias_correction=False), as_count(batches, "batches")
     exact = read_model(model)
     given = Data(data, InputSpec(exact), batch_size)
     with Phases(shown=as_flag(progress, "progress")) as phases:
@@ -368,7 +370,7 @@ def _quantizer(
 ) -> tuple[Quantizer, Calibration | None]:
     float_model = ready(exact, options)
     if not options.needs_data:
-        return Quantizer(float_model, options, {}, _sample(data, options)), None
+        return Quantizer(float_model, options, {}, _sample(data, options, phases)), None
     if calibration is None:
         if data is None:
             raise InvalidArgumentError(
@@ -383,11 +385,14 @@ def _quantizer(
         used.check_model(digest_of(exact))
         if not used.finished:
             raise InvalidArgumentError("calibration: expected a finished one, got one that was interrupted; resume it")
-    return Quantizer(float_model, options, used.collectors, _sample(data, options)), used
+    return Quantizer(float_model, options, used.collectors, _sample(data, options, phases)), used
 
 
-def _sample(data: Data | None, options: Options) -> list[Batch]:
-    return data.sample() if data is not None and options.bias_correction else []
+def _sample(data: Data | None, options: Options, phases: Phases) -> list[Batch]:
+    """Return what biases are corrected with."""
+    if data is None or not options.bias_correction:
+        return []
+    return data.sample(None if data.is_sampled else phases.begin("sampling", data.total))
 
 
 def run_calibration(

@@ -11,24 +11,52 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto
 
-from .data import Batch
-from .graph import Graph, all_names, attribute, drop_unread, names_within, subgraphs, unused_name
+from ..errors import InvalidArgumentError
+from .data import Batch, InputSpec
+from .graph import Graph, all_names, drop_unread, names_within, subgraphs, unused_name
+from .plan import Bias, bias_of
 from .session import Tap, named_run, session_of
 
-#: Bytes that the tensors of all batches may take at one point of the model.
-MOST_BYTES = 2**29
+#: Bytes of the tensors that go from one part of the model to the next; batches are left out where they would be more,
+#: but for so many samples.
+MOST_BYTES, LEAST_SAMPLES = 2**29, 8
 
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """Where the bias of a node is added, by itself or by what follows it, and to which axis of its output."""
+    """A node that has a bias or can be given one, and the axis of channels in its output."""
 
-    node: str
-    adder: str
-    position: int
-    output: str
+    node: NodeProto
+    bias: Bias
     axis: int
-    bias: npt.NDArray[Any]
+
+    @property
+    def output(self) -> str:
+        return str(self.node.output[0])
+
+
+@dataclass
+class _Run:
+    """A batch on its way through a model: tensors that are still needed, and the means that there should be."""
+
+    samples: int
+    tensors: dict[str, Any]
+    expected: dict[str, npt.NDArray[np.float64]]
+
+    def error(self, place: _Place) -> npt.NDArray[np.float64]:
+        """Return by how much the means are off: a row for each sample, or of all if they are not told apart."""
+        made, expected = _means(self.tensors[place.output], place.axis, self.samples), self.expected[place.output]
+        if len(made) != len(expected) or not len(made):
+            # How many rows there are may depend on values.
+            if not (len(made) and len(expected)):
+                return np.empty((0, made.shape[1]))
+            made, expected = made.mean(axis=0, keepdims=True), expected.mean(axis=0, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return made - expected
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(value, "nbytes", 0) for value in self.tensors.values())
 
 
 def with_corrected_biases(
@@ -38,8 +66,8 @@ def with_corrected_biases(
     batches: Sequence[Batch],
     *,
     progress: Callable[[int], None] | None = None,
-) -> ModelProto:
-    """Return a float model whose biases make up for what quantising does to the mean of each channel.
+) -> tuple[ModelProto, int]:
+    """Return a float model whose biases make up for what quantising does to the mean of each channel, and their number.
 
     One node after the other: the mean, over samples and positions, of what the quantised node makes, before it has
     codes itself and with all biases before it corrected, less that of the float model, is taken from the bias
@@ -47,7 +75,7 @@ def with_corrected_biases(
     Correction", 2019).  An even background, on which all positions are off by the same, is put right by this.
 
     Of a difference that varies from sample to sample only that part is taken that is not by chance: with the variance
-    v of its mean m, 1 - v / m**2 of m, or nothing (Stein's estimator, for each channel).
+    v of its mean m, max(0, 1 - v / m**2) of m.
 
     Parameters
     ----------
@@ -62,66 +90,62 @@ def with_corrected_biases(
     progress : callable, optional
         Told how many nodes are done.
     """
-    index = Graph(exact)
-    places = [place for node in nodes if (place := _place(node, index)) is not None]
-    if not places:
-        return exact
-    quantized = quantize(_with_biases(exact, {place: place.bias for place in places}))
-    stored = _StoredBiases(quantized)
-    tap = Tap(exact, [place.output for place in places])
-    expected = [{p.output: _means(values[p.output], p.axis) for p in places} for values in map(tap.values, batches)]
-    samples = list(zip([dict(batch) for batch in batches], expected, strict=True))
-    biases = {}
-    for place, part in zip(places, _parts(quantized, places), strict=True):
-        part.advance(samples[0][0])
-        while len(samples) > 1 and len(samples) * _bytes(samples[0][0]) > MOST_BYTES:
-            samples = samples[::2]
-        for state, _ in samples[1:]:
-            part.advance(state)
-        errors = [_means(state[place.output], place.axis) - means[place.output] for state, means in samples]
-        biases[place] = _less(place.bias, _certain_part(np.concatenate(errors)))
-        # What the node makes with this bias need not be computed again.
-        more = stored.rounded(place, biases[place]) - stored.rounded(place, place.bias)
-        for state, _ in samples:
-            value = state[place.output]
-            value += more.reshape([-1 if axis == place.axis % value.ndim else 1 for axis in range(value.ndim)])
-        if progress is not None:
-            progress(len(biases))
+    index, spec = Graph(exact), InputSpec(exact)
+    places = [_Place(n, bias, _axis(n)) for n in nodes if (bias := bias_of(n, index)) is not None]
+    biases: dict[_Place, npt.NDArray[Any]] = {}
+    if places:
+        quantized = quantize(_with_biases(exact, {place: place.bias.values for place in places}))
+        stored = _StoredBiases(quantized)
+        runs = _float_runs(exact, places, batches, spec)
+        for place, part in zip(places, _parts(quantized, places), strict=True):
+            try:
+                runs = _advanced(runs, part)
+            except _CannotGoOnError:
+                break
+            error = _certain_part(np.concatenate([each.error(place) for each in runs]))
+            biases[place] = _less(place.bias.values, error)
+            # What the node makes with this bias need not be computed again.
+            more = _difference(stored.rounded(place, biases[place]), stored.rounded(place, place.bias.values))
+            for each in runs:
+                value = each.tensors[place.output]
+                value += more.reshape([-1 if axis == place.axis % value.ndim else 1 for axis in range(value.ndim)])
+            if progress is not None:
+                progress(len(biases))
     if progress is not None:
         progress(len(nodes))
-    return _with_biases(exact, {place: bias for place, bias in biases.items() if bias.any() or place.bias.any()})
+    changed = {place: bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
+    return _with_biases(exact, changed), len(changed)
 
 
-def _bytes(state: dict[str, Any]) -> int:
-    return sum(getattr(value, "nbytes", 0) for value in state.values())
+def _axis(node: NodeProto) -> int:
+    """Return the axis of channels in a node's output."""
+    return 1 if node.op_type in {"Conv", "ConvTranspose"} else -1
 
 
-def _place(node: NodeProto, index: Graph) -> _Place | None:
-    """Return where a node's bias is, or can be put; None if nowhere."""
-    weight = index.constants[node.input[1]]
-    output, of_channels = node.output[0], 1
-    if node.op_type == "MatMul":
-        adder, of_channels = index.only_reader(output), -1
-        if adder is None or adder.op_type != "Add" or adder.domain != "" or len(weight.dims) < 2:
-            return None
-        position = 1 if adder.input[0] == output else 0
-        bias = index.value_of(adder.input[position])
-        if bias is None or bias.size != weight.dims[-1] or bias.shape[-1:] != (bias.size,):
-            return None
-        return _Place(node.name, adder.name, position, output, of_channels, bias)
-    if node.op_type == "ConvTranspose":
-        channels = weight.dims[1] * attribute(node, "group", 1)
-    elif node.op_type == "Gemm":
-        channels = weight.dims[0 if attribute(node, "transB", 0) else 1]
-    else:
-        channels = weight.dims[0]
-    if len(node.input) < 3 or not node.input[2]:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
-        return _Place(node.name, node.name, 2, output, of_channels, np.zeros(channels, kind))
-    bias = index.value_of(node.input[2])
-    if bias is None or bias.shape != (channels,) or attribute(node, "beta", 1.0) != 1.0:
-        return None
-    return _Place(node.name, node.name, 2, output, of_channels, bias)
+def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
+    """Return what has to be run, with the float model's means."""
+    tap = Tap(exact, [place.output for place in places])
+    runs = []
+    for batch in batches:
+        samples, values = spec.samples_of(batch), tap.values(batch)
+        expected = {place.output: _means(values[place.output], place.axis, samples) for place in places}
+        runs.append(_Run(samples, dict(batch), expected))
+        del values
+    return runs
+
+
+def _advanced(runs: list[_Run], part: _Part) -> list[_Run]:
+    """Return runs behind a part of the model, fewer if there is not enough memory for all."""
+    part.advance(runs[0].tensors)
+    while len(runs) * runs[0].nbytes > MOST_BYTES and sum(each.samples for each in runs[::2]) >= LEAST_SAMPLES:
+        runs = runs[::2]
+    for each in runs[1:]:
+        part.advance(each.tensors)
+    return runs
+
+
+class _CannotGoOnError(Exception):
+    """Something goes from one part to the next that NumPy does not have."""
 
 
 class _Part:
@@ -132,44 +156,55 @@ class _Part:
         self._made = [name for node in nodes for name in node.output if name in kept]
         self._session: Any = None
 
-    def advance(self, state: dict[str, Any]) -> None:
+    def advance(self, tensors: dict[str, Any]) -> None:
         """Replace tensors by those that are made of them; others that are not read any more are dropped."""
-        if self._session is None:
-            self._session = self._opened(state)
-        state.update(named_run(self._session, self._made, state))
-        for name in [name for name in state if name not in self._kept]:
-            del state[name]
+        try:
+            if self._session is None:
+                self._session = self._opened(tensors)
+            tensors.update(named_run(self._session, self._made, tensors))
+        except (InvalidArgumentError, KeyError, TypeError) as error:
+            raise _CannotGoOnError from error
+        for name in [name for name in tensors if name not in self._kept]:
+            del tensors[name]
 
-    def _opened(self, state: dict[str, Any]) -> Any:
+    def _opened(self, tensors: dict[str, Any]) -> Any:
         """Return a session; of which type its inputs are is known only now."""
         part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         part.graph.name = "part"
         part.graph.node.extend(self._nodes)
         read = names_within(part.graph)
-        part.graph.initializer.extend(tensor for tensor in self._model.graph.initializer if tensor.name in read)
+        graph = self._model.graph
+        part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+        part.graph.sparse_initializer.extend(each for each in graph.sparse_initializer if each.values.name in read)
         part.graph.input.extend(
-            onnx.helper.make_value_info(name, _type_of(value)) for name, value in state.items() if name in read
+            onnx.helper.make_value_info(name, _type_of(value)) for name, value in tensors.items() if name in read
         )
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
         return session_of(part)
 
 
 def _parts(model: ModelProto, places: list[_Place]) -> Iterator[_Part]:
-    """Yield the parts of a model that end at each place."""
+    """Yield the parts of a model that end at each place, with what any place depends on."""
     index = Graph(model)
-    nodes = [node for node in model.graph.node if not _is_constant(node, index)]
-    constants = {name: node for node in model.graph.node if _is_constant(node, index) for name in node.output}
-    cuts = {place.output for place in places}
+    cuts, needed, nodes = {place.output for place in places}, {place.output for place in places}, []
+    constants: dict[str, NodeProto] = {}
+    for node in reversed(model.graph.node):
+        if not needed.isdisjoint(node.output):
+            needed |= _read_by(node)
+            if _is_constant(node, index):
+                constants[node.output[0]] = node
+            else:
+                nodes.append(node)
+    nodes.reverse()
     last_read = {name: n for n, node in enumerate(nodes) for name in _read_by(node) if name not in constants}
     start = 0
     for stop, node in enumerate(nodes, start=1):
-        if not cuts & set(node.output):
-            continue
-        chosen = nodes[start:stop]
-        needed = dict.fromkeys(name for each in chosen for name in _read_by(each) if name in constants)
-        kept = {name for name, n in last_read.items() if n >= stop} | set(node.output)
-        yield _Part(model, [*(constants[name] for name in needed), *chosen], kept)
-        start = stop
+        if not cuts.isdisjoint(node.output):
+            chosen = nodes[start:stop]
+            own = dict.fromkeys(name for each in chosen for name in _read_by(each) if name in constants)
+            kept = {name for name, n in last_read.items() if n >= stop} | {node.output[0]}
+            yield _Part(model, [*(constants[name] for name in own), *chosen], kept)
+            start = stop
 
 
 def _is_constant(node: NodeProto, index: Graph) -> bool:
@@ -182,16 +217,17 @@ def _read_by(node: NodeProto) -> set[str]:
     names = set(node.input)
     for inner in subgraphs(node):
         names |= names_within(inner)
-    return names
+    return names - {""}
 
 
 def _type_of(value: Any) -> onnx.TypeProto:
     """Return the type of a tensor, or of a sequence of tensors."""
+    if not isinstance(value, np.ndarray) and not (isinstance(value, list) and value):
+        raise _CannotGoOnError
     if isinstance(value, list):
-        element = _type_of(value[0] if value else np.empty(0, np.float32))
-        return onnx.helper.make_sequence_type_proto(element)
+        return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
     kind = onnx.TensorProto.STRING if value.dtype.kind in "OSU" else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    return onnx.helper.make_tensor_type_proto(kind, None)
+    return onnx.helper.make_tensor_type_proto(kind, [None] * value.ndim)
 
 
 class _StoredBiases:
@@ -202,7 +238,7 @@ class _StoredBiases:
 
     def rounded(self, place: _Place, bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what is stored of a bias."""
-        maker = self._index.makers.get(self._nodes[place.adder].input[place.position])
+        maker = self._index.makers.get(self._nodes[place.bias.adder.name].input[place.bias.position])
         if maker is None:
             return bias
         scale = self._index.value_of(maker.input[1])
@@ -218,19 +254,22 @@ def _with_biases(model: ModelProto, biases: dict[_Place, npt.NDArray[Any]]) -> M
     taken = all_names(result)
     nodes = {node.name: node for node in result.graph.node}
     for place, bias in biases.items():
-        adder, name = nodes[place.adder], unused_name(f"{place.node}_bias", taken)
-        adder.input.extend([""] * (place.position + 1 - len(adder.input)))
-        adder.input[place.position] = name
+        adder, position = nodes[place.bias.adder.name], place.bias.position
+        name = unused_name(f"{place.node.name}_bias", taken)
+        adder.input.extend([""] * (position + 1 - len(adder.input)))
+        adder.input[position] = name
         result.graph.initializer.append(onnx.numpy_helper.from_array(bias, name))
     drop_unread(result)
     return result
 
 
-def _means(values: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float64]:
-    """Return the means over positions, of each sample and channel."""
+def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.float64]:
+    """Return the means of each channel, a row for each sample if the first axis can be divided into them."""
     last = np.moveaxis(values, axis, -1)
-    rows = last.reshape(last.shape[0] if last.ndim > 1 else 1, -1, last.shape[-1])
-    means: npt.NDArray[np.float64] = rows.mean(axis=1, dtype=np.float64)
+    rows = samples if last.ndim > 1 and len(last) % samples == 0 else 1
+    if not last.size:
+        return np.empty((0, last.shape[-1]))
+    means: npt.NDArray[np.float64] = last.reshape(rows, -1, last.shape[-1]).mean(axis=1, dtype=np.float64)
     return means
 
 
@@ -239,10 +278,16 @@ def _certain_part(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     n, channels = errors.shape
     if n < 2:
         return np.zeros(channels)
-    mean, variance = errors.mean(axis=0), errors.var(axis=0, ddof=1) / n
     with np.errstate(all="ignore"):
+        mean, variance = errors.mean(axis=0), errors.var(axis=0, ddof=1) / n
         part = np.maximum(1.0 - variance / mean**2, 0.0) * mean
     return np.where(np.isfinite(part), part, 0.0)
+
+
+def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a - b of each channel, 0 where they are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.where(a == b, 0, a - b).astype(a.dtype).reshape(-1)
 
 
 def _less(bias: npt.NDArray[Any], error: npt.NDArray[np.float64]) -> npt.NDArray[Any]:

@@ -23,7 +23,7 @@ from .data import Data, InputSpec
 from .display import Phases, print_table
 from .inspection import calibration_rows, model_rows
 from .metric import Metric
-from .model import file_bytes, read_model, refuse_output, write_model
+from .model import description, file_bytes, read_model, refuse_output, write_model
 from .quantization import Options
 from .sensitivity import scored
 
@@ -108,7 +108,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "weights": options.weights,
         "activations": options.activations,
         "method": options.method.value if options.needs_data else None,
-        "bias_correction": result.quantizer.corrects,
+        "corrected_biases": description(result.model)["corrected_biases"],
         "nodes": len(result.quantizer.plan.nodes) - len(kept),
         "kept_in_float": kept,
         "share_of_multiply_adds": share,
@@ -126,8 +126,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
     if result.calibration is not None:
         samples = _counted(report["samples"], "sample")
         lines.append(("calibrated", f"{_counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
-    if report["bias_correction"]:
-        lines.append(("corrected", "biases, so that the mean of each channel is the float model's"))
+    if result.quantizer.corrects:
+        lines.append(("corrected", f"{_counted(report['corrected_biases'], 'bias')} on the data"))
     if report["not_finite"]:
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {_counted(len(others), 'other tensor')}" if others else ""
@@ -341,7 +341,7 @@ def _plain(value: Any) -> Any:
 
 
 def _counted(n: int, what: str) -> str:
-    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
+    plural = f"{what}es" if what.endswith(("ch", "s")) else f"{what}s"
     return f"{n:,} {what if n == 1 else plural}"
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 from onnx import ModelProto, NodeProto
 
 from ..errors import InvalidArgumentError
@@ -60,6 +63,15 @@ class WeightAxes:
 
     channels: int
     summed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """What is added to each channel: by which node, as which of its inputs, and the values, zeros if it is none yet."""
+
+    adder: NodeProto
+    position: int
+    values: npt.NDArray[Any]
 
 
 def plan(
@@ -124,6 +136,35 @@ def weight_axes(node: NodeProto, ndim: int) -> WeightAxes | None:
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return WeightAxes(0, 1)
     return WeightAxes(ndim - 1, ndim - 2) if ndim >= 2 else None
+
+
+def bias_of(node: NodeProto, index: Graph) -> Bias | None:
+    """Return the bias of a node with constant weights, if it has one for each channel, or can be given one.
+
+    That of a MatMul is added by what follows it.
+    """
+    weight = index.constants[node.input[1]]
+    axes = weight_axes(node, len(weight.dims))
+    if axes is None:
+        return None
+    channels = weight.dims[axes.channels]
+    if node.op_type == "ConvTranspose":
+        channels *= attribute(node, "group", 1)
+    adder, position = node, 2
+    if node.op_type == "MatMul":
+        follower = index.only_reader(node.output[0])
+        if follower is None or follower.op_type != "Add" or follower.domain != "":
+            return None
+        adder, position = follower, 1 if follower.input[0] == node.output[0] else 0
+    elif attribute(node, "beta", 1.0) != 1.0:
+        return None
+    elif len(node.input) < 3 or not node.input[2]:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
+        return Bias(adder, position, np.zeros(channels, kind))
+    values = index.value_of(adder.input[position])
+    if values is None or values.size != channels or values.shape[-1:] != (channels,):
+        return None
+    return Bias(adder, position, values)
 
 
 def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -20,7 +21,7 @@ from .data import Batch
 from .graph import Graph, opset_of, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
-from .plan import DEFAULT_OPERATORS, Plan, plan, weight_axes
+from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, weight_axes
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
 from .rewriting import Rewriter, Scale, with_room_for_bias
 from .rounding import weight_codes, weight_values
@@ -165,15 +166,20 @@ class Quantizer:
         self._choose_weights()
 
     def _choose_weights(self) -> None:
-        options = self.options
+        options, scales = self.options, dict[str, Scale]()
 
-        def choose(node: NodeProto) -> None:
+        def choose_scale(node: NodeProto) -> None:
             weight = self._weight_of(node)
             axes = None if options.per_tensor else weight_axes(node, weight.ndim)
             scale = weight_scale(weight, axes, options.weights, options.group_size)
-            if options.needs_data:
-                bias = self._index.value_of(node.input[2]) if len(node.input) > 2 else None
-                scale = with_room_for_bias(scale, weight, bias, self._activations[self._range_of(node.input[0])].scale)
+            bias = bias_of(node, self._index) if options.needs_data else None
+            if bias is not None:
+                activation = self._activations[self._range_of(node.input[0])].scale
+                scale = with_room_for_bias(scale, weight, bias.values, activation)
+            scales[node.name] = scale
+
+        def choose_codes(node: NodeProto) -> None:
+            weight, scale = self._weight_of(node), scales[node.name]
             outputs = weight_axes(node, weight.ndim)
             channels = None if outputs is None else outputs.channels
             codes = weight_codes(weight, scale, channels)
@@ -181,7 +187,14 @@ class Quantizer:
             noise.add(weight, weight_values(codes, scale))
             self._weights[node.name] = Weight(scale, codes, channels, noise.sqnr)
 
-        for_each(self.plan.nodes, choose)
+        for_each(self.plan.nodes, choose_scale)
+        shared = dict[tuple[str, int | None], list[str]]()
+        for node in self.plan.nodes:
+            shared.setdefault((node.input[1], scales[node.name].axis), []).append(node.name)
+        for names in shared.values():  # which have room for the biases of all, so that codes are stored once
+            largest = np.maximum.reduce([scales[name].scale for name in names])
+            scales.update({name: replace(scales[name], scale=largest) for name in names})
+        for_each(self.plan.nodes, choose_codes)
 
     @property
     def corrects(self) -> bool:
@@ -204,18 +217,16 @@ class Quantizer:
         kept = tuple(float_nodes)
         chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=kept)
 
-        use = corrected and self.corrects
+        def written(exact: ModelProto, n: int = 0) -> ModelProto:
+            return self._written(exact, chosen, kept, n)
 
-        def written(exact: ModelProto) -> ModelProto:
-            return self._written(exact, chosen, kept, corrected=use)
+        if not (corrected and self.corrects):
+            return written(self.float_model)
+        nodes = chosen.nodes
+        return written(*with_corrected_biases(self.float_model, written, nodes, self._sample, progress=progress))
 
-        exact = self.float_model
-        if use:
-            exact = with_corrected_biases(exact, written, chosen.nodes, self._sample, progress=progress)
-        return written(exact)
-
-    def _written(self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], *, corrected: bool) -> ModelProto:
-        """Return a model with codes for what is chosen."""
+    def _written(self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], corrected: int) -> ModelProto:
+        """Return a model with codes for what is chosen; `corrected` tells of how many of its biases were corrected."""
         options = self.options
         rewriter = Rewriter(exact)
         tensors = {name: self._range_of(name) for name in {**chosen.inputs, **chosen.outputs}}
@@ -229,7 +240,7 @@ class Quantizer:
             if options.needs_data:
                 rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         result = rewriter.finished()
-        describe(result, {**self._about(chosen, tensors, kept), "bias_correction": corrected})
+        describe(result, {**self._about(chosen, tensors, kept), "corrected_biases": corrected})
         # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
         if self._is_faulty:
             session_of(result)

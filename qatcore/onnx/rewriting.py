@@ -16,8 +16,10 @@ from ..formats import CODE_FORMATS
 from .graph import Graph, all_names, drop_unread, unused_name
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
-#: Codes that a bias may have when scales are chosen, and the least scale of products, well above what vanishes.
-_ROOMY_INT32, _LEAST_PRODUCT = 2.0**30, 2.0**-100
+#: Codes that a bias may have where scales are chosen; ONNX Runtime computes those of float16 in float16.
+_ROOMY_INT32, _ROOMY_FLOAT16 = 2.0**30, 2.0**15
+#: Of a weight: with scales of activations far from vanishing.
+_LEAST_SCALE = 2.0**-80
 _LEAST_INT32, _GREATEST_INT32 = -(2**31) + 1, 2**31 - 1
 
 
@@ -57,7 +59,7 @@ class Rewriter:
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
-        self._weights: dict[tuple[str, int | None, int | None, bytes], str] = {}
+        self._weights: dict[tuple[str, int | None, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
@@ -81,10 +83,10 @@ class Rewriter:
                 _replace_input(reader, name, values)
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None) -> None:
-        """Let a node read what the codes of its weight stand for; stored once if others have the same scales."""
+        """Let a node read what the codes of its weight stand for; stored once if others have the same channels."""
         reader = self._nodes[node]
         name = reader.input[1]
-        key = name, scale.axis, channels, scale.scale.tobytes()
+        key = name, scale.axis, channels
         if key not in self._weights:
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
@@ -157,25 +159,32 @@ class Rewriter:
         return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
 
 
-def with_room_for_bias(
-    scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | None, activation: Scale
-) -> Scale:
-    """Return the scale of a weight, larger where that of its products is too fine for a bias in int32.
+def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any], activation: Scale) -> Scale:
+    """Return the scales of a weight's channels, larger where that of their products is too fine for the bias's codes.
 
-    Of channels without weights the bias is all there is, and as fine as it can be.  ONNX Runtime gives every bias
-    between codes such a scale, also one that is float in the model, and cuts off what it cannot hold.
+    In channels without weights the bias is all there is: there the scale is as fine as it can be.  ONNX Runtime gives
+    such codes also to a bias that is float in the model, and cuts off what they cannot hold.
+
+    Parameters
+    ----------
+    scale : Scale
+    weight, bias : ndarray
+        The latter has a value for each channel.
+    activation : Scale
+        Of what the weight is multiplied with.
     """
-    if scale.block_size is not None or "float" in scale.dtype or "float" in activation.dtype:
+    largest = np.abs(bias.astype(np.float64)).reshape(-1)
+    if scale.axis is None or scale.block_size is not None or largest.size != scale.scale.size:
         return scale
-    largest = np.abs(bias.astype(np.float64)) if bias is not None and bias.ndim == 1 else np.zeros(1)
-    if scale.axis is None:
-        largest, without = largest.max(initial=0.0), np.asarray(not weight.any())
-    elif largest.size in {1, scale.scale.size}:
-        without = np.asarray(~weight.any(axis=tuple(axis for axis in range(weight.ndim) if axis != scale.axis)))
-    else:
+    if "float" in scale.dtype or "float" in activation.dtype:
         return scale
-    least = np.maximum(largest / _ROOMY_INT32, _LEAST_PRODUCT) / float(activation.scale)
-    chosen = np.where(without, least, np.maximum(scale.scale, least))
+    largest[~np.isfinite(largest)] = 0.0
+    half = weight.dtype == np.float16
+    least = np.maximum(largest / (_ROOMY_FLOAT16 if half else _ROOMY_INT32) / float(activation.scale), _LEAST_SCALE)
+    chosen = np.maximum(scale.scale, least)
+    if not half:
+        others = tuple(axis for axis in range(weight.ndim) if axis != scale.axis)
+        chosen = np.where(~weight.any(axis=others) & (largest > 0.0), least, chosen)
     return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
 
 
