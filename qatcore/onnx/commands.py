@@ -62,6 +62,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> None:
+    _refuse_what_has_no_effect(arguments)
     chosen = {"percentile": arguments.percentile, "group_size": arguments.group_size, "ops": arguments.ops}
     options = Options.checked(
         method=arguments.method,
@@ -141,6 +142,16 @@ def _quantize(arguments: argparse.Namespace) -> None:
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)
+
+
+def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
+    measured = next((name for name in ("labels", "metric", "max_drop") if getattr(arguments, name) is not None), None)
+    if arguments.percentile is not None and arguments.method != "percentile":
+        raise InvalidArgumentError("--percentile is of --method percentile only")
+    if arguments.group_size is not None and arguments.weights != "int4":
+        raise InvalidArgumentError("--group-size is of --weights int4 only")
+    if measured is not None and arguments.data is None:
+        raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
 
 
 def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
