@@ -103,7 +103,11 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL.onnx")
     _add_data(command, required=False)
     command.add_argument("-o", "--output", required=True, metavar="OUT.onnx")
-    command.add_argument("--calibration", metavar="FILE", help="of qatcore calibrate, instead of observing the data")
+    command.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="of qatcore calibrate, instead of observing --data, which corrects biases if it is given too",
+    )
     command.add_argument(
         "--method",
         choices=("mse", "kl", "percentile", "minmax", "auto"),
@@ -132,7 +136,11 @@ def _add_quantize(commands: Any) -> None:
         help="keep the most sensitive nodes in float until no more is lost on the data",
     )
     _add_metric(command)
-    command.add_argument("--no-bias-correction", action="store_true", help="leave biases as the float model has them")
+    command.add_argument(
+        "--no-bias-correction",
+        action="store_true",
+        help="leave biases as they are; otherwise, where there is --data, they keep the mean of each channel",
+    )
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
     _add_output_options(command)
 

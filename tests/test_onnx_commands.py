@@ -173,11 +173,11 @@ def test_shards_merge_to_what_one_machine_sees(folder, capsys):
     assert Path("all.npz").read_bytes() == Path("whole.npz").read_bytes()
     data = ["--data", "x.npz", "--no-check"]
     out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", *data, "-o", "q.onnx")
-    assert lines(out)["corrected"] == "3 biases on the data"
+    assert lines(out)["corrected"] == "3 biases, on the data given"
     run(capsys, "quantize", "model.onnx", *data, "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
     out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", "-o", "q.onnx")
-    assert "corrected" not in lines(out)
+    assert lines(out)["corrected"] == "no bias: that takes --data as well as --calibration"
     run(capsys, "quantize", "model.onnx", *data, "--no-bias-correction", "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
 
@@ -223,6 +223,8 @@ def fails(capsys, *argv, says, code=2):
         ("model.onnx --data batches -o q.onnx --percentile 99", "--percentile is of --method percentile"),
         ("model.onnx --data batches -o q.onnx --group-size 32", "--group-size is of --weights int4 only"),
         ("model.onnx --activations none -o q.onnx --labels label", "give --data to measure --labels on"),
+        ("model.onnx --activations none -o q.onnx --calibration c.npz", "--calibration is of activations"),
+        ("model.onnx --data batches -o q.onnx --max-drop 1 --no-check", "leave out --no-check"),
         ("model.onnx --activations none -o q.onnx --max-drop 1", "give --data to measure --max-drop on"),
         ("model.onnx --data batches -o q.onnx --weights int4 --group-size 3", "group_size: expected a power of two"),
         ("model.onnx --data data.npz -o q.onnx --batch-size 0", "batch_size"),

@@ -128,7 +128,9 @@ def _quantize(arguments: argparse.Namespace) -> None:
         samples = _counted(report["samples"], "sample")
         lines.append(("calibrated", f"{_counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
     if result.quantizer.corrects:
-        lines.append(("corrected", f"{_counted(report['corrected_biases'], 'bias')} on the data"))
+        lines.append(("corrected", f"{_counted(report['corrected_biases'], 'bias')}, on the data given"))
+    elif options.bias_correction and options.needs_data:
+        lines.append(("corrected", "no bias: that takes --data as well as --calibration"))
     if report["not_finite"]:
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {_counted(len(others), 'other tensor')}" if others else ""
@@ -150,6 +152,10 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("--percentile is of --method percentile only")
     if arguments.group_size is not None and arguments.weights != "int4":
         raise InvalidArgumentError("--group-size is of --weights int4 only")
+    if arguments.calibration is not None and arguments.activations == "none":
+        raise InvalidArgumentError("--calibration is of activations, of which --activations none quantises none")
+    if arguments.no_check and arguments.max_drop is not None:
+        raise InvalidArgumentError("--max-drop has to compare: leave out --no-check")
     if measured is not None and arguments.data is None:
         raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
 

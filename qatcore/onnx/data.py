@@ -26,8 +26,8 @@ PathLike = str | os.PathLike[str]
 
 #: Samples that are run together where the data is one array of them and the model takes any number.
 BATCH_SIZE = 8
-#: What a `Sample` keeps: at most so many samples and bytes of inputs, of a batch that can be cut so many samples.
-SAMPLES, SAMPLE_BYTES, SAMPLES_OF_A_BATCH = 64, 2**28, 8
+#: What a `Sample` keeps: not more than so many samples, but for so many batches, and not more than so many bytes.
+SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 64, 4, 2**28
 
 
 class InputSpec:
@@ -113,12 +113,12 @@ def _shown(dtype: Any, shape: tuple[int | None, ...] | None) -> str:
 
 
 class Sample:
-    """Inputs spread evenly over all batches, however many these are: of every one, then of every second and so on.
+    """Batches spread evenly over those that pass, however many these are: every one, then every second and so on.
 
     Attributes
     ----------
     batches : list of dict
-        Copies of the inputs of one batch at least, the first few samples where a model takes any number.
+        Copies of the inputs only; of one batch at least.  They are whole: only the user knows what can be cut.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -129,21 +129,15 @@ class Sample:
     def add(self, batch: Batch) -> None:
         """Let a batch pass."""
         if self._passed % self._step == 0:
-            self.batches.append({name: batch[name][self._part(batch)].copy() for name in self._spec.names})
+            self.batches.append({name: batch[name].copy() for name in self._spec.names})
             while len(self.batches) > 1 and self._is_too_large():
                 self.batches, self._step = self.batches[::2], 2 * self._step
         self._passed += 1
 
-    def _part(self, batch: Batch) -> Any:
-        """Return the index of the samples to keep: of all where inputs do not have the same number, or it is fixed."""
-        shapes = self._spec.shapes.values()
-        any_number = all(shape and shape[0] is None for shape in shapes)
-        same = len({len(batch[name]) if batch[name].ndim else -1 for name in self._spec.names}) == 1
-        return slice(SAMPLES_OF_A_BATCH) if any_number and same else ...
-
     def _is_too_large(self) -> bool:
         samples = sum(map(self._spec.samples_of, self.batches))
-        return samples > SAMPLES or sum(array.nbytes for b in self.batches for array in b.values()) > SAMPLE_BYTES
+        many = samples > SAMPLES and (len(self.batches) + 1) // 2 >= LEAST_BATCHES
+        return many or sum(array.nbytes for b in self.batches for array in b.values()) > SAMPLE_BYTES
 
 
 class Data:

@@ -176,7 +176,7 @@ def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray
     largest = np.abs(bias.astype(np.float64)).reshape(-1)
     if scale.axis is None or scale.block_size is not None or largest.size != scale.scale.size:
         return scale
-    if "float" in scale.dtype or "float" in activation.dtype:
+    if "float" in activation.dtype:
         return scale
     largest[~np.isfinite(largest)] = 0.0
     half = weight.dtype == np.float16

@@ -24,8 +24,8 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU that runs a model.
+def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU that runs a model, optimised or node by node as it is written.
 
     Raises
     ------
@@ -34,6 +34,8 @@ def session_of(model: ModelProto) -> onnxruntime.InferenceSession:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is worth telling is raised
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         if weight_bytes(model) < LARGEST_MESSAGE:
             return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
