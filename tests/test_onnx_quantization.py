@@ -240,6 +240,7 @@ def test_a_large_bias_and_channels_without_weights_are_kept():
     # One scale for all of a weight is not made larger for one bias, which stays in float.
     made = qatcore.onnx.quantize_model(model, batches, bias_correction=False, per_tensor=True)
     assert node_of(made, "last").input[2] == "b3"
+    assert node_of(made, "first").input[2] != "b1"
 
 
 def test_integer_arithmetic_gives_what_onnx_runtime_gives():

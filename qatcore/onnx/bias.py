@@ -28,7 +28,10 @@ class _Place:
 
     node: NodeProto
     bias: Bias
-    axis: int
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.node.op_type in {"Conv", "ConvTranspose"} else -1
 
     @property
     def output(self) -> str:
@@ -91,7 +94,7 @@ def with_corrected_biases(
         Told how many nodes are done.
     """
     index, spec = Graph(exact), InputSpec(exact)
-    places = [_Place(n, bias, _axis(n)) for n in nodes if (bias := bias_of(n, index)) is not None]
+    places = [_Place(n, bias) for n in nodes if (bias := bias_of(n, index)) is not None]
     biases: dict[_Place, npt.NDArray[Any]] = {}
     if places:
         quantized = quantize(_with_biases(exact, {place: place.bias.values for place in places}))
@@ -115,11 +118,6 @@ def with_corrected_biases(
         progress(len(nodes))
     changed = {place: bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
     return _with_biases(exact, changed), len(changed)
-
-
-def _axis(node: NodeProto) -> int:
-    """Return the axis of channels in a node's output."""
-    return 1 if node.op_type in {"Conv", "ConvTranspose"} else -1
 
 
 def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:

@@ -220,10 +220,16 @@ class Quantizer:
         def written(exact: ModelProto, n: int = 0) -> ModelProto:
             return self._written(exact, chosen, kept, n)
 
-        if not (corrected and self.corrects):
-            return written(self.float_model)
-        nodes = chosen.nodes
-        return written(*with_corrected_biases(self.float_model, written, nodes, self._sample, progress=progress))
+        exact, n = self.float_model, 0
+        if corrected and self.corrects:
+            exact, n = with_corrected_biases(exact, written, chosen.nodes, self._sample, progress=progress)
+        result = written(exact, n)
+        # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
+        if self._is_faulty:
+            session_of(result)
+        elif (fault := fault_of(result)) is not None:
+            raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
+        return result
 
     def _written(self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], corrected: int) -> ModelProto:
         """Return a model with codes for what is chosen; `corrected` tells of how many of its biases were corrected."""
@@ -241,11 +247,6 @@ class Quantizer:
                 rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         result = rewriter.finished()
         describe(result, {**self._about(chosen, tensors, kept), "corrected_biases": corrected})
-        # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
-        if self._is_faulty:
-            session_of(result)
-        elif (fault := fault_of(result)) is not None:
-            raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
         return result
 
     def _range_of(self, name: str) -> str:
