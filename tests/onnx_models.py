@@ -21,6 +21,11 @@ def model(nodes, inputs, outputs, initializers=(), opset=17, ir_version=8, **opt
     return made
 
 
+def node_of(model, name):
+    """Return the node of a name."""
+    return next(node for node in model.graph.node if node.name == name)
+
+
 def rng():
     return np.random.default_rng(7)
 

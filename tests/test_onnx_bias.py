@@ -8,6 +8,7 @@ import onnx_models
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import node_of
 
 import qatcore.onnx
 from qatcore.onnx import bias, data
@@ -37,10 +38,6 @@ def _run(model, batch, level):
 
 def tensor(name, array):
     return onnx_models.tensor(name, array.astype(np.float32))
-
-
-def node_of(model, name):
-    return next(node for node in model.graph.node if node.name == name)
 
 
 def stored(model, name, position=2):

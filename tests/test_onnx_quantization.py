@@ -10,6 +10,7 @@ import onnx_models
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
+from onnx_models import node_of
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
@@ -107,10 +108,6 @@ def dequantized(model, node, position):
     elif scale.ndim:
         scale = scale.reshape([-1 if a == axis else 1 for a in range(codes.ndim)])
     return codes.astype(np.float32) * scale, codes, scale
-
-
-def node_of(model, name):
-    return next(node for node in model.graph.node if node.name == name)
 
 
 @pytest.mark.parametrize(
