@@ -144,7 +144,7 @@ def quantize_model(
         Names of nodes, or of what they make, that stay in float.
     bias_correction : bool
         Where there is data, correct biases so that the mean of each channel is the float model's (Nagel et al., 2019),
-        on batches spread over it, up to 64 samples or 4 batches.
+        on batches spread over it, up to 128 samples or 4 batches.
     max_drop : float, optional
         Percent of `metric` that may be lost on the data: the most sensitive nodes stay in float until it is not more.
     metric : callable or str, optional

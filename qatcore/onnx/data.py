@@ -27,7 +27,7 @@ PathLike = str | os.PathLike[str]
 #: Samples that are run together where the data is one array of them and the model takes any number.
 BATCH_SIZE = 8
 #: What a `Sample` keeps: not more than so many samples, but for so many batches, and not more than so many bytes.
-SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 64, 4, 2**28
+SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 128, 4, 2**28
 
 
 class InputSpec:
