@@ -109,8 +109,8 @@ def quantize_ours(task: Task, variant: str, output: Path) -> None:
     qatcore.onnx.quantize_model(task.path, task.calibration, output=output, **options)
 
 
-def row(name: str, variant: str) -> dict[str, Any]:
-    """Return everything about one model by one variant."""
+def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
+    """Return everything about one model by one variant; what the float model answers is kept in a directory."""
     import onnx
 
     from qatcore.onnx.comparison import latency_of
@@ -133,15 +133,16 @@ def row(name: str, variant: str) -> dict[str, Any]:
         size = output.stat().st_size
     result: dict[str, Any] = {"seconds": seconds, "memory": memory, "bytes": size, "tests": {}}
     names = [value.name for value in exact.graph.output]
-    sessions = session_of(exact), session_of(model)
-    for test, batches in task.tests.items():
+    session = session_of(model)
+    for number, (test, batches) in enumerate(task.tests.items()):
         right, same, noises = [], [], [Noise() for _ in names]
-        for batch in batches:
-            outputs = [named_run(session, names, batch) for session in sessions]
-            right.append(task.correct(outputs[1], batch))
-            same.append(task.answers(outputs[0]) == task.answers(outputs[1]))
+        expected = float_outputs(exact, names, batches, kept / f"{name}-{number}.npz")
+        for batch, exactly in zip(batches, expected, strict=True):
+            outputs = named_run(session, names, batch)
+            right.append(task.correct(outputs, batch))
+            same.append(task.answers(exactly) == task.answers(outputs))
             for noise, output in zip(noises, names, strict=True):
-                noise.add(outputs[0][output], outputs[1][output])
+                noise.add(exactly[output], outputs[output])
         result["tests"][test] = {
             "accuracy": 100.0 * float(np.concatenate(right).mean()),
             "agreement": 100.0 * float(np.concatenate(same).mean()),
@@ -153,6 +154,21 @@ def row(name: str, variant: str) -> dict[str, Any]:
         result["float_nodes"] = json.loads(about)["float"]
         result["share"] = share_of(task, model)
     return result
+
+
+def float_outputs(
+    model: Any, names: list[str], batches: list[dict[str, np.ndarray]], file: Path
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield a model's outputs of each batch, from a file if there is one."""
+    from qatcore.onnx.session import named_run, session_of
+
+    if not file.exists():
+        session = session_of(model)
+        outputs = [named_run(session, names, batch) for batch in batches]
+        np.savez(file, **{f"{i} {name}": batch[name] for i, batch in enumerate(outputs) for name in names})
+    with np.load(file) as stored:
+        for i in range(len(batches)):
+            yield {name: stored[f"{i} {name}"] for name in names}
 
 
 def share_of(task: Task, model: Any) -> float:
@@ -223,14 +239,14 @@ def in_process(*arguments: str) -> dict[str, Any]:
     return result
 
 
-def print_models(names: list[str], keep: Callable[[str], bool]) -> dict[str, Any]:
-    """Print a table of each model, and return everything."""
+def print_models(names: list[str], keep: Callable[[str], bool], kept: str) -> dict[str, Any]:
+    """Print a table of each model, and return everything; a directory is for what its rows share."""
     everything: dict[str, Any] = {}
     for name in names:
         print(f"\n### {name}\n", flush=True)
         heading = None
         for variant in filter(keep, [FLOAT, *THEIRS, *OURS]):
-            found = everything.setdefault(name, {})[variant] = in_process("--row", name, variant)
+            found = everything.setdefault(name, {})[variant] = in_process("--row", name, variant, kept)
             if heading is None and "tests" in found:
                 tests = list(found["tests"])
                 heading = [c for t in tests for c in (f"{t}: accuracy", "agreement", "SQNR, dB")]
@@ -279,20 +295,22 @@ def main() -> None:
     parser.add_argument("--ours", action="store_true", help="without ONNX Runtime's tool, which takes minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--images", type=int, default=40, help="to time calibrators on; 0 for not at all")
-    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--calibrator", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.row:
         sys.stdout.flush()
         report = os.dup(1)
         os.dup2(2, 1)  # ONNX Runtime's tool prints
-        result = row(*arguments.row)
+        name, variant, kept = arguments.row
+        result = row(name, variant, Path(kept))
         os.write(report, (json.dumps(result) + "\n").encode())
         return
     if arguments.calibrator:
         print(json.dumps(calibrator(arguments.calibrator[0], int(arguments.calibrator[1]))))
         return
-    everything = print_models(arguments.models, lambda variant: not (arguments.ours and variant in THEIRS))
+    with tempfile.TemporaryDirectory() as kept:
+        everything = print_models(arguments.models, lambda variant: not (arguments.ours and variant in THEIRS), kept)
     if arguments.images and "recogniser" in arguments.models:
         print_calibrators(arguments.images)
     if arguments.json:
