@@ -14,6 +14,8 @@ from qatcore import CalibMethod, QatConfig, QatLayer, QuantBits
 
 demo = pytest.importorskip("qatcore.demo")
 
+pytestmark = pytest.mark.any_build
+
 METHODS = [method for method in CalibMethod if method is not CalibMethod.AUTO]  # which is one of the others
 FORMATS = ("int8", "int4 per channel", "fp8")
 

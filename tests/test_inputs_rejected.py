@@ -21,6 +21,8 @@ from qatcore import (
     reference,
 )
 
+pytestmark = pytest.mark.any_build  # refused before it comes to the kernels
+
 ONE = np.int8([[1]])
 
 

@@ -16,7 +16,7 @@ from qatcore.onnx.data import LEAST_BATCHES, SAMPLES, Data, InputSpec, Sample
 from qatcore.onnx.graph import Graph
 from qatcore.onnx.model import description
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 
 def run(model, batch):

@@ -13,7 +13,7 @@ import qatcore.onnx
 from qatcore import CalibrationCollector, InvalidArgumentError
 from qatcore.onnx import Calibration
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 MODEL, BATCHES = onnx_models.convolutions(11), onnx_models.images(4, batches=9)
 

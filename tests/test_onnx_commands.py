@@ -18,7 +18,7 @@ import pytest
 import qatcore.onnx
 from qatcore.cli import main
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 ROOT = Path(qatcore.__file__).parents[1]
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from qatcore import InvalidArgumentError
 from qatcore.onnx.data import Data, InputSpec
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 
 def two_inputs():

@@ -12,7 +12,7 @@ from qatcore import InvalidArgumentError
 from qatcore.onnx.graph import Graph, opset_of, prepared
 from qatcore.onnx.plan import multiply_adds, plan
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 MODELS = {
     "convolutions": (onnx_models.convolutions(), onnx_models.images(3)[0]),

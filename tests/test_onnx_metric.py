@@ -11,7 +11,7 @@ import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore.onnx.metric import Metric, Noise, OutputNoise
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 NAN, INF = np.float32("nan"), np.float32("inf")
 

@@ -17,7 +17,7 @@ from qatcore import InvalidArgumentError
 from qatcore.onnx.graph import Graph, opset_of, prepared
 from qatcore.onnx.plan import plan
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 OPTIMIZED, AS_WRITTEN = (
     onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,

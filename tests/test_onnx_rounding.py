@@ -9,7 +9,7 @@ from qatcore.onnx.ranges import weight_scale
 from qatcore.onnx.rewriting import Scale
 from qatcore.onnx.rounding import weight_codes, weight_values
 
-pytestmark = pytest.mark.models
+pytestmark = pytest.mark.any_build
 
 
 def best_codes(exact, most):
