@@ -106,9 +106,11 @@ def with_corrected_biases(
             except _CannotGoOnError:
                 break
             error = _certain_part(np.concatenate([each.error(place) for each in runs]))
-            biases[place] = _less(place.bias.values, error)
+            # The error was measured with the bias that is stored, whose own rounding is a part of it.
+            before = stored.rounded(place, place.bias.values)
+            biases[place] = np.where(error.reshape(before.shape) == 0.0, place.bias.values, _less(before, error))
             # What the node makes with this bias need not be computed again.
-            more = _difference(stored.rounded(place, biases[place]), stored.rounded(place, place.bias.values))
+            more = _difference(stored.rounded(place, biases[place]), before)
             for each in runs:
                 value = each.tensors[place.output]
                 value += more.reshape([-1 if axis == place.axis % value.ndim else 1 for axis in range(value.ndim)])
