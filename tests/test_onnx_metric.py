@@ -190,6 +190,34 @@ def test_classes_themselves_are_compared():
     assert labelled.scores == (pytest.approx(100 / 3), pytest.approx(200 / 3))
 
 
+def test_positions_of_which_the_float_model_knows_no_class_do_not_count():
+    exact, other = np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32)[[0, 1, 3, 3]]
+    exact[3, 1] = other[0, 2] = NAN  # of the second the quantised model knows none
+    metric = Metric()
+    metric.add({"y": exact}, {"y": other}, {})
+    assert (metric.name, metric.scores) == ("agreement", (100.0, pytest.approx(100 / 3)))
+    column = Metric()
+    for value, made in ((np.full((3, 2), NAN), np.ones((3, 2))), (np.float64([[3, NAN], [4, NAN]]), np.zeros((2, 2)))):
+        column.add({"y": value}, {"y": made}, {})
+    assert (column.name, column.scores) == ("closeness", (100.0, 0.0))
+    labelled = Metric(labels="label")
+    labelled.add({"y": exact}, {"y": other}, {"label": np.arange(4)})
+    assert labelled.scores == (75.0, 50.0)
+
+
+@pytest.mark.parametrize("scores", ["a", ["a", "b"], [1j], {}, None, [[1.0], [0.5, 0.5]], 0.5, [], [2.0], [NAN]])
+def test_what_is_no_score_is_refused(scores):
+    with pytest.raises(InvalidArgumentError, match="expected a score from 0 to 1 for each sample, got"):
+        Metric(lambda outputs, batch: scores).add({}, {}, {})
+
+
+@pytest.mark.parametrize("scores", [[True, False], np.array([1, 0]), np.float16([1.0, 0.0]), (0.25, 0.75)])
+def test_scores(scores):
+    metric = Metric(lambda outputs, batch: scores)
+    metric.add({}, {}, {})
+    assert metric.scores == (50.0, 50.0)
+
+
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([0.5, 1.0]), np.array([-1, 0]), np.array([0, 5])])
 def test_labels_that_are_no_classes_are_refused(labels):
     with pytest.raises(InvalidArgumentError, match="expected label to be classes from 0 to 4, as y has"):

@@ -70,16 +70,20 @@ class Metric:
                 raise InvalidArgumentError("labels: the model has no output of several classes")
         for name in several:
             expected = _classes(exact[name]) if self._labels is None else self._expected(batch, exact, several, name)
-            if expected is not None:
+            known = ... if self._labels is not None else ~_has_nan(exact[name])
+            if expected is not None and expected[known].size:
                 counts = self._counts.setdefault(name, _Counts())
-                counts.probable &= _is_probable(exact[name])
-                counts.add(_right(exact[name], expected), _right(other[name], expected))
+                counts.probable &= _is_probable(exact[name][known])
+                counts.add(*(_right(outputs[name], expected)[known] for outputs in (exact, other)))
         for name, value in exact.items():
             if value.dtype.kind == "f":
                 self._noise.setdefault(name, Noise()).add(value, other[name])
 
     def _checked(self, scores: Any) -> npt.NDArray[np.float64]:
-        array = np.asarray(scores, np.float64)
+        try:
+            array = np.asarray(scores).astype(np.float64, casting="same_kind")
+        except (TypeError, ValueError):  # text, complex numbers, rows of several lengths
+            array = np.empty(0)
         if array.ndim < 1 or not array.size or not ((array >= 0.0) & (array <= 1.0)).all():
             raise InvalidArgumentError(f"metric: expected a score from 0 to 1 for each sample, got {scores!r:.60}")
         return array.reshape(-1)
@@ -98,7 +102,8 @@ class Metric:
             n = value.shape[-1]
             if labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all():
                 raise InvalidArgumentError(
-                    f"data: expected {self._labels} to be classes from 0 to {n - 1}, as {name} has, got {labels!r:.60}"
+                    f"data: expected {self._labels} to be classes from 0 to {n - 1}, as {name} has, in integers, "
+                    f"got {labels.dtype}: {labels!r:.60}"
                 )
         return labels
 
@@ -237,7 +242,9 @@ def _classes(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _right(value: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return for each position whether the class is the expected one; where there is NaN it never is."""
-    right = np.asarray(np.equal(_classes(value), expected), np.bool_)
-    if value.dtype.kind == "f":
-        right &= ~np.isnan(value).any(axis=-1)
-    return right
+    return np.asarray(np.equal(_classes(value), expected), np.bool_) & ~_has_nan(value)
+
+
+def _has_nan(value: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return for each position whether there is NaN among its classes."""
+    return np.isnan(value).any(axis=-1) if value.dtype.kind == "f" else np.zeros(value.shape, np.bool_)
