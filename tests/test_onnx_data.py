@@ -51,6 +51,17 @@ def test_a_directory_of_files_in_the_order_of_names(tmp_path):
         same(data, [batch(1), batch(2), batch(3)])
 
 
+def test_what_systems_hide_in_directories_is_no_batch(tmp_path):
+    np.savez(tmp_path / "a.npz", **batch())
+    (tmp_path / "._a.npz").write_bytes(b"junk")
+    assert len(list(Data(tmp_path, SPEC))) == 1
+    (tmp_path / "b.npz").write_bytes(b"junk")
+    with pytest.raises(
+        InvalidArgumentError, match=r"b\.npz: not a \.npz file, or a damaged one$"
+    ):  # no advice to unpickle
+        list(Data(tmp_path, SPEC))
+
+
 def test_a_directory_of_npy_files_for_one_input(tmp_path):
     np.save(tmp_path / "a.npy", batch()["x"])
     same(Data(str(tmp_path), ONE), [{"x": batch()["x"]}])

@@ -224,7 +224,11 @@ class Data:
         return functools.partial(_named, source.__iter__)
 
     def _directory(self, path: Path) -> Callable[[], Iterable[tuple[str, Any]]]:
-        files = sorted(entry for entry in path.iterdir() if entry.suffix in {".npz", ".npy"} and entry.is_file())
+        files = sorted(  # but for what systems hide beside files of that name
+            entry
+            for entry in path.iterdir()
+            if entry.suffix in {".npz", ".npy"} and not entry.name.startswith(".") and entry.is_file()
+        )
         if not files:
             raise InvalidArgumentError(f"data: there is no .npz or .npy file in {path}")
         self.total = len(files)
@@ -238,7 +242,9 @@ class Data:
         n: int = rows.samples
         whole = n - n % size if self.spec.batch_size else n  # a model that takes 4 cannot take the last 3
         if not whole:
-            raise InvalidArgumentError(f"data: {rows.path} has {n} samples, the model takes {size} at a time")
+            raise InvalidArgumentError(
+                f"data: {rows.path} has {n} samples" + (f", the model takes {fixed} at a time" if fixed else "")
+            )
         self.total, self.left_out = math.ceil(whole / size), n - whole
         return functools.partial(rows.batches, size, whole)
 
@@ -295,7 +301,9 @@ def _loaded(path: Path) -> Any:
         with open(path, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidArgumentError(f"{path}: not a {path.suffix} file, or a damaged one: {error}") from error
+        # NumPy advises to unpickle what it does not know.
+        reason = "" if "pickle" in str(error) else f": {error}"
+        raise InvalidArgumentError(f"{path}: not a {path.suffix} file, or a damaged one{reason}") from error
 
 
 class _NpyRows:

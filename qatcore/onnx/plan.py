@@ -100,8 +100,8 @@ def plan(
         If an operator is not known, there is no node of a name, or nothing to quantise is left.
     """
     unknown = [op for op in ops if op not in OPERATORS]
-    if unknown:
-        raise InvalidArgumentError(f"ops: expected some of {', '.join(OPERATORS)}, got {unknown[0]}")
+    if unknown or not ops:
+        raise InvalidArgumentError(f"ops: expected some of {', '.join(OPERATORS)}, got {[*unknown, 'none'][0]}")
     index, everything, result = Graph(model), Plan(), Plan()
     unused, obstacles = set(exclude), list[str]()
     for node in model.graph.node:
@@ -120,7 +120,9 @@ def plan(
     if unused:
         raise InvalidArgumentError(f"exclude: there is no node {min(unused)!r}; qatcore inspect MODEL lists them")
     if not result.nodes:
-        why = f"; not {obstacles[0]}" if obstacles else ""
+        others = [node for node in everything.nodes if node.op_type not in ops]
+        why = f"; not {obstacles[0]}" if obstacles else f"; ops could name {others[0].op_type}" if others else ""
+        why = "; all were excluded" if len(everything.nodes) > len(others) else why
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} that can be{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
     # Which range a tensor has does not depend on which nodes are chosen, so that a calibration serves all choices.
