@@ -175,11 +175,12 @@ def share_of(task: Task, model: Any) -> float:
     """Return the part of all multiplications by constant weights that a quantised model does on codes."""
     import onnx
 
-    from qatcore.onnx.quantization import Options, Quantizer, ready
+    from qatcore.onnx.plan import plan
+    from qatcore.onnx.quantization import Options, ready
     from qatcore.onnx.sensitivity import node_multiply_adds
 
-    quantizer = Quantizer(ready(onnx.load(task.path), Options()), Options(activations="none"), {})
-    work = node_multiply_adds(quantizer, task.calibration[0])
+    exact = ready(onnx.load(task.path), Options())
+    work = node_multiply_adds(exact, plan(exact).nodes, task.calibration[0])
     about = {entry.key: entry.value for entry in model.metadata_props}["qatcore"]
     done = sum(work[name] for name in json.loads(about)["nodes"])
     return 100.0 * done / sum(work.values())

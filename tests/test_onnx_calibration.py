@@ -172,6 +172,11 @@ def test_in_other_threads_too():
     assert found == [qatcore.onnx.calibrate(MODEL, BATCHES)]
 
 
+def test_what_is_added_to_has_to_be_a_calibration():
+    with pytest.raises(TypeError, match="calibration: expected a Calibration to add to, got str"):
+        qatcore.onnx.calibrate(MODEL, BATCHES, calibration="file.npz")
+
+
 def test_a_batch_that_does_not_fit_leaves_whole_batches():
     partial = Calibration()
     with pytest.raises(InvalidArgumentError, match="batch 2: expected x to be"):

@@ -55,7 +55,7 @@ def lines(out):
 def test_quantize(folder, capsys):
     out = run(capsys, "quantize", "model.onnx", "--data", "data.npz", "-o", "int8.onnx")
     said = lines(out)
-    assert said["quantised"] == "3 nodes: weights int8, activations uint8; 100.0 % of their multiply-adds"
+    assert said["quantised"] == "3 nodes: weights int8, activations uint8; 100.0 % of all multiply-adds by weights"
     assert said["calibrated"] == "3 tensors on 60 samples, by mse"
     assert said["agreement"].endswith(" % with the float model, on the data given")
     assert said["written"].startswith("int8.onnx, in ")
@@ -63,6 +63,14 @@ def test_quantize(folder, capsys):
     made = onnx.load("int8.onnx")
     assert made == qatcore.onnx.quantize_model("model.onnx", "data.npz")
     assert sorted(os.listdir()) == ["batches", "data.npz", "external.data", "external.onnx", "int8.onnx", "model.onnx"]
+
+
+def test_the_share_is_of_all_that_could_be_quantised(folder, capsys):
+    command = ("quantize", "model.onnx", "--data", "data.npz", "-o", "part.onnx", "--exclude", "first")
+    said = json.loads(run(capsys, *command, "--json"))
+    shares = {each.node: each.share for each in qatcore.onnx.sensitivity("model.onnx", "data.npz", batches=1)}
+    assert 0.0 < shares["first"] < 1.0
+    assert said["share_of_multiply_adds"] == pytest.approx(1.0 - shares["first"])
 
 
 def test_options_are_those_of_the_function(folder, capsys):
@@ -358,6 +366,8 @@ def test_ctrl_c_saves_a_calibration_that_is_resumed(folder, capsys, monkeypatch)
     fails(capsys, "quantize", "model.onnx", "--calibration", "c.npz", "-o", "q.onnx", says="resume it")
     run(capsys, *arguments, "-o", "c.npz", "--resume")
     run(capsys, *arguments, "-o", "whole.npz", "--resume")
+    assert "complete" not in lines(run(capsys, *arguments, "-o", "whole.npz"))
+    assert "nothing was added" in lines(run(capsys, *arguments, "-o", "whole.npz", "--resume"))["complete"]
     assert Path("c.npz").read_bytes() == Path("whole.npz").read_bytes()
 
 

@@ -80,6 +80,8 @@ def calibrate(
     OSError
         If a file cannot be read.
     """
+    if calibration is not None and not isinstance(calibration, Calibration):
+        raise TypeError(f"calibration: expected a Calibration to add to, got {type(calibration).__name__}")
     exact = read_model(model)
     batches = Data(data, InputSpec(exact), batch_size)
     result = Calibration() if calibration is None else calibration
@@ -300,12 +302,14 @@ class Quantization:
     data: Data | None
 
     def share(self) -> float | None:
-        """Return the part of the multiplications that are quantised, of all that could be; None without data."""
+        """Return the part of the multiplications by constant weights that is quantised; None without data."""
         if self.data is None:
             return None
-        work = node_multiply_adds(self.quantizer, next(iter(self.data)))
+        model, ops = self.quantizer.float_model, (*DEFAULT_OPERATORS, *self.quantizer.options.ops)
+        work = node_multiply_adds(model, plan(model, ops).nodes, next(iter(self.data)))
         kept = set(self.search.float_nodes if self.search else [])
-        return sum(n for name, n in work.items() if name not in kept) / max(sum(work.values()), 1)
+        done = sum(work[node.name] for node in self.quantizer.plan.nodes if node.name not in kept)
+        return done / max(sum(work.values()), 1)
 
 
 def quantize(

@@ -193,7 +193,7 @@ def _nodes_line(report: dict[str, Any]) -> str:
     text = f"{_counted(report['nodes'], 'node')}: weights {report['weights']}"
     text += f", activations {report['activations']}" if report["activations"] != "none" else ""
     share = report["share_of_multiply_adds"]
-    return text if share is None else f"{text}; {100.0 * share:.1f} % of their multiply-adds"
+    return text if share is None else f"{text}; {100.0 * share:.1f} % of all multiply-adds by weights"
 
 
 # --- calibrate, merge ---------------------------------------------------------------------------------
@@ -206,11 +206,11 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         exclude=arguments.exclude or (), **({} if arguments.ops is None else {"ops": arguments.ops})
     )
     exact = read_model(arguments.model)
-    calibration = Calibration()
+    calibration, complete = Calibration(), False
     if os.path.exists(path):
         before = Calibration.load(path)
         if arguments.resume:
-            calibration = before
+            calibration, complete = before, before.finished
         elif before.unfinished is not None:
             raise InvalidArgumentError(f"{path} holds an interrupted calibration; go on with --resume, or remove it")
     data = Data(arguments.data, InputSpec(exact), arguments.batch_size)
@@ -236,7 +236,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             f"interrupted; {_counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
         ) from None
     calibration.save(path)
-    _print_calibration(arguments, calibration, time.perf_counter() - start)
+    _print_calibration(arguments, calibration, time.perf_counter() - start, complete=complete)
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -259,7 +259,9 @@ def _merge(arguments: argparse.Namespace) -> None:
     _print_calibration(arguments, merged, time.perf_counter() - start)
 
 
-def _print_calibration(arguments: argparse.Namespace, calibration: Calibration, seconds: float) -> None:
+def _print_calibration(
+    arguments: argparse.Namespace, calibration: Calibration, seconds: float, *, complete: bool = False
+) -> None:
     if arguments.json:
         _print_json(
             {
@@ -271,7 +273,10 @@ def _print_calibration(arguments: argparse.Namespace, calibration: Calibration, 
         )
         return
     observed = f"{_counted(len(calibration.collectors), 'tensor')} on {_counted(calibration.samples, 'sample')}"
-    _print_lines([("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")])
+    lines = [("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")]
+    if complete:
+        lines.insert(1, ("complete", "nothing was interrupted, so nothing was added; without --resume it is made anew"))
+    _print_lines(lines)
 
 
 # --- compare, inspect ---------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from .comparison import answers_of
 from .data import Batch, Data
@@ -56,7 +56,7 @@ def node_sensitivities(
     batches = list(data)
     session, outputs = session_of(quantizer.float_model), tensor_outputs(quantizer.float_model)
     exact = [run(session, outputs, batch) for batch in batches]
-    work = node_multiply_adds(quantizer, batches[0])
+    work = node_multiply_adds(quantizer.float_model, nodes, batches[0])
     total = max(sum(work.values()), 1)
     result = []
     for index, node in enumerate(nodes, start=1):
@@ -70,10 +70,10 @@ def node_sensitivities(
     return sorted(result, key=lambda each: each.sqnr)
 
 
-def node_multiply_adds(quantizer: Quantizer, batch: Batch) -> dict[str, int]:
-    """Return how many multiplications each node of the plan does for a batch."""
-    nodes, index = quantizer.plan.nodes, Graph(quantizer.float_model)
-    tap = Tap(quantizer.float_model, [name for node in nodes for name in (node.input[0], node.output[0])])
+def node_multiply_adds(model: ModelProto, nodes: Sequence[NodeProto], batch: Batch) -> dict[str, int]:
+    """Return how many multiplications nodes of a prepared model, whose weights are constant, do for a batch."""
+    index = Graph(model)
+    tap = Tap(model, [name for node in nodes for name in (node.input[0], node.output[0])])
     values = tap.values(batch)
     return {
         node.name: multiply_adds(
