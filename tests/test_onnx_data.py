@@ -56,9 +56,8 @@ def test_what_systems_hide_in_directories_is_no_batch(tmp_path):
     (tmp_path / "._a.npz").write_bytes(b"junk")
     assert len(list(Data(tmp_path, SPEC))) == 1
     (tmp_path / "b.npz").write_bytes(b"junk")
-    with pytest.raises(
-        InvalidArgumentError, match=r"b\.npz: not a \.npz file, or a damaged one$"
-    ):  # no advice to unpickle
+    # And NumPy's advice to unpickle it is not passed on.
+    with pytest.raises(InvalidArgumentError, match=r"b\.npz: not a \.npz file, or a damaged one$"):
         list(Data(tmp_path, SPEC))
 
 

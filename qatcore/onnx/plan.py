@@ -121,8 +121,13 @@ def plan(
         raise InvalidArgumentError(f"exclude: there is no node {min(unused)!r}; qatcore inspect MODEL lists them")
     if not result.nodes:
         others = [node for node in everything.nodes if node.op_type not in ops]
-        why = f"; not {obstacles[0]}" if obstacles else f"; ops could name {others[0].op_type}" if others else ""
-        why = "; all were excluded" if len(everything.nodes) > len(others) else why
+        why = ""
+        if len(everything.nodes) > len(others):
+            why = "; all were excluded"
+        elif obstacles:
+            why = f"; not {obstacles[0]}"
+        elif others:
+            why = f"; ops could name {others[0].op_type}"
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} that can be{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
     # Which range a tensor has does not depend on which nodes are chosen, so that a calibration serves all choices.
