@@ -56,15 +56,18 @@ cdef inline void gather(
 ) noexcept nogil:
     """Copy `width` channels of x (outer, channels, inner) to the front of as many rows of values."""
     cdef Py_ssize_t o, i, t, u, k = 0, inner = x.shape[2], step = x.strides[1], row = values.shape[1]
-    cdef Py_ssize_t tiled = width - width % TILE
+    cdef Py_ssize_t tiled = width - width % TILE, line = max(step, <Py_ssize_t> 64)
     cdef const char* source
     cdef gathered* target
-    if inner < TILE:  # neighbours in memory are different channels
+    # Are neighbours in memory of different channels?
+    if inner < TILE and max(step, -step) < max(x.strides[0], -x.strides[0]):
         for o in range(x.shape[0]):
             if o + AHEAD < x.shape[0]:
                 source = <const char*> &x[o + AHEAD, channel, 0]
-                for t in range(0, width * step + 63, 64):  # rows begin anywhere in a line
+                t = 0
+                while t < width * step + 63:  # rows begin anywhere in a line
                     prefetch(source + t)
+                    t += line
             for i in range(inner):
                 source = <const char*> &x[o, channel, i]
                 target = &values[channel, k]
