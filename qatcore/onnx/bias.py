@@ -239,7 +239,8 @@ class _StoredBiases:
 
     def rounded(self, place: _Place, bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return what is stored of a bias."""
-        maker = self._index.makers.get(self._nodes[place.bias.adder.name].input[place.bias.position])
+        given = self._nodes[place.bias.adder.name].input[place.bias.position :]
+        maker = self._index.makers.get(given[0]) if given else None  # it may be added behind the node, as it is
         if maker is None:
             return bias
         scale = self._index.value_of(maker.input[1])

@@ -20,10 +20,10 @@ OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DEFAULT_OPERATORS = ("Conv", "Gemm", "MatMul")
 
 #: What follows a convolution and is computed together with it.
-_ACTIVATIONS = frozenset({"Relu", "Clip"})
+ACTIVATIONS = frozenset({"Relu", "Clip"})
 #: What gives elements of its first input another place and leaves them what they are.
-_MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
-_MOVES |= {"Unsqueeze"}
+MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
+MOVES |= {"Unsqueeze"}
 
 
 @dataclass
@@ -193,7 +193,9 @@ def _obstacle(node: NodeProto, index: Graph) -> str | None:
         return "whose weights are not constant"
     if weight.dtype.type not in (np.float32, np.float16):
         return f"whose weights are {weight.dtype}, not float32 or float16"
-    return None if weight.size and np.isfinite(weight).all() else "whose weights are not finite"
+    if not weight.size:
+        return "which has no weights"
+    return None if np.isfinite(weight).all() else "whose weights are not finite"
 
 
 def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
@@ -209,7 +211,7 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
     result.readers = {node.name for node in result.nodes}
     for name in list(result.inputs):
         source, moves = name, []
-        while (maker := index.makers.get(source)) is not None and maker.op_type in _MOVES and maker.domain == "":
+        while (maker := index.makers.get(source)) is not None and maker.op_type in MOVES and maker.domain == "":
             source = maker.input[0]
             moves.append(maker)
             if source in everything.outputs:
@@ -227,6 +229,6 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
 def _tail(node: NodeProto, index: Graph) -> str:
     """Return what a convolution makes, behind the activation that runtimes compute together with it."""
     follower = index.only_reader(node.output[0])
-    if follower is not None and follower.op_type in _ACTIVATIONS and follower.domain == "":
+    if follower is not None and follower.op_type in ACTIVATIONS and follower.domain == "":
         return str(follower.output[0])
     return str(node.output[0])

@@ -242,9 +242,9 @@ class Quantizer:
                 rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
         for node in chosen.nodes:
             weight = self._weights[node.name]
-            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)
             if options.needs_data:
                 rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
+            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)
         result = rewriter.finished()
         describe(result, {**self._about(chosen, tensors, kept), "corrected_biases": corrected})
         return result

@@ -13,14 +13,18 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS
-from .graph import Graph, all_names, drop_unread, unused_name
+from .graph import Graph, all_names, attribute, drop_unread, unused_name
+from .plan import ACTIVATIONS, MOVES
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
-#: Codes that a bias may have where scales are chosen; ONNX Runtime computes those of float16 in float16.
-_ROOMY_INT32, _ROOMY_FLOAT16 = 2.0**30, 2.0**15
+#: Codes that a bias may have where scales are chosen, and where it is left to runtimes, which compute those of float16
+#: in float16.
+_ROOMY, _GREATEST = 2.0**30, {"float32": 2.0**31 - 1, "float16": 2.0**15}
+#: What runtimes change the order with, or take away where it has no effect.
+_PASSED = MOVES | {"Add", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather", "Identity", "Mul", "Pad", "Pow"}
+_PASSED |= {"Resize", "Split", "Sub", "Sum", "Tile"}
 #: Of a weight: with scales of activations far from vanishing.
 _LEAST_SCALE = 2.0**-80
-_LEAST_INT32, _GREATEST_INT32 = -(2**31) + 1, 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,8 @@ class Rewriter:
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
         """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
         source, one, divisor = name, scale, ""
-        maker = self._index.makers.get(name)
-        if scale.dtype.startswith("float8") and maker is not None and maker.op_type in {"Relu", "Clip"}:
-            # ONNX Runtime takes them away before a QuantizeLinear, as if its codes were unsigned.
+        if scale.dtype.startswith("float8") and self._is_of_activation(name):
+            # ONNX Runtime takes it away before a QuantizeLinear, as if its codes were unsigned.
             source = self._name(f"{name}_scaled")
             divisor = self._constant(f"{name}_scale", scale.scale)
             self._add(name, "Div", [name, divisor], source, {})
@@ -97,44 +100,75 @@ class Rewriter:
         reader.input[1] = self._weights[key]
 
     def bias(self, node: str, activation: Scale, weight: Scale) -> None:
-        """Store the bias of a node as int32 codes in the scale of its products, if they can hold it."""
+        """Store the bias of a node as int32 codes in the scale of its products, or add it behind if it is too large.
+
+        ONNX Runtime gives such codes also to a bias that is float in the model, and cuts off what they cannot hold.
+        """
         reader = self._nodes[node]
         name = reader.input[2] if len(reader.input) > 2 else ""
         bias = self._index.value_of(name)
-        if bias is None or weight.block_size is not None or "float" in weight.dtype or "float" in activation.dtype:
+        if bias is None or weight.block_size is not None:
             return
-        # As runtimes multiply: in float32.
-        scale = np.asarray(activation.scale, np.float32) * np.asarray(weight.scale, np.float32)
-        if bias.dtype != np.float32 or bias.ndim != 1 or scale.size not in {1, bias.size} or not (scale > 0.0).all():
+        # As runtimes multiply, in the type of both.
+        scale = np.asarray(activation.scale * weight.scale)
+        if reader.op_type == "ConvTranspose" and scale.size > 1:
+            scale = np.tile(scale, attribute(reader, "group", 1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            codes = np.rint(bias.astype(np.float64) / scale)
+        if not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
+            self._add_behind(reader, bias)
             return
-        codes = np.rint(bias.astype(np.float64) / scale)
-        if not ((codes >= _LEAST_INT32) & (codes <= _GREATEST_INT32)).all():
+        one_each = bias.ndim == 1 and scale.size in {1, bias.size}
+        if bias.dtype != np.float32 or not one_each or "float" in weight.dtype + activation.dtype:
             return
         # Under the node's name: others may share the bias, with other scales.
         stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
         values = self._name(f"{node}_bias_dequantized")
         one = scale.reshape(-1)[0] if scale.size == 1 else scale
-        inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one, np.float32))]
+        inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one))]
         self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": 0})
         reader.input[2] = values
 
     def finished(self) -> ModelProto:
         """Return the model with all of it."""
         graph = self.model.graph
-        nodes, before = [], {node.output[0]: node for node in self._after.pop("", [])}
-        for value in [*graph.input, *graph.initializer]:
-            nodes += self._after.pop(value.name, [])
-        for node in graph.node:
-            nodes += [before.pop(name) for name in node.input if name in before]
+        nodes, before = list[NodeProto](), {node.output[0]: node for node in self._after.pop("", [])}
+
+        def append(node: NodeProto) -> None:
             nodes.append(node)
             for name in node.output:
-                nodes += self._after.pop(name, [])
+                for following in self._after.pop(name, []):
+                    append(following)
+
+        for value in [*graph.input, *graph.initializer]:
+            for following in self._after.pop(value.name, []):
+                append(following)
+        for node in graph.node:
+            nodes += [before.pop(name) for name in node.input if name in before]
+            append(node)
         assert not self._after and not before
         copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
         drop_unread(self.model)
         return self.model
+
+    def _is_of_activation(self, name: str) -> bool:
+        """Whether a tensor is what a Relu or Clip makes, or nothing between them has to stay where it is."""
+        while (maker := self._index.makers.get(name)) is not None and maker.op_type in _PASSED:
+            name = next((name for name in maker.input if name not in self._index.constants), "")
+        return maker is not None and maker.op_type in ACTIVATIONS
+
+    def _add_behind(self, node: NodeProto, bias: npt.NDArray[Any]) -> None:
+        """Take the bias from a node and let a node of its own add it."""
+        if node.op_type != "Gemm":
+            weight = self._index.constants[node.input[1]]
+            bias = bias.reshape(-1, *(1,) * (len(weight.dims) - 2))
+        output, product = node.output[0], self._name(f"{node.output[0]}_without_bias")
+        del node.input[2:]
+        node.output[0] = product
+        factor = bias.dtype.type(attribute(node, "beta", 1.0))
+        self._add(product, "Add", [product, self._constant(f"{node.name}_bias", bias * factor)], output, {})
 
     def _name(self, name: str) -> str:
         return unused_name(name, self._taken)
@@ -162,8 +196,7 @@ class Rewriter:
 def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any], activation: Scale) -> Scale:
     """Return the scales of a weight's channels, larger where that of their products is too fine for the bias's codes.
 
-    In channels without weights the bias is all there is: there the scale is as fine as it can be.  ONNX Runtime gives
-    such codes also to a bias that is float in the model, and cuts off what they cannot hold.
+    In channels without weights the bias is all there is: there the scale is as fine as it can be.
 
     Parameters
     ----------
@@ -176,15 +209,12 @@ def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray
     largest = np.abs(bias.astype(np.float64)).reshape(-1)
     if scale.axis is None or scale.block_size is not None or largest.size != scale.scale.size:
         return scale
-    if "float" in activation.dtype:
+    if "float" in activation.dtype or weight.dtype != np.float32:  # whose biases get no codes
         return scale
     largest[~np.isfinite(largest)] = 0.0
-    half = weight.dtype == np.float16
-    least = np.maximum(largest / (_ROOMY_FLOAT16 if half else _ROOMY_INT32) / float(activation.scale), _LEAST_SCALE)
-    chosen = np.maximum(scale.scale, least)
-    if not half:
-        others = tuple(axis for axis in range(weight.ndim) if axis != scale.axis)
-        chosen = np.where(~weight.any(axis=others) & (largest > 0.0), least, chosen)
+    least = np.maximum(largest / _ROOMY / float(activation.scale), _LEAST_SCALE)
+    others = tuple(axis for axis in range(weight.ndim) if axis != scale.axis)
+    chosen = np.where(~weight.any(axis=others) & (largest > 0.0), least, np.maximum(scale.scale, least))
     return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
 
 
