@@ -111,7 +111,6 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument(
         "--method",
         choices=("mse", "kl", "percentile", "minmax", "auto"),
-        default="mse",
         help="how ranges of activations are chosen (default: mse)",
     )
     command.add_argument(

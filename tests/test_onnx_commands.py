@@ -17,6 +17,7 @@ import pytest
 
 import qatcore.onnx
 from qatcore.cli import main
+from qatcore.onnx.display import print_table
 
 pytestmark = pytest.mark.any_build
 
@@ -167,6 +168,36 @@ def test_inspect_tells_a_float_models_nodes(folder, capsys):
     assert [line.split()[0] for line in out.splitlines()[2:]] == ["first", "second", "last"]
 
 
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 200, None])
+def test_tables_lose_nothing(folder, capsys, monkeypatch, width):
+    """On a terminal of a width, or where there is none."""
+    names = [f"/model/encoder/layers.{i}/self_attn/q_proj/MatMul\x1b[31m_{'ab' * i * 9}" for i in range(3)]
+    columns = [("node", "name"), ("operator", "left"), ("output", "name"), ("values", "right"), ("greatest", "right")]
+    rows = [[name, "MatMul", f"{name}_output", f"{10**i * 12_582_912:,}", "-167.4"] for i, name in enumerate(names)]
+    if width is not None:
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table("a title", columns, rows)
+    out = capsys.readouterr().out.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert "\x1b" not in out
+    for row in rows:
+        assert all(row[i] in out for i in (1, 3, 4))
+    short = [name.replace("\x1b", r"\x1b").removeprefix("/model/encoder/layers.") for name in names]
+    if width is None:
+        assert out.splitlines()[0] == "a title"
+        assert [line.split()[0] for line in out.splitlines()[2:]] == ["/model/encoder/layers." + name for name in short]
+    else:
+        assert out.splitlines()[0] == "a title; … is /model/encoder/layers."
+        lines_of_names = [line for line in out.splitlines()[2:] if not line.startswith("  MatMul")]
+        if width < 80:  # names have lines of their own
+            assert lines_of_names[1:] == [f"…{name}  …{name}_output" for name in short]
+        else:  # a name goes on below itself
+            starts = "".join(line.split("  ")[0].strip() for line in lines_of_names)
+            assert starts == "".join(f"…{name}" for name in short)
+            assert max(map(len, out.splitlines())) <= width
+    assert "operator" in out and "greatest" in out
+
+
 def test_shards_merge_to_what_one_machine_sees(folder, capsys):
     for name in ("a", "b"):
         Path(name).mkdir()
@@ -205,6 +236,24 @@ def fails(capsys, *argv, says, code=2):
     assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
 
 
+def faulty_models():
+    """Write models without nodes, with weights that are cut off or behind a link, and with odd names."""
+    model = onnx.load("model.onnx")
+    for number, name in enumerate(("cut", "linked")):
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        onnx.save(copy, f"{name}.onnx", save_as_external_data=True, location=f"{name}.data", size_threshold=0)
+        os.rename(f"{name}.data", "elsewhere")
+        if number:
+            os.symlink("elsewhere", f"{name}.data")
+        else:
+            Path("cut.data").write_bytes(Path("elsewhere").read_bytes()[:-100])
+    node = model.graph.node[0]
+    model.graph.input[0].name = node.input[0] = "x\x1b[31m\n"
+    onnx.save(model, "odd.onnx")
+    del model.graph.node[:]
+    onnx.save(model, "empty.onnx")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -237,9 +286,27 @@ def fails(capsys, *argv, says, code=2):
         ("model.onnx --data batches -o q.onnx --weights int4 --group-size 3", "group_size: expected a power of two"),
         ("model.onnx --data data.npz -o q.onnx --batch-size 0", "batch_size"),
         ("model.onnx --calibration model.onnx -o q.onnx", "model.onnx: not a calibration file"),
+        (
+            "model.onnx --data batches -o q.onnx --labels label --no-check",
+            "--labels has to compare: leave out --no-chec",
+        ),
+        ("model.onnx --data batches -o q.onnx --metric os:sep --no-check", "--metric has to compare"),
+        ("model.onnx --activations none -o q.onnx --method kl", "--method is of activations"),
+        (
+            "model.onnx --data batches -o q.onnx --weights int4 --per-tensor --group-size 32",
+            "--group-size is of groups",
+        ),
+        ("model.onnx --data batches -o q.onnx --metric score", "metric: expected module:function, got 'score'"),
+        ("model.onnx --data= -o q.onnx", "data: expected a directory, a file or module:function, got an empty name"),
+        ("model.onnx --data batches --output=", "output: expected the name of a file, got none"),
+        ("empty.onnx --data batches -o q.onnx", "empty.onnx: there is no node in the model"),
+        ("cut.onnx --data batches -o q.onnx", "cut.onnx: its weights cannot be read: "),
+        ("linked.onnx --data batches -o q.onnx", "Put a copy of it there (cp -L)"),
+        ("odd.onnx --data data.npz -o q.onnx", r"the model takes x\x1b[31m"),
     ],
 )
 def test_what_is_wrong_with_quantize_is_told_in_one_line(folder, capsys, arguments, says):
+    faulty_models()
     fails(capsys, "quantize", *arguments.split(), says=says)
 
 

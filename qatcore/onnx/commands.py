@@ -20,7 +20,7 @@ from .api import quantize, run_calibration, run_comparison
 from .calibration import Calibration
 from .comparison import Comparison
 from .data import Data, InputSpec
-from .display import Phases, print_table
+from .display import Phases, counted, print_table, printable
 from .inspection import calibration_rows, model_rows
 from .metric import Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
@@ -54,7 +54,7 @@ def run(name: str, arguments: argparse.Namespace) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"qatcore: {' '.join(message.split())}", file=sys.stderr)
+    print(f"qatcore: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
@@ -63,9 +63,8 @@ def _fail(message: str, code: int) -> int:
 
 def _quantize(arguments: argparse.Namespace) -> None:
     _refuse_what_has_no_effect(arguments)
-    chosen = {"percentile": arguments.percentile, "group_size": arguments.group_size, "ops": arguments.ops}
+    chosen = {name: getattr(arguments, name) for name in ("method", "percentile", "group_size", "ops")}
     options = Options.checked(
-        method=arguments.method,
         weights=arguments.weights,
         activations=arguments.activations,
         per_tensor=arguments.per_tensor,
@@ -125,18 +124,18 @@ def _quantize(arguments: argparse.Namespace) -> None:
         return
     lines = [("quantised", _nodes_line(report))]
     if result.calibration is not None:
-        samples = _counted(report["samples"], "sample")
-        lines.append(("calibrated", f"{_counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
+        samples = counted(report["samples"], "sample")
+        lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
     if result.quantizer.corrects:
-        lines.append(("corrected", f"{_counted(report['corrected_biases'], 'bias')}, on the data given"))
+        lines.append(("corrected", f"{counted(report['corrected_biases'], 'bias')}, on the data given"))
     elif options.bias_correction and options.needs_data:
         lines.append(("corrected", "no bias: that takes --data as well as --calibration"))
     if report["not_finite"]:
         (name, n), *others = report["not_finite"].items()
-        more = f", and some of {_counted(len(others), 'other tensor')}" if others else ""
+        more = f", and some of {counted(len(others), 'other tensor')}" if others else ""
         lines.append(("not finite", f"{n:,} values of {name}{more}: their range knows nothing of them"))
     if report["samples_left_out"]:
-        lines.append(("left out", f"the last {report['samples_left_out']} samples, which do not fill a batch"))
+        lines.append(("left out", f"{counted(report['samples_left_out'], 'sample')} at the end, too few for a batch"))
     if kept:
         lines.append(("in float", ", ".join(kept)))
     if metric is not None:
@@ -154,8 +153,12 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("--group-size is of --weights int4 only")
     if arguments.calibration is not None and arguments.activations == "none":
         raise InvalidArgumentError("--calibration is of activations, of which --activations none quantises none")
-    if arguments.no_check and arguments.max_drop is not None:
-        raise InvalidArgumentError("--max-drop has to compare: leave out --no-check")
+    if arguments.group_size is not None and arguments.per_tensor:
+        raise InvalidArgumentError("--group-size is of groups of weights; with --per-tensor there is one for all")
+    if arguments.method is not None and arguments.activations == "none":
+        raise InvalidArgumentError("--method is of activations, of which --activations none quantises none")
+    if arguments.no_check and measured is not None:
+        raise InvalidArgumentError(f"--{measured.replace('_', '-')} has to compare: leave out --no-check")
     if measured is not None and arguments.data is None:
         raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
 
@@ -168,7 +171,7 @@ def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
         path for n in itertools.count() if not os.path.exists(path := f"{arguments.output}.calibration{n or ''}.npz")
     )
     observed.save(path)
-    seen = f"interrupted; the calibration of {_counted(observed.samples, 'sample')} is saved in {path}"
+    seen = f"interrupted; the calibration of {counted(observed.samples, 'sample')} is saved in {path}"
     if observed.finished:
         return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)} as well")
     go_on = ["qatcore", "calibrate", arguments.model, "--data", arguments.data, "-o", path, "--resume"]
@@ -190,7 +193,7 @@ def _not_finite(calibration: Calibration | None) -> dict[str, int]:
 
 
 def _nodes_line(report: dict[str, Any]) -> str:
-    text = f"{_counted(report['nodes'], 'node')}: weights {report['weights']}"
+    text = f"{counted(report['nodes'], 'node')}: weights {report['weights']}"
     text += f", activations {report['activations']}" if report["activations"] != "none" else ""
     share = report["share_of_multiply_adds"]
     return text if share is None else f"{text}; {100.0 * share:.1f} % of all multiply-adds by weights"
@@ -233,7 +236,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             raise _InterruptedError("interrupted, nothing was written") from None
         calibration.save(path)
         raise _InterruptedError(
-            f"interrupted; {_counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
+            f"interrupted; {counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
         ) from None
     calibration.save(path)
     _print_calibration(arguments, calibration, time.perf_counter() - start, complete=complete)
@@ -272,7 +275,7 @@ def _print_calibration(
             }
         )
         return
-    observed = f"{_counted(len(calibration.collectors), 'tensor')} on {_counted(calibration.samples, 'sample')}"
+    observed = f"{counted(len(calibration.collectors), 'tensor')} on {counted(calibration.samples, 'sample')}"
     lines = [("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")]
     if complete:
         lines.insert(1, ("complete", "nothing was interrupted, so nothing was added; without --resume it is made anew"))
@@ -299,18 +302,18 @@ def _print_comparison(result: Comparison) -> None:
     before, after = result.latency
     _print_lines(
         [
-            (result.metric, f"{_score_line(result.metric, result.score)}, on {_counted(result.batches, 'batch')}"),
+            (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
             ("latency", f"{before:.2f} ms float, {after:.2f} ms quantised: {before / after:.2f} x as fast"),
             ("size", _size_line(*result.size)),
         ]
     )
     print()
     rows = [(name, _decibels(sqnr), f"{largest:.3g}") for name, (sqnr, largest) in result.outputs.items()]
-    print_table("outputs", [("output", "left"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
+    print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
     if result.tensors:
         print()
         pairs = [(name, _decibels(sqnr)) for name, sqnr in result.tensors.items()]
-        print_table("tensors with codes", [("tensor", "left"), ("SQNR dB", "right")], pairs)
+        print_table("tensors with codes", [("tensor", "name"), ("SQNR dB", "right")], pairs)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -360,11 +363,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _counted(n: int, what: str) -> str:
-    plural = f"{what}es" if what.endswith(("ch", "s")) else f"{what}s"
-    return f"{n:,} {what if n == 1 else plural}"
 
 
 def _score_line(metric: str, score: tuple[float, float]) -> str:

@@ -204,6 +204,8 @@ class Data:
 
     def _opened(self, source: Any, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
         if isinstance(source, (str, os.PathLike)):
+            if not os.fspath(source):
+                raise InvalidArgumentError("data: expected a directory, a file or module:function, got an empty name")
             path = Path(source)
             if path.is_dir():
                 return self._directory(path)
@@ -275,6 +277,8 @@ def _once(iterator: Iterator[Any], used: list[bool]) -> Iterator[tuple[str, Any]
 def imported(function: str, what: str) -> Callable[..., Any]:
     """Return ``module:function``, of a module that may be in the working directory."""
     module, _, name = function.rpartition(":")
+    if not module or not name:
+        raise InvalidArgumentError(f"{what}: expected module:function, got {function!r}")
     here = os.getcwd()
     added = here not in sys.path
     if added:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-#: Columns of a table where there is no terminal that says how many it has.
-_WIDTH = 100
-_LEAST_WIDTH = 76
+#: Between the columns of a table, and how wide those of names are at least where they are folded.
+_GAP, _FOLDED = 2, 16
 #: Characters that all names begin with are told once, if they are more than this.
 _LONG_PREFIX = 12
 
@@ -66,22 +66,84 @@ class Phases:
                 self._progress.update(task.id, total=task.completed)
 
 
+def counted(n: int, what: str) -> str:
+    """Return a number of things, with the plural where there is one."""
+    plural = f"{what}es" if what.endswith(("ch", "s")) else f"{what}s"
+    return f"{n:,} {what if n == 1 else plural}"
+
+
+def printable(text: str) -> str:
+    """Return text as a terminal can show it: control characters, which names in a model may have, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table, of each column its name and "left" or "right"; the first one may need several lines."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, (name, side) in enumerate(columns):
-        table.add_column(name, justify=side, overflow="fold", no_wrap=index > 0)  # type: ignore[arg-type]
-    cells = [list(row) for row in rows]
-    prefix = os.path.commonprefix([row[0] for row in cells])  # noqa: RUF071 (names are no paths)
-    prefix = prefix[: max(prefix.rfind("/"), prefix.rfind(".")) + 1] if len(cells) > 1 else ""
-    if len(prefix) > _LONG_PREFIX:
-        title += f"; … is {prefix}"
-        for row in cells:
-            row[0] = "…" + row[0].removeprefix(prefix)
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+    """Print a table, of each column its heading and whether its cells are a "name", or set to the "left" or "right".
+
+    On a terminal that is too narrow for them names are folded, or have lines of their own; nothing is cut.  Where there
+    is no terminal each row is one line, with whole names.
+    """
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = max(Console().width, _LEAST_WIDTH) if terminal else _WIDTH  # a column that vanishes is worse than a fold
-    console = Console(width=width, highlight=False, no_color=not terminal)
+    console = Console(highlight=False, no_color=not terminal, soft_wrap=True)
+    headings, kinds = zip(*columns, strict=True)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    names = [i for i, kind in enumerate(kinds) if kind == "name"]
+    others = [i for i, kind in enumerate(kinds) if kind != "name"]
+    if terminal:
+        title += _shortened(cells, names)
     console.print(Text(title, style="bold"))
-    console.print(table)
+    heading = [[text] for text in headings]
+    widths = _widths(heading, cells)
+    room = console.width - sum(widths[i] + _GAP for i in others) if terminal else sys.maxsize
+    if room + _GAP < sum(min(widths[i], _FOLDED) + _GAP for i in names):
+        folded = [text.split() for text in headings]
+        widths = [_widths(folded, cells)[i] for i in others]
+        sides = [kinds[i] for i in others]
+        for style, row in [("bold", folded), *(("", [[cell] for cell in row]) for row in cells)]:
+            console.print(Text("  ".join(" ".join(row[i]) for i in names), style=style))
+            _print_row(console, [row[i] for i in others], widths, sides, 1, style, indent=2)
+        return
+    for n, i in enumerate(sorted(names, key=widths.__getitem__)):  # the longer ones share what is left
+        widths[i] = min(widths[i], max((room + _GAP) // (len(names) - n) - _GAP, _FOLDED))
+        room -= widths[i] + _GAP
+    _print_row(console, heading, widths, kinds, _GAP, "bold")
+    for row in cells:
+        folded = [chop_cells(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
+        _print_row(console, folded, widths, kinds, _GAP, "")
+
+
+def _shortened(cells: list[list[str]], names: list[int]) -> str:
+    """Take from names what they all begin with, if that is long, and return what says so."""
+    given = [row[i] for row in cells for i in names]
+    prefix = os.path.commonprefix(given)  # noqa: RUF071 (names are no paths)
+    prefix = prefix[: max(prefix.rfind("/"), prefix.rfind(".")) + 1]
+    if len(given) < 2 or len(prefix) <= _LONG_PREFIX:
+        return ""
+    for row in cells:
+        for i in names:
+            row[i] = "…" + row[i].removeprefix(prefix)
+    return f"; … is {prefix}"
+
+
+def _widths(heading: list[list[str]], cells: list[list[str]]) -> list[int]:
+    """Return how wide columns are, of a heading in lines and rows."""
+    return [max(map(cell_len, [*lines, *(row[i] for row in cells)])) for i, lines in enumerate(heading)]
+
+
+def _print_row(
+    console: Console,
+    row: Sequence[list[str]],
+    widths: list[int],
+    kinds: Sequence[str],
+    gap: int,
+    style: str,
+    *,
+    indent: int = 0,
+) -> None:
+    """Print a row whose cells may have several lines."""
+    for line in itertools.zip_longest(*row, fillvalue=""):
+        padded = []
+        for text, width, kind in zip(line, widths, kinds, strict=True):
+            space = " " * (width - cell_len(text))
+            padded.append(space + text if kind == "right" else text + space)
+        console.print(Text(" " * indent + (" " * gap).join(padded).rstrip(), style=style))

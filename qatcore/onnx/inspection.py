@@ -16,6 +16,7 @@ from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
 from ..formats import as_code_format
 from ..storage import PathLike
+from .display import counted
 from .graph import Graph, opset_of, prepared
 from .model import description
 from .plan import OPERATORS, plan
@@ -35,11 +36,14 @@ class Rows:
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """The headings, and to which side the columns are set: numbers to the right."""
-        return [
-            (heading, "left" if any(isinstance(row[i], str) for row in self.rows) else "right")
-            for i, heading in enumerate(self.headings)
-        ]
+        """The headings, and which columns are of names, or else set to which side: numbers to the right."""
+
+        def kind(i: int) -> str:
+            if self.keys[i] in {"tensor", "node", "input", "output"}:
+                return "name"
+            return "left" if any(isinstance(row[i], str) for row in self.rows) else "right"
+
+        return [(heading, kind(i)) for i, heading in enumerate(self.headings)]
 
     def cells(self) -> Iterator[list[str]]:
         """Yield the rows as text."""
@@ -74,7 +78,7 @@ def calibration_rows(path: PathLike) -> list[Rows]:
     return [
         Rows(
             "tensors",
-            f"{len(rows)} tensors; SQNR in dB at uint8 or int8, percentile {PERCENTILE:g}",
+            f"{counted(len(rows), 'tensor')}; SQNR in dB at uint8 or int8, percentile {PERCENTILE:g}",
             ("tensor", "values", "not_finite", "least", "greatest", *names, "best"),
             ("tensor", "values", "not finite", "least", "greatest", *names, "best"),
             rows,
@@ -101,14 +105,14 @@ def model_rows(model: ModelProto) -> list[Rows]:
     tables = [
         Rows(
             "activations",
-            f"{len(activations)} tensors with codes",
+            f"{counted(len(activations), 'tensor')} with codes",
             ("tensor", "codes", "least", "greatest", "scale", "zero_point", "method", "sqnr"),
             ("tensor", "codes", "least", "greatest", "scale", "zero point", "method", "SQNR dB"),
             activations,
         ),
         Rows(
             "weights",
-            f"{len(weights)} weights with codes",
+            f"{counted(len(weights), 'weight')} with codes",
             ("node", "op", "codes", "shape", "scales", "sqnr"),
             ("node", "operator", "codes", "shape", "scales", "SQNR dB"),
             weights,
@@ -127,7 +131,7 @@ def _quantisable_rows(model: ModelProto) -> Rows:
     ]
     return Rows(
         "nodes",
-        f"{len(rows)} nodes that can be quantised, opset {opset_of(model)}",
+        f"{counted(len(rows), 'node')} that can be quantised, opset {opset_of(model)}",
         ("node", "op", "shape", "input", "output"),
         ("node", "operator", "weight", "input", "output"),
         rows,

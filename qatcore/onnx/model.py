@@ -40,13 +40,19 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
     with open(path, "rb"):  # whose errors say what is wrong
         pass
     try:
-        result = onnx.load(path)
-        if not result.graph.node or not result.opset_import:
-            raise DecodeError("there is no node in it")
-    except onnx.checker.ValidationError as error:
-        raise InvalidArgumentError(f"{path}: its weights cannot be read: {str(error).splitlines()[0]}") from error
+        result = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise InvalidArgumentError(f"{path}: not an ONNX model: {str(error).strip().splitlines()[0]}") from error
+    if not result.graph.node or not result.opset_import:
+        what = "there is no node in the model" if result.opset_import else "not an ONNX model: there is no node in it"
+        raise InvalidArgumentError(f"{path}: {what}")
+    try:
+        onnx.load_external_data_for_model(result, os.path.dirname(path))
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        if "symbolic link" in said:
+            said += " Put a copy of it there (cp -L): ONNX reads no weights through links."
+        raise InvalidArgumentError(f"{path}: its weights cannot be read: {said}") from error
     return result
 
 
@@ -92,6 +98,8 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     OSError
         If its directory is missing or cannot be written to.
     """
+    if not os.fspath(path):
+        raise InvalidArgumentError("output: expected the name of a file, got none")
     target = os.path.realpath(os.fspath(path))
     if os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
