@@ -1,6 +1,7 @@
 """Settings shared by all tests."""
 
 import importlib
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ from hypothesis import settings
 
 import qatcore
 from qatcore import _dispatch
+
+# Shells let what runs in the background ignore Ctrl-C, and its children; tests of it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("qatcore", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("qatcore")
