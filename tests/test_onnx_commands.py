@@ -239,14 +239,12 @@ def fails(capsys, *argv, says, code=2):
 def faulty_models():
     """Write models without nodes, with weights that are cut off or behind a link, and with odd names."""
     model = onnx.load("model.onnx")
-    for number, name in enumerate(("cut", "linked")):
+    for name in ("cut", "linked"):
         copy = onnx.ModelProto.FromString(model.SerializeToString())
         onnx.save(copy, f"{name}.onnx", save_as_external_data=True, location=f"{name}.data", size_threshold=0)
-        os.rename(f"{name}.data", "elsewhere")
-        if number:
-            os.symlink("elsewhere", f"{name}.data")
-        else:
-            Path("cut.data").write_bytes(Path("elsewhere").read_bytes()[:-100])
+    os.truncate("cut.data", os.path.getsize("cut.data") - 100)
+    os.rename("linked.data", "elsewhere")
+    os.symlink("elsewhere", "linked.data")
     node = model.graph.node[0]
     model.graph.input[0].name = node.input[0] = "x\x1b[31m\n"
     onnx.save(model, "odd.onnx")

@@ -243,7 +243,7 @@ def test_a_large_bias_and_channels_without_weights_are_kept():
 
 
 def biased(operator, dtype, bias, **attributes):
-    """Return one node with a bias of a size, a Sigmoid behind it, and batches."""
+    """Return one node with a bias of a size, brought to a Tanh's range behind it, and batches."""
     image = [8, 8] if operator != "Gemm" else []
     weights = onnx_models.normal(16, 8, *[3 for _ in image]) / 12
     if operator == "Conv":
