@@ -296,7 +296,7 @@ def test_channels_without_weights_keep_the_bias_of_a_product():
         assert np.abs(off(model, made, batches)).mean() < 0.05
 
 
-def test_a_shared_weight_has_room_for_all_biases_and_is_stored_once():
+def test_a_shared_weight_is_right_for_all_biases_and_is_stored_once():
     tensors = square()
     tensors["w"][:, 3] = 0.0
     tensors["c"] = 1000.0 * tensors["b"]

@@ -284,6 +284,61 @@ def test_biases_too_large_for_codes(operator, attributes, dtype, bias, options, 
     assert sqnr(exact, found) > (30 if options.get("activations") != "fp8" else 24)
 
 
+@pytest.mark.parametrize("fraction", [0.4, 0.6, 0.9, 0.999, 0.9999, 0.99999, -0.4, -0.9999])
+@pytest.mark.parametrize("operator", ["Conv", "Gemm"])
+def test_codes_of_biases_leave_room_for_the_products(operator, fraction):
+    """ONNX Runtime's QLinearConv adds both in 32 bits, which wrap around."""
+    image, attributes = ([1, 1], {}) if operator == "Conv" else ([], {"transB": 1})
+    weights = np.abs(onnx_models.normal(8, 512)).reshape(8, 512, *image) * np.float32(np.sign(fraction))
+    batch = {"x": np.abs(onnx_models.normal(4, 512)).reshape(4, 512, *image)}
+
+    def quantized(bias):
+        model = onnx_models.model(
+            [
+                helper.make_node(operator, ["x", "w", "b"], ["h"], "biased", **attributes),
+                helper.make_node(operator, ["h", "v"], ["y"], "behind", **attributes),
+            ],
+            [onnx_models.value("x", ["N", 512, *image])],
+            [onnx_models.value("y", ["N", 8, *image])],
+            [
+                onnx_models.tensor("w", weights),
+                onnx_models.tensor("b", np.full(8, bias, np.float32)),
+                onnx_models.tensor("v", np.eye(8, dtype=np.float32).reshape(8, 8, *image)),
+            ],
+        )
+        return model, qatcore.onnx.quantize_model(model, [batch], per_tensor=True, bias_correction=False)
+
+    constants = Graph(quantized(0.0)[1]).constants
+    steps = [numpy_helper.to_array(constants[name]) for name in ("x_scale", "w_scale")]
+    model, made = quantized(fraction * 2.0**31 * float(steps[0] * steps[1]))
+    exact, found = (run(m, batch)[0] for m in (model, made))
+    np.testing.assert_allclose(found, exact, rtol=1e-3)
+
+
+@pytest.mark.parametrize("bias", [1e6, 1e7, 1e9, 1e11])
+@pytest.mark.parametrize("operator", ["Conv", "Gemm"])
+def test_a_large_bias_does_not_spoil_others_with_the_same_weight(operator, bias):
+    image = [1, 1] if operator == "Conv" else []
+    model = onnx_models.model(
+        [
+            helper.make_node(operator, ["x", "w", "b"], ["y"], "biased"),
+            helper.make_node(operator, ["x", "w"], ["z"], "other"),
+        ],
+        [onnx_models.value("x", ["N", 8, *image])],
+        [onnx_models.value(name, ["N", 8, *image]) for name in ("y", "z")],
+        [
+            onnx_models.tensor("w", onnx_models.normal(8, 8).reshape(8, 8, *image)),
+            onnx_models.tensor("b", np.full(8, bias, np.float32)),
+        ],
+    )
+    batch = {"x": onnx_models.normal(64, 8).reshape(64, 8, *image)}
+    made = qatcore.onnx.quantize_model(model, [batch], bias_correction=False)
+    (exact_biased, exact), (biased, found) = (run(m, batch) for m in (model, made))
+    np.testing.assert_allclose(biased, exact_biased, rtol=1e-4)
+    assert sqnr(exact, found) > 35
+    assert len([t for t in made.graph.initializer if t.dims[:2] == [8, 8]]) == 1
+
+
 @pytest.mark.parametrize("options", [{"activations": "none"}, {"activations": "none", "weights": "int4"}, {}])
 def test_channels_without_weights_have_a_scale_like_the_others(options):
     """ONNX Runtime multiplies with weights alone as if steps told how exact that has to be."""

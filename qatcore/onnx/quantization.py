@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto
 
@@ -166,35 +166,25 @@ class Quantizer:
         self._choose_weights()
 
     def _choose_weights(self) -> None:
-        options, scales = self.options, dict[str, Scale]()
+        options = self.options
+        readers = Counter(node.input[1] for node in self.plan.nodes)
 
-        def choose_scale(node: NodeProto) -> None:
+        def choose(node: NodeProto) -> None:
             weight = self._weight_of(node)
-            axes = None if options.per_tensor else weight_axes(node, weight.ndim)
-            scale = weight_scale(weight, axes, options.weights, options.group_size)
-            bias = bias_of(node, self._index) if options.needs_data else None
-            if bias is not None:
+            outputs = weight_axes(node, weight.ndim)
+            scale = weight_scale(weight, None if options.per_tensor else outputs, options.weights, options.group_size)
+            # The bias of one node shall not make the steps of another's weight wider.
+            alone = options.needs_data and readers[node.input[1]] == 1
+            if alone and (bias := bias_of(node, self._index)) is not None:
                 activation = self._activations[self._range_of(node.input[0])].scale
                 scale = with_room_for_bias(scale, weight, bias.values, activation)
-            scales[node.name] = scale
-
-        def choose_codes(node: NodeProto) -> None:
-            weight, scale = self._weight_of(node), scales[node.name]
-            outputs = weight_axes(node, weight.ndim)
             channels = None if outputs is None else outputs.channels
             codes = weight_codes(weight, scale, channels)
             noise = Noise()
             noise.add(weight, weight_values(codes, scale))
             self._weights[node.name] = Weight(scale, codes, channels, noise.sqnr)
 
-        for_each(self.plan.nodes, choose_scale)
-        shared = dict[tuple[str, int | None], list[str]]()
-        for node in self.plan.nodes:
-            shared.setdefault((node.input[1], scales[node.name].axis), []).append(node.name)
-        for names in shared.values():  # which have room for the biases of all, so that codes are stored once
-            largest = np.maximum.reduce([scales[name].scale for name in names])
-            scales.update({name: replace(scales[name], scale=largest) for name in names})
-        for_each(self.plan.nodes, choose_codes)
+        for_each(self.plan.nodes, choose)
 
     @property
     def corrects(self) -> bool:

@@ -17,9 +17,11 @@ from .graph import Graph, all_names, attribute, drop_unread, unused_name
 from .plan import ACTIVATIONS, MOVES
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
-#: Codes that a bias may have where scales are chosen, and where it is left to runtimes, which compute those of float16
-#: in float16.
-_ROOMY, _GREATEST = 2.0**30, {"float32": 2.0**31 - 1, "float16": 2.0**15}
+#: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those
+#: of float16 in float16.
+_GREATEST = {"float32": 2.0**30, "float16": 2.0**15}
+#: Where a scale is chosen for a bias, which may be corrected later.
+_ROOMY = 2.0**29
 #: What runtimes change the order with, or take away where it has no effect.
 _PASSED = MOVES | {"Add", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather", "Identity", "Mul", "Pad", "Pow"}
 _PASSED |= {"Resize", "Split", "Sub", "Sum", "Tile"}
