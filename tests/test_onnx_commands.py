@@ -190,12 +190,28 @@ def test_tables_lose_nothing(folder, capsys, monkeypatch, width):
         assert out.splitlines()[0] == "a title; … is /model/encoder/layers."
         lines_of_names = [line for line in out.splitlines()[2:] if not line.startswith("  MatMul")]
         if width < 80:  # names have lines of their own
-            assert lines_of_names[1:] == [f"…{name}  …{name}_output" for name in short]
+            assert lines_of_names[-6:] == [line for name in short for line in (f"…{name}", f"…{name}_output")]
         else:  # a name goes on below itself
             starts = "".join(line.split("  ")[0].strip() for line in lines_of_names)
             assert starts == "".join(f"…{name}" for name in short)
             assert max(map(len, out.splitlines())) <= width
     assert "operator" in out and "greatest" in out
+
+
+def test_names_that_have_room_on_one_line_share_it(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    columns = [("node", "name"), ("output", "name"), ("values", "right")]
+    print_table("a title", columns, [["a_node_of_a_model", "another_node_of_it", "12,582"], ["a", "b", "1"]])
+    out = capsys.readouterr().out.replace("\x1b[1m", "").replace("\x1b[0m", "")
+    assert out.splitlines()[1:] == [
+        "node  output",
+        "  values",
+        "a_node_of_a_model  another_node_of_it",
+        "  12,582",
+        "a  b",
+        "       1",
+    ]
 
 
 def test_shards_merge_to_what_one_machine_sees(folder, capsys):
@@ -237,12 +253,13 @@ def fails(capsys, *argv, says, code=2):
 
 
 def faulty_models():
-    """Write models without nodes, with weights that are cut off or behind a link, and with odd names."""
+    """Write models without nodes, with weights that are cut off, missing or behind a link, and with odd names."""
     model = onnx.load("model.onnx")
-    for name in ("cut", "linked"):
+    for name in ("cut", "linked", "alone"):
         copy = onnx.ModelProto.FromString(model.SerializeToString())
         onnx.save(copy, f"{name}.onnx", save_as_external_data=True, location=f"{name}.data", size_threshold=0)
     os.truncate("cut.data", os.path.getsize("cut.data") - 100)
+    os.remove("alone.data")
     os.rename("linked.data", "elsewhere")
     os.symlink("elsewhere", "linked.data")
     node = model.graph.node[0]
@@ -299,6 +316,10 @@ def faulty_models():
         ("model.onnx --data batches --output=", "output: expected the name of a file, got none"),
         ("empty.onnx --data batches -o q.onnx", "empty.onnx: there is no node in the model"),
         ("cut.onnx --data batches -o q.onnx", "cut.onnx: its weights cannot be read: "),
+        (
+            "alone.onnx --data batches -o q.onnx",
+            "not regular file. Put that file beside the model",
+        ),
         ("linked.onnx --data batches -o q.onnx", "Put a copy of it there (cp -L)"),
         ("odd.onnx --data data.npz -o q.onnx", r"the model takes x\x1b[31m"),
     ],
@@ -401,6 +422,7 @@ def test_merging_what_does_not_belong_together(folder, capsys):
         says="ONNX Runtime cannot run it on this batch",
     )
     fails(capsys, "inspect", "batches/0.npy", says="batches/0.npy: not an ONNX model")
+    fails(capsys, "inspect", "", says="expected the name of a file, got an empty one")
 
 
 # --- interrupts ---------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ def run(name: str, arguments: argparse.Namespace) -> int:
     except _InterruptedError as error:
         return _fail(str(error), _INTERRUPTED)
     except OSError as error:
+        if error.filename == "":
+            return _fail("expected the name of a file, got an empty one", 2)
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
     except (InvalidArgumentError, TypeError) as error:
         return _fail(" ".join([str(error), *getattr(error, "__notes__", [])]), 2)

@@ -99,8 +99,10 @@ def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[I
         folded = [text.split() for text in headings]
         widths = [_widths(folded, cells)[i] for i in others]
         sides = [kinds[i] for i in others]
+        longest = max((sum(cell_len(row[i]) + _GAP for i in names) - _GAP for row in cells), default=0)
+        between = " " * _GAP if longest <= console.width else "\n"
         for style, row in [("bold", folded), *(("", [[cell] for cell in row]) for row in cells)]:
-            console.print(Text("  ".join(" ".join(row[i]) for i in names), style=style))
+            console.print(Text(between.join(" ".join(row[i]) for i in names), style=style))
             _print_row(console, [row[i] for i in others], widths, sides, 1, style, indent=2)
         return
     for n, i in enumerate(sorted(names, key=widths.__getitem__)):  # the longer ones share what is left

@@ -52,6 +52,8 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
         said = str(error).strip().splitlines()[0]
         if "symbolic link" in said:
             said += " Put a copy of it there (cp -L): ONNX reads no weights through links."
+        elif "not regular file" in said:
+            said += " Put that file beside the model, under this name."
         raise InvalidArgumentError(f"{path}: its weights cannot be read: {said}") from error
     return result
 
