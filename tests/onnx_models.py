@@ -2,7 +2,45 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from qatcore.onnx.graph import Graph
+
+OPTIMIZED, AS_WRITTEN = (
+    onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+)
+
+
+def run(model, batch, level=OPTIMIZED):
+    """Return the outputs, in ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, batch)
+
+
+def sqnr(exact, other):
+    """Return how large a tensor is in comparison with what another one is off, in dB."""
+    noise = np.square(exact.astype(np.float64) - other).sum()
+    return 10 * np.log10(np.square(exact.astype(np.float64)).sum() / noise) if noise else np.inf
+
+
+def dequantized(model, node, position):
+    """Return an input of a node: what the codes of a constant stand for, by the definition of DequantizeLinear."""
+    index = Graph(model)
+    maker = index.makers[node.input[position]]
+    assert maker.op_type == "DequantizeLinear"
+    codes, scale = (index.value_of(name) for name in maker.input[:2])
+    axis = next((a.i for a in maker.attribute if a.name == "axis"), None)
+    block = next((a.i for a in maker.attribute if a.name == "block_size"), None)
+    if block:
+        scale = np.repeat(scale, block, axis=axis)[tuple(map(slice, codes.shape))]
+    elif scale.ndim:
+        scale = scale.reshape([-1 if a == axis else 1 for a in range(codes.ndim)])
+    return codes.astype(np.float32) * scale, codes, scale
 
 
 def tensor(name, array):

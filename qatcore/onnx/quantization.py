@@ -226,15 +226,15 @@ class Quantizer:
         options = self.options
         rewriter = Rewriter(exact)
         tensors = {name: self._range_of(name) for name in {**chosen.inputs, **chosen.outputs}}
+        for node in chosen.nodes:
+            weight = self._weights[node.name]
+            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)
+            if options.needs_data:
+                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         if options.needs_data:
             for name, source in tensors.items():
                 scale = self._activations[source].scale
                 rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
-        for node in chosen.nodes:
-            weight = self._weights[node.name]
-            if options.needs_data:
-                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
-            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)
         result = rewriter.finished()
         describe(result, {**self._about(chosen, tensors, kept), "corrected_biases": corrected})
         return result

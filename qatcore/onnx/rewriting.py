@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS
 from .graph import Graph, all_names, attribute, drop_unread, unused_name
-from .plan import ACTIVATIONS, MOVES
+from .plan import ACTIVATIONS, MOVES, OPERATORS
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those
@@ -22,6 +22,8 @@ _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": n
 _GREATEST = {"float32": 2.0**30, "float16": 2.0**15}
 #: Where a scale is chosen for a bias, which may be corrected later.
 _ROOMY = 2.0**29
+#: Of a bias: products of no more may lose their precision to it.
+_NEGLIGIBLE = 2.0**-16
 #: What runtimes change the order with, or take away where it has no effect.
 _PASSED = MOVES | {"Add", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather", "Identity", "Mul", "Pad", "Pow"}
 _PASSED |= {"Resize", "Split", "Sub", "Sum", "Tile"}
@@ -51,7 +53,7 @@ class Scale:
 
 
 class Rewriter:
-    """Collects what has to be put into a copy of a model, and does so at the end.
+    """Collects what has to be put into a copy of a model, and does so at the end: weights, biases, then activations.
 
     Parameters
     ----------
@@ -67,12 +69,16 @@ class Rewriter:
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
         self._weights: dict[tuple[str, int | None, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
+        self._fixed = set(self._index.constants)  # and what is computed of them alone, as runtimes do beforehand
+        for node in self.model.graph.node:
+            if self._fixed.issuperset(filter(None, node.input)):
+                self._fixed.update(node.output)
+        self._in_codes: dict[str, bool] = {}  # nodes whose weights are, and whether their biases are or could be
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
         """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
         source, one, divisor = name, scale, ""
-        if scale.dtype.startswith("float8") and self._is_of_activation(name):
-            # ONNX Runtime takes it away before a QuantizeLinear, as if its codes were unsigned.
+        if self._must_not_be_joined(name, scale):
             source = self._name(f"{name}_scaled")
             divisor = self._constant(f"{name}_scale", scale.scale)
             self._add(name, "Div", [name, divisor], source, {})
@@ -100,28 +106,30 @@ class Rewriter:
             self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
             self._weights[key] = values
         reader.input[1] = self._weights[key]
+        self._in_codes[node] = True
 
     def bias(self, node: str, activation: Scale, weight: Scale) -> None:
-        """Store the bias of a node as int32 codes in the scale of its products, or add it behind if it is too large.
+        """Store the bias of a node in codes as int32 codes in the scale of its products, if they can hold it.
 
         ONNX Runtime gives such codes also to a bias that is float in the model, and cuts off what they cannot hold.
         """
         reader = self._nodes[node]
-        name = reader.input[2] if len(reader.input) > 2 else ""
-        bias = self._index.value_of(name)
-        if bias is None or weight.block_size is not None:
+        own = reader.input[2] if len(reader.input) > 2 else ""
+        name = own or self._added_to(reader)
+        if not name or weight.block_size is not None:
             return
+        bias = self._index.value_of(name)
         # As runtimes multiply, in the type of both.
         scale = np.asarray(activation.scale * weight.scale)
         if reader.op_type == "ConvTranspose" and scale.size > 1:
             scale = np.tile(scale, attribute(reader, "group", 1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            codes = np.rint(bias.astype(np.float64) / scale)
-        if not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
-            self._add_behind(reader, bias)
+            codes = None if bias is None else np.rint(bias.astype(np.float64) / scale)
+        if bias is None or codes is None or not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
+            self._in_codes[node] = False
             return
         one_each = bias.ndim == 1 and scale.size in {1, bias.size}
-        if bias.dtype != np.float32 or not one_each or "float" in weight.dtype + activation.dtype:
+        if not own or bias.dtype != np.float32 or not one_each or "float" in weight.dtype + activation.dtype:
             return
         # Under the node's name: others may share the bias, with other scales.
         stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
@@ -155,22 +163,30 @@ class Rewriter:
         drop_unread(self.model)
         return self.model
 
-    def _is_of_activation(self, name: str) -> bool:
-        """Whether a tensor is what a Relu or Clip makes, or nothing between them has to stay where it is."""
-        while (maker := self._index.makers.get(name)) is not None and maker.op_type in _PASSED:
-            name = next((name for name in maker.input if name not in self._index.constants), "")
-        return maker is not None and maker.op_type in ACTIVATIONS
+    def _must_not_be_joined(self, name: str, scale: Scale) -> bool:
+        """Whether a division of its own has to keep ONNX Runtime from changing what comes before a QuantizeLinear.
 
-    def _add_behind(self, node: NodeProto, bias: npt.NDArray[Any]) -> None:
-        """Take the bias from a node and let a node of its own add it."""
-        if node.op_type != "Gemm":
-            weight = self._index.constants[node.input[1]]
-            bias = bias.reshape(-1, *(1,) * (len(weight.dims) - 2))
-        output, product = node.output[0], self._name(f"{node.output[0]}_without_bias")
-        del node.input[2:]
-        node.output[0] = product
-        factor = bias.dtype.type(attribute(node, "beta", 1.0))
-        self._add(product, "Add", [product, self._constant(f"{node.name}_bias", bias * factor)], output, {})
+        It takes away Relu and Clip before FP8, as if its codes were unsigned.  It gives codes to the weights, with one
+        scale for all, and the biases of nodes between codes that have none.
+        """
+        while (maker := self._index.makers.get(name)) is not None:
+            if maker.op_type in OPERATORS:
+                in_codes = self._in_codes.get(maker.name)
+                return not in_codes if in_codes is not None else maker.input[1] in self._fixed
+            if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
+                return True
+            if maker.op_type not in _PASSED | ACTIVATIONS:
+                return False
+            name = next((name for name in maker.input if name not in self._index.constants), "")
+        return False
+
+    def _added_to(self, node: NodeProto) -> str:
+        """Return what is added next to a product, of which runtimes make its bias, if it is constant."""
+        follower = self._index.only_reader(node.output[0]) if node.op_type in {"Gemm", "MatMul"} else None
+        if follower is None or follower.op_type not in {"Add", "Sum"} or len(follower.input) != 2:
+            return ""
+        other = follower.input[1 if follower.input[0] == node.output[0] else 0]
+        return other if other in self._fixed else ""
 
     def _name(self, name: str) -> str:
         return unused_name(name, self._taken)
@@ -196,9 +212,9 @@ class Rewriter:
 
 
 def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any], activation: Scale) -> Scale:
-    """Return the scales of a weight's channels, larger where that of their products is too fine for the bias's codes.
+    """Return the scales of a weight's channels, those that the bias's codes need where it is all that counts.
 
-    In channels without weights the bias is all there is: there the scale is as fine as it can be.
+    There are such channels without weights, or hardly any, in many a trained model.
 
     Parameters
     ----------
@@ -214,9 +230,11 @@ def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray
     if "float" in activation.dtype or weight.dtype != np.float32:  # whose biases get no codes
         return scale
     largest[~np.isfinite(largest)] = 0.0
-    least = np.maximum(largest / _ROOMY / float(activation.scale), _LEAST_SCALE)
+    step = float(activation.scale)
     others = tuple(axis for axis in range(weight.ndim) if axis != scale.axis)
-    chosen = np.where(~weight.any(axis=others) & (largest > 0.0), least, np.maximum(scale.scale, least))
+    products = np.abs(weight).max(axis=others).astype(np.float64) * (255 * step * (weight.size // largest.size))
+    least = np.maximum(largest / _ROOMY / step, _LEAST_SCALE)
+    chosen = np.where(products < largest * _NEGLIGIBLE, least, scale.scale)
     return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
 
 
