@@ -287,7 +287,8 @@ def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     try:
         info = archive.getinfo(name)
     except KeyError:
-        raise _Fault(f"there is no {name} in it") from None
+        what = "not a calibration file: " if name == _HEADER else ""
+        raise _Fault(f"{what}there is no {name} in it") from None
     _require(info.file_size <= most, f"{name} claims to have {info.file_size} bytes")
     with archive.open(info) as member:
         content = member.read(info.file_size + 1)

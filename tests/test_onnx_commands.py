@@ -320,13 +320,29 @@ def faulty_models():
             "alone.onnx --data batches -o q.onnx",
             "not regular file. Put that file beside the model",
         ),
+        ("model.onnx --data mine:batches -o mine.py", "mine.py is what is read"),
+        ("model.onnx --data data.npz --metric mine:score -o mine.py", "mine.py is what is read"),
+        ("model.onnx --data mine:leaves -o q.onnx", "mine:leaves raised SystemExit: 3"),
+        ("model.onnx --data data.npz --metric mine:leaves -o q.onnx", "metric: mine:leaves raised SystemExit: 3"),
+        ("model.onnx --data leaves:batches -o q.onnx", "there is no function leaves:batches: 4"),
+        ("model.onnx --data batches -o q.onnx --batch-size 2", "got a directory, which has batches already"),
+        ("model.onnx --data mine:batches -o q.onnx --batch-size 2", "got what yields them, which has batches already"),
+        ("model.onnx --activations none -o q.onnx --batch-size 2", "--batch-size is of --data, of which there is none"),
+        ("model.onnx --activations none -o q.onnx --no-check", "--no-check is of --data"),
+        ("model.onnx --activations none -o q.onnx --no-bias-correction", "--no-bias-correction is of --data"),
         ("linked.onnx --data batches -o q.onnx", "Put a copy of it there (cp -L)"),
         ("odd.onnx --data data.npz -o q.onnx", r"the model takes x\x1b[31m"),
     ],
 )
-def test_what_is_wrong_with_quantize_is_told_in_one_line(folder, capsys, arguments, says):
+def test_what_is_wrong_with_quantize_is_told_in_one_line(folder, capsys, monkeypatch, arguments, says):
     faulty_models()
-    fails(capsys, "quantize", *arguments.split(), says=says)
+    Path("mine.py").write_text("def leaves(*arguments): raise SystemExit(3)\nbatches = score = leaves\n")
+    Path("leaves.py").write_text("raise SystemExit(4)\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    try:
+        fails(capsys, "quantize", *arguments.split(), says=says)
+    finally:
+        sys.modules.pop("mine", None)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +439,18 @@ def test_merging_what_does_not_belong_together(folder, capsys):
     )
     fails(capsys, "inspect", "batches/0.npy", says="batches/0.npy: not an ONNX model")
     fails(capsys, "inspect", "", says="expected the name of a file, got an empty one")
+    fails(capsys, "merge", "a.npz", "", "-o", "m.npz", says="expected the name of a file, got an empty one")
+    fails(capsys, "inspect", "data.npz", says="data.npz: not a calibration file: there is no header.json in it")
+    fails(
+        capsys,
+        "calibrate",
+        "model.onnx",
+        "--data",
+        "a.npz",
+        "-o",
+        "m.npz",
+        says="expected inputs, got a file with header",
+    )
 
 
 # --- interrupts ---------------------------------------------------------------------------------------

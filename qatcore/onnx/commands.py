@@ -76,7 +76,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     )
     if options.needs_data and arguments.data is None and arguments.calibration is None:
         raise InvalidArgumentError("give --data to observe activations with, or --activations none for weights alone")
-    refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration)
+    refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration, arguments.metric)
     exact = read_model(arguments.model)
     observed, asked = Calibration(), Metric(arguments.metric, arguments.labels)
     start = time.perf_counter()
@@ -161,6 +161,10 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("--method is of activations, of which --activations none quantises none")
     if arguments.no_check and measured is not None:
         raise InvalidArgumentError(f"--{measured.replace('_', '-')} has to compare: leave out --no-check")
+    if arguments.data is None:
+        for name in ("batch_size", "no_check", "no_bias_correction"):
+            if getattr(arguments, name):
+                raise InvalidArgumentError(f"--{name.replace('_', '-')} is of --data, of which there is none")
     if measured is not None and arguments.data is None:
         raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
 

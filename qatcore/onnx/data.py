@@ -156,7 +156,7 @@ class Data:
     Raises
     ------
     InvalidArgumentError
-        If there is nothing of that name, or nothing in it.
+        If there is nothing of that name, or nothing in it; or it has batches already and a size of them is given.
     """
 
     def __init__(self, source: Any, spec: InputSpec, batch_size: int | None = None) -> None:
@@ -208,6 +208,7 @@ class Data:
                 raise InvalidArgumentError("data: expected a directory, a file or module:function, got an empty name")
             path = Path(source)
             if path.is_dir():
+                _refuse_batch_size(batch_size, "a directory")
                 return self._directory(path)
             if path.suffix in {".npz", ".npy"} and path.is_file():
                 rows = (_NpzRows if path.suffix == ".npz" else _NpyRows)(path, self.spec)
@@ -216,6 +217,7 @@ class Data:
                 what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
                 raise InvalidArgumentError(f"data: {source} is {what}; give one, or module:function")
             source = functools.partial(_called, imported(str(source), "data"), str(source))
+        _refuse_batch_size(batch_size, "what yields them")
         if callable(source):
             return functools.partial(_named, source)
         if not isinstance(source, Iterable) or isinstance(source, Mapping):
@@ -251,6 +253,13 @@ class Data:
         return functools.partial(rows.batches, size, whole)
 
 
+def _refuse_batch_size(batch_size: int | None, source: str) -> None:
+    if batch_size is not None:
+        raise InvalidArgumentError(
+            f"batch_size: expected one file of samples to make batches of, got {source}, which has batches already"
+        )
+
+
 def _named(make: Callable[[], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
     batches = make()
     if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
@@ -263,7 +272,7 @@ def _called(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Any]:
     """Yield what a function named by the user gives; whatever it raises is said in one line."""
     try:
         yield from function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidArgumentError(f"data: {name} raised {type(error).__name__}: {error}") from error
 
 
@@ -285,7 +294,7 @@ def imported(function: str, what: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever importing the user's module raises
+    except (Exception, SystemExit) as error:  # whatever importing the user's module raises
         raise InvalidArgumentError(f"{what}: there is no function {function}: {error}") from error
     finally:
         if added:
@@ -339,6 +348,8 @@ class _NpzRows:
         try:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.namelist():
+                    if not member.endswith(".npy"):
+                        raise InvalidArgumentError(f"{path}: expected inputs, got a file with {member} in it")
                     with archive.open(member) as file:
                         shapes[member.removesuffix(".npy")] = _npy_header(file)[0]
         except (ValueError, EOFError, zipfile.BadZipFile) as error:

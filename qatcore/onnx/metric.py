@@ -216,7 +216,7 @@ def _told(score: Score, name: str) -> Score:
     def told(outputs: Outputs, batch: Outputs) -> Any:
         try:
             return score(outputs, batch)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidArgumentError(f"metric: {name} raised {type(error).__name__}: {error}") from error
 
     told.__name__ = getattr(score, "__name__", "score")

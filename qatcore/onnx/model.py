@@ -96,7 +96,7 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     Raises
     ------
     InvalidArgumentError
-        If it is one of the inputs, one of those in a directory, or where a model's weights are.
+        If it is one of the inputs, one of those in a directory, or where a model's weights or a function are.
     OSError
         If its directory is missing or cannot be written to.
     """
@@ -106,7 +106,8 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     if os.path.isdir(target):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     for source in inputs:
-        if isinstance(source, (str, os.PathLike)) and target in _files_of(os.path.realpath(os.fspath(source)), target):
+        named = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
+        if named and target in _files_of(os.path.realpath(named), target):
             raise InvalidArgumentError(f"output: {os.fspath(path)} is what is read; give another name")
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(target)):
@@ -117,7 +118,10 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
 
 
 def _files_of(source: str, target: str) -> set[str]:
-    """Return what is read of an input: of a directory whatever has the name of an array, the target too."""
+    """Return what is read of an input: of a directory whatever has the name of an array, the target too.
+
+    An input may also be ``module:function``.
+    """
     folder = os.path.dirname(source)
     if os.path.isdir(source):
         return {target} if os.path.dirname(target) == source and target.endswith((".npz", ".npy")) else set()
@@ -126,7 +130,8 @@ def _files_of(source: str, target: str) -> set[str]:
             tensors = onnx.load(source, load_external_data=False).graph.initializer
             places = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
             return {source} | {os.path.realpath(os.path.join(folder, place)) for place in places}
-    return {source}
+    module = os.path.basename(source).rpartition(":")[0].replace(".", os.sep)
+    return {source, os.path.realpath(os.path.join(folder, f"{module}.py"))}
 
 
 def describe(model: ModelProto, about: dict[str, Any]) -> None:
