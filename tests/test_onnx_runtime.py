@@ -253,6 +253,20 @@ CHAINS = {
             ("uneven channels", UNEVEN, np.zeros(8), 3.0),
         )
     },
+    **{
+        f"nothing but zeros, {activations}": (
+            (
+                "Conv",
+                [
+                    middle("Conv", "b"),
+                    helper.make_node("Relu", ["m"], ["i"]),
+                ],
+                {"w": IMAGE_WEIGHT, "b": -LARGE},
+            ),
+            {"exclude": ["middle"], "activations": activations},
+        )
+        for activations in ("uint8", "fp8")
+    },
     "weights of Mul": (
         (
             "Conv",

@@ -77,17 +77,17 @@ class Rewriter:
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
         """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
-        source, one, divisor = name, scale, ""
+        source, parameters = name, self._parameters(name, scale)
+        ahead = [*parameters]
         if self._must_not_be_joined(name, scale):
-            source = self._name(f"{name}_scaled")
-            divisor = self._constant(f"{name}_scale", scale.scale)
-            self._add(name, "Div", [name, divisor], source, {})
-            one = Scale(scale.dtype, np.ones_like(scale.scale), scale.zero_point)
-        parameters = self._parameters(name, one)
+            # Divisions by 1, or nearly 1, are taken away.
+            rest = np.where(np.abs(scale.scale - 1) < 0.01, 0.5, 1.0).astype(scale.scale.dtype)
+            source, ahead[0] = self._name(f"{name}_scaled"), self._constant(f"{name}_rest", rest)
+            self._add(
+                name, "Div", [name, self._constant(f"{name}_divisor", np.asarray(scale.scale / rest))], source, {}
+            )
         codes, values = self._name(f"{name}_quantized"), self._name(f"{name}_dequantized")
-        self._add(name, "QuantizeLinear", [source, *parameters], codes, {})
-        if divisor:
-            parameters[0] = divisor
+        self._add(name, "QuantizeLinear", [source, *ahead], codes, {})
         self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
         for reader in self._index.readers.get(name, []):
             if readers is None or reader.name in readers:
@@ -254,9 +254,11 @@ def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:
     readers = [node for node in index.readers.get(quantize.output[0], []) if node.op_type == "DequantizeLinear"]
     if not readers:
         return tensor, scale, ""
-    maker = index.makers.get(tensor)
-    if maker is not None and maker.op_type == "Div" and maker.input[1] == readers[0].input[1]:
-        tensor, scale = maker.input
+    maker, whole = index.makers.get(tensor), readers[0].input[1]
+    if maker is not None and maker.op_type == "Div":
+        divisor, rest, product = (index.value_of(name) for name in (maker.input[1], scale, whole))
+        if divisor is not None and rest is not None and product is not None and np.array_equal(divisor * rest, product):
+            tensor, scale = maker.input[0], whole
     return tensor, scale, readers[0].output[0]
 
 
