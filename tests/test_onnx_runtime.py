@@ -211,6 +211,48 @@ CHAINS = {
         ),
         {},
     ),
+    "MatMul, Dropout and Add": (
+        (
+            "MatMul",
+            [middle("MatMul"), helper.make_node("Dropout", ["m"], ["d"]), helper.make_node("Add", ["d", "b"], ["i"])],
+            {"w": WEIGHT, "b": LARGE},
+        ),
+        {"per_tensor": True},
+    ),
+    "MatMul and Add of Neg": (
+        (
+            "MatMul",
+            [
+                middle("MatMul"),
+                helper.make_node("Neg", ["a"], ["b"]),
+                helper.make_node("Add", ["b", "m"], ["i"]),
+            ],
+            {"w": WEIGHT, "a": LARGE},
+        ),
+        {"per_tensor": True},
+    ),
+    **{
+        f"{operator} and BatchNormalization in float": (
+            (
+                "Conv",
+                [
+                    middle(operator),
+                    helper.make_node("BatchNormalization", ["m", "gamma", "zeros", "zeros", "ones"], ["n"]),
+                    helper.make_node("Clip", ["n", "low", "high"], ["i"]),
+                ],
+                {
+                    "w": IMAGE_WEIGHT,
+                    "gamma": UNEVEN[:, 0, 0, 0] / IMAGE_WEIGHT[:, 0, 0, 0],
+                    "zeros": np.zeros(8),
+                    "ones": np.ones(8),
+                    "low": -3.0,
+                    "high": 3.0,
+                },
+            ),
+            {"exclude": ["middle"]} if operator == "Conv" else {},
+        )
+        for operator in ("Conv", "ConvTranspose")
+    },
     "Gemm and Sum": (
         ("Gemm", [middle("Gemm"), helper.make_node("Sum", ["m", "b"], ["i"])], {"w": WEIGHT, "b": LARGE}),
         {"bias_correction": False},
@@ -292,6 +334,99 @@ def test_nodes_between_codes_are_what_they_are(chain):
     for channel in range(8):
         quality = sqnr(exact[:, channel], found[:, channel])
         assert quality > 15 and quality >= sqnr(exact[:, channel], written[:, channel]) - 3
+
+
+def block(operator, name, source, weight, *bias):
+    """Return an operator on three times three pixels and its Relu."""
+    pads = {"pads": [1, 1, 1, 1]}
+    return [
+        helper.make_node(operator, [source, weight, *bias], [f"{name}_made"], name, **pads),
+        helper.make_node("Relu", [f"{name}_made"], [name]),
+    ]
+
+
+WHOLE = {
+    "a chain": [*block("Conv", "a", "x", "u"), *block("Conv", "b", "a", "v"), *block("Conv", "y", "b", "w")],
+    "a pool": [
+        *block("Conv", "a", "x", "u"),
+        helper.make_node("MaxPool", ["a"], ["p"], kernel_shape=[2, 2]),
+        *block("Conv", "y", "p", "v"),
+    ],
+    "an addition": [
+        *block("Conv", "a", "x", "u"),
+        *block("Conv", "b", "a", "v"),
+        helper.make_node("Add", ["a", "b"], ["s"]),
+        *block("Conv", "y", "s", "w"),
+    ],
+    "a concatenation with what is in float": [
+        *block("Conv", "a", "x", "u"),
+        helper.make_node("ConvTranspose", ["a", "v"], ["t"], pads=[1, 1, 1, 1]),
+        helper.make_node("Concat", ["a", "t"], ["c"], axis=1),
+        *block("Conv", "y", "c", "wide"),
+    ],
+    "an addition to what is in float": [
+        *block("Conv", "a", "x", "u"),
+        helper.make_node("ConvTranspose", ["a", "v"], ["t"], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["t", "a"], ["s"]),
+        *block("Conv", "y", "s", "w"),
+    ],
+}
+
+
+@pytest.mark.parametrize("nodes", WHOLE)
+def test_nothing_is_divided_where_nothing_is_joined(nodes):
+    weights = {name: onnx_models.normal(8, 8, 3, 3) / 9 for name in "uvw"}
+    weights["wide"] = onnx_models.normal(8, 16, 3, 3) / 9
+    read = {name for node in WHOLE[nodes] for name in node.input}
+    model = onnx_models.model(
+        WHOLE[nodes],
+        [onnx_models.value("x", ["N", 8, 8, 8])],
+        [onnx_models.value("y", [None] * 4)],
+        [onnx_models.tensor(name, array) for name, array in weights.items() if name in read],
+    )
+    batch = {"x": onnx_models.normal(4, 8, 8, 8)}
+    made = qatcore.onnx.quantize_model(model, [batch])
+    assert "Div" not in {node.op_type for node in made.graph.node}
+    assert sqnr(run(model, batch)[0], run(made, batch)[0]) > 25
+
+
+@pytest.mark.parametrize("factor", [1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-20, 0.0])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_channels_with_hardly_any_weights_stay_in_codes(factor, pooled):
+    """As batch norms leave them; only where all that is made becomes codes."""
+    weights = {name: onnx_models.normal(8, 8, 3, 3) / 9 for name in "uvw"}
+    weights["v"][0] *= factor
+    nodes = [*block("Conv", "a", "x", "u"), *block("Conv", "b", "a", "v", "bias")]
+    nodes += [helper.make_node("MaxPool", ["b"], ["p"], kernel_shape=[2, 2])] if pooled else []
+    model = onnx_models.model(
+        [*nodes, *block("Conv", "y", "p" if pooled else "b", "w")],
+        [onnx_models.value("x", ["N", 8, 8, 8])],
+        [onnx_models.value("y", [None] * 4)],
+        [
+            onnx_models.tensor("bias", np.full(8, 0.1, np.float32)),
+            *(onnx_models.tensor(*item) for item in weights.items()),
+        ],
+    )
+    batch = {"x": onnx_models.normal(4, 8, 8, 8)}
+    made = qatcore.onnx.quantize_model(model, [batch])
+    assert "Div" not in {node.op_type for node in made.graph.node}
+    assert dequantized(made, node_of(made, "b"), 2)[1].dtype == np.int32
+    assert sqnr(run(model, batch)[0], run(made, batch)[0]) > 25
+
+
+def test_a_bias_that_stays_in_float_costs_one_division():
+    model = onnx_models.model(
+        [*block("Conv", "a", "x", "u", "bias"), *WHOLE["a pool"][2:]],
+        [onnx_models.value("x", ["N", 8, 8, 8])],
+        [onnx_models.value("y", [None] * 4)],
+        [
+            onnx_models.tensor("bias", LARGE.astype(np.float32)),
+            *(onnx_models.tensor(name, onnx_models.normal(8, 8, 3, 3) / 9) for name in "uv"),
+        ],
+    )
+    batch = {"x": onnx_models.normal(4, 8, 8, 8)}
+    made = qatcore.onnx.quantize_model(model, [batch], per_tensor=True)
+    assert [node.op_type for node in made.graph.node].count("Div") == 1
 
 
 @pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])

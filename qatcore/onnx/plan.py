@@ -204,7 +204,7 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
         result.inputs[node.input[0]] = node.input[0]
         result.because.setdefault(node.input[0], node)
         if node.op_type in {"Conv", "ConvTranspose"}:
-            output = _tail(node, index)
+            output = tail(node, index)
             if not index.is_seen(output):
                 result.outputs[output] = output
                 result.because[output] = node
@@ -226,8 +226,8 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
                     result.because[move.input[0]] = result.because[source]
 
 
-def _tail(node: NodeProto, index: Graph) -> str:
-    """Return what a convolution makes, behind the activation that runtimes compute together with it."""
+def tail(node: NodeProto, index: Graph) -> str:
+    """Return what a node makes, behind the activation that runtimes compute together with it."""
     follower = index.only_reader(node.output[0])
     if follower is not None and follower.op_type in ACTIVATIONS and follower.domain == "":
         return str(follower.output[0])

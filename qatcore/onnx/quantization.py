@@ -21,7 +21,7 @@ from .data import Batch
 from .graph import Graph, opset_of, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
-from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, weight_axes
+from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
 from .rewriting import Rewriter, Scale, with_room_for_bias
 from .rounding import weight_codes, weight_values
@@ -177,7 +177,8 @@ class Quantizer:
             alone = options.needs_data and readers[node.input[1]] == 1
             if alone and (bias := bias_of(node, self._index)) is not None:
                 activation = self._activations[self._range_of(node.input[0])].scale
-                scale = with_room_for_bias(scale, weight, bias.values, activation)
+                in_codes = self._becomes_codes(bias.adder)
+                scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
             channels = None if outputs is None else outputs.channels
             codes = weight_codes(weight, scale, channels)
             noise = Noise()
@@ -190,6 +191,14 @@ class Quantizer:
     def corrects(self) -> bool:
         """Whether there is data to correct biases with."""
         return bool(self._sample)
+
+    def _becomes_codes(self, node: NodeProto) -> bool:
+        """Whether nobody reads what a node makes but as codes."""
+        output = tail(node, self._index)
+        if output in self.plan.outputs:
+            return True
+        readers = {reader.name for reader in self._index.readers.get(output, [])}
+        return output in self.plan.inputs and not self._index.is_seen(output) and readers <= self.plan.readers
 
     def _weight_of(self, node: NodeProto) -> npt.NDArray[Any]:
         weight = self._index.value_of(node.input[1])
@@ -225,7 +234,8 @@ class Quantizer:
         """Return a model with codes for what is chosen; `corrected` tells of how many of its biases were corrected."""
         options = self.options
         rewriter = Rewriter(exact)
-        tensors = {name: self._range_of(name) for name in {**chosen.inputs, **chosen.outputs}}
+        # Those first that other nodes read in codes.
+        tensors = {name: self._range_of(name) for name in {**chosen.outputs, **chosen.inputs}}
         for node in chosen.nodes:
             weight = self._weights[node.name]
             rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)

@@ -25,8 +25,8 @@ _ROOMY = 2.0**29
 #: Of a bias: products of no more may lose their precision to it.
 _NEGLIGIBLE = 2.0**-16
 #: What runtimes change the order with, or take away where it has no effect.
-_PASSED = MOVES | {"Add", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather", "Identity", "Mul", "Pad", "Pow"}
-_PASSED |= {"Resize", "Split", "Sub", "Sum", "Tile"}
+_PASSED = MOVES | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather", "Identity"}
+_PASSED |= {"Mul", "Pad", "Pow", "Resize", "Split", "Sub", "Sum", "Tile"}
 #: Of a weight: with scales of activations far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
@@ -116,7 +116,7 @@ class Rewriter:
         reader = self._nodes[node]
         own = reader.input[2] if len(reader.input) > 2 else ""
         name = own or self._added_to(reader)
-        if not name or weight.block_size is not None:
+        if name not in self._fixed or weight.block_size is not None:
             return
         bias = self._index.value_of(name)
         # As runtimes multiply, in the type of both.
@@ -175,18 +175,21 @@ class Rewriter:
                 return not in_codes if in_codes is not None else maker.input[1] in self._fixed
             if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
                 return True
-            if maker.op_type not in _PASSED | ACTIVATIONS:
+            sources = {name for name in maker.input if name} - self._fixed
+            if maker.op_type not in _PASSED | ACTIVATIONS or len(sources) != 1:
                 return False
-            name = next((name for name in maker.input if name not in self._index.constants), "")
+            [name] = sources
         return False
 
     def _added_to(self, node: NodeProto) -> str:
         """Return what is added next to a product, of which runtimes make its bias, if it is constant."""
-        follower = self._index.only_reader(node.output[0]) if node.op_type in {"Gemm", "MatMul"} else None
-        if follower is None or follower.op_type not in {"Add", "Sum"} or len(follower.input) != 2:
+        product, follower = node.output[0], self._index.only_reader(node.output[0])
+        while follower is not None and follower.op_type in {"Identity", "Dropout"}:
+            product, follower = follower.output[0], self._index.only_reader(follower.output[0])
+        if node.op_type not in {"Gemm", "MatMul"} or follower is None or follower.op_type not in {"Add", "Sum"}:
             return ""
-        other = follower.input[1 if follower.input[0] == node.output[0] else 0]
-        return other if other in self._fixed else ""
+        others = [name for name in follower.input if name != product]
+        return others[0] if len(others) == 1 and others[0] in self._fixed else ""
 
     def _name(self, name: str) -> str:
         return unused_name(name, self._taken)
@@ -211,7 +214,9 @@ class Rewriter:
         return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
 
 
-def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any], activation: Scale) -> Scale:
+def with_room_for_bias(
+    scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any], activation: Scale, *, in_codes: bool
+) -> Scale:
     """Return the scales of a weight's channels, those that the bias's codes need where it is all that counts.
 
     There are such channels without weights, or hardly any, in many a trained model.
@@ -223,6 +228,9 @@ def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray
         The latter has a value for each channel.
     activation : Scale
         Of what the weight is multiplied with.
+    in_codes : bool
+        Whether there is only room for codes of few bits in what comes of it, and so none for products beside a bias of
+        more than 29 bits.
     """
     largest = np.abs(bias.astype(np.float64)).reshape(-1)
     if scale.axis is None or scale.block_size is not None or largest.size != scale.scale.size:
@@ -234,7 +242,8 @@ def with_room_for_bias(scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray
     others = tuple(axis for axis in range(weight.ndim) if axis != scale.axis)
     products = np.abs(weight).max(axis=others).astype(np.float64) * (255 * step * (weight.size // largest.size))
     least = np.maximum(largest / _ROOMY / step, _LEAST_SCALE)
-    chosen = np.where(products < largest * _NEGLIGIBLE, least, scale.scale)
+    enough = np.maximum(scale.scale, least) if in_codes else scale.scale
+    chosen = np.where(products < largest * _NEGLIGIBLE, least, enough)
     return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
 
 
