@@ -165,8 +165,8 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
         for name in ("batch_size", "no_check", "no_bias_correction"):
             if getattr(arguments, name):
                 raise InvalidArgumentError(f"--{name.replace('_', '-')} is of --data, of which there is none")
-    if measured is not None and arguments.data is None:
-        raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
+        if measured is not None:
+            raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
 
 
 def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:

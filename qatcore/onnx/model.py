@@ -130,8 +130,8 @@ def _files_of(source: str, target: str) -> set[str]:
             tensors = onnx.load(source, load_external_data=False).graph.initializer
             places = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
             return {source} | {os.path.realpath(os.path.join(folder, place)) for place in places}
-    module = os.path.basename(source).rpartition(":")[0].replace(".", os.sep)
-    return {source, os.path.realpath(os.path.join(folder, f"{module}.py"))}
+    module, colon, _ = os.path.basename(source).rpartition(":")
+    return {source, os.path.realpath(os.path.join(folder, f"{module.replace('.', os.sep)}.py")) if colon else source}
 
 
 def describe(model: ModelProto, about: dict[str, Any]) -> None:

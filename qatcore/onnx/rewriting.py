@@ -25,8 +25,8 @@ _ROOMY = 2.0**29
 #: Of a bias: products of no more may lose their precision to it.
 _NEGLIGIBLE = 2.0**-16
 #: What runtimes change the order with, or take away where it has no effect.
-_PASSED = MOVES | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather", "Identity"}
-_PASSED |= {"Mul", "Pad", "Pow", "Resize", "Split", "Sub", "Sum", "Tile"}
+_PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather"}
+_PASSED |= {"Identity", "Mul", "Pad", "Pow", "Resize", "Split", "Sub", "Sum", "Tile"}
 #: Of a weight: with scales of activations far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
@@ -83,9 +83,8 @@ class Rewriter:
             # Divisions by 1, or nearly 1, are taken away.
             rest = np.where(np.abs(scale.scale - 1) < 0.01, 0.5, 1.0).astype(scale.scale.dtype)
             source, ahead[0] = self._name(f"{name}_scaled"), self._constant(f"{name}_rest", rest)
-            self._add(
-                name, "Div", [name, self._constant(f"{name}_divisor", np.asarray(scale.scale / rest))], source, {}
-            )
+            divisor = self._constant(f"{name}_divisor", np.asarray(scale.scale / rest))
+            self._add(name, "Div", [name, divisor], source, {})
         codes, values = self._name(f"{name}_quantized"), self._name(f"{name}_dequantized")
         self._add(name, "QuantizeLinear", [source, *ahead], codes, {})
         self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
@@ -118,16 +117,18 @@ class Rewriter:
         name = own or self._added_to(reader)
         if name not in self._fixed or weight.block_size is not None:
             return
-        bias = self._index.value_of(name)
+        self._in_codes[node] = False
+        if (bias := self._index.value_of(name)) is None:
+            return
         # As runtimes multiply, in the type of both.
         scale = np.asarray(activation.scale * weight.scale)
         if reader.op_type == "ConvTranspose" and scale.size > 1:
             scale = np.tile(scale, attribute(reader, "group", 1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            codes = None if bias is None else np.rint(bias.astype(np.float64) / scale)
-        if bias is None or codes is None or not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
-            self._in_codes[node] = False
+            codes = np.rint(bias.astype(np.float64) / scale)
+        if not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
             return
+        self._in_codes[node] = True
         one_each = bias.ndim == 1 and scale.size in {1, bias.size}
         if not own or bias.dtype != np.float32 or not one_each or "float" in weight.dtype + activation.dtype:
             return
@@ -176,17 +177,19 @@ class Rewriter:
             if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
                 return True
             sources = {name for name in maker.input if name} - self._fixed
-            if maker.op_type not in _PASSED | ACTIVATIONS or len(sources) != 1:
+            if maker.op_type not in _PASSED or len(sources) != 1:
                 return False
             [name] = sources
         return False
 
     def _added_to(self, node: NodeProto) -> str:
         """Return what is added next to a product, of which runtimes make its bias, if it is constant."""
+        if node.op_type not in {"Gemm", "MatMul"}:
+            return ""
         product, follower = node.output[0], self._index.only_reader(node.output[0])
         while follower is not None and follower.op_type in {"Identity", "Dropout"}:
             product, follower = follower.output[0], self._index.only_reader(follower.output[0])
-        if node.op_type not in {"Gemm", "MatMul"} or follower is None or follower.op_type not in {"Add", "Sum"}:
+        if follower is None or follower.op_type not in {"Add", "Sum"}:
             return ""
         others = [name for name in follower.input if name != product]
         return others[0] if len(others) == 1 and others[0] in self._fixed else ""
