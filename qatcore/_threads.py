@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -74,21 +75,24 @@ class _Job:
     """Ranges to work through, taken by whichever thread is free."""
 
     def __init__(self, task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> None:
-        self._task = task
-        self._ranges = deque(ranges)
+        # The ranges alone hold the task, and with it its arrays: a job that is done may wait in the pool for
+        # a thread that gets no processor, and must not keep them alive.
+        self._ranges = deque(partial(task, start, stop) for start, stop in ranges)
         self.finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(self) -> None:
         while True:
             try:
-                start, stop = self._ranges.popleft()
+                work_through = self._ranges.popleft()
             except IndexError:
                 return
             try:
-                self._task(start, stop)
+                work_through()
             except BaseException as error:
+                del work_through  # before the caller takes it for finished
                 self.finished.put(error)
             else:
+                del work_through
                 self.finished.put(None)
 
 
@@ -109,7 +113,6 @@ class _Pool:
                     except RuntimeError:  # too many threads, or the interpreter is shutting down
                         break  # the caller works through the ranges alone
                     self._started += 1
-        # Not more than can be taken: what nobody takes would keep its arrays alive.
         for _ in range(min(helpers, self._started)):
             self._jobs.put(job)
 

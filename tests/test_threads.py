@@ -1,6 +1,7 @@
 """Work split over threads: every item once, and errors reach the caller."""
 
 import threading
+import weakref
 
 import pytest
 
@@ -52,4 +53,37 @@ def test_an_error_is_raised(threads):
         with pytest.raises(ValueError, match="item 3"):
             for_each(list(range(6)), task)
     finally:
+        qatcore.set_num_threads(before)
+
+
+def test_a_job_that_is_done_keeps_nothing_alive():
+    """Even while it waits for a thread of the pool that gets no processor."""
+    before = qatcore.get_num_threads()
+    qatcore.set_num_threads(2)
+    busy, free, found, taken = threading.Event(), threading.Event(), [], []
+
+    class Value:
+        pass
+
+    def occupy(_):
+        if threading.current_thread().name == "qatcore":
+            busy.set()
+            assert free.wait(30)
+        else:
+            assert busy.wait(30)
+
+    occupier = threading.Thread(target=for_each, args=([0, 1], occupy))
+    try:
+        occupier.start()
+        assert busy.wait(30)
+        for _ in range(3):
+            values = [Value(), Value()]
+            found += [weakref.ref(value) for value in values]
+            for_each(values, lambda value: taken.append(id(value)))
+        del values
+        assert len(taken) == 6
+        assert [reference() for reference in found] == [None] * 6
+    finally:
+        free.set()
+        occupier.join()
         qatcore.set_num_threads(before)
