@@ -31,11 +31,12 @@ VARIANT = ("sanitize" if SANITIZE else "debug" if DEBUG else "release") + ("-emu
 
 # Contraction into FMA and value-changing maths are off because they change bits: every level must
 # give the same numbers.  errno and trapping maths only keep the compiler from vectorising.
-COMMON = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# Python's own flags ask for debug information, which takes a third of the time and is stripped, or more than tracebacks need.
+COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 if SANITIZE:
     COMMON = [
         "-O1",
-        "-g",
+        "-g1",
         "-ffp-contract=off",
         "-fno-omit-frame-pointer",
         "-fno-wrapv",
@@ -43,7 +44,7 @@ if SANITIZE:
         "-fno-sanitize-recover=undefined,float-cast-overflow",
     ]
 elif DEBUG:
-    COMMON = ["-O1", "-g", "-ffp-contract=off"]
+    COMMON = ["-O1", "-g1", "-ffp-contract=off"]
 if EMULATE:
     COMMON += ["-DQATCORE_EMULATE", "-Itests"]
 LINK = ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG else ["-Wl,-s"]

@@ -427,6 +427,7 @@ def test_merging_what_does_not_belong_together(folder, capsys):
     fails(capsys, "merge", "a.npz", "c.npz", "-o", "m.npz", says="c.npz: expected a calibration of the same model")
     fails(capsys, "merge", "a.npz", "batches/0.npy", "-o", "m.npz", says="batches/0.npy: not a calibration file")
     fails(capsys, "merge", "a.npz", "a.npz", "-o", "a.npz", says="a.npz is what is read")
+    fails(capsys, "merge", "a.npz", "./a.npz", "-o", "m.npz", says="./a.npz: given twice")
     fails(capsys, "quantize", "other.onnx", "--calibration", "a.npz", "-o", "q.onnx", says="of this model, got one of")
     fails(
         capsys,
@@ -435,7 +436,7 @@ def test_merging_what_does_not_belong_together(folder, capsys):
         "other.onnx",
         "--data",
         "batches",
-        says="ONNX Runtime cannot run it on this batch",
+        says="quantised model: ONNX Runtime cannot run it on this batch",
     )
     fails(capsys, "inspect", "batches/0.npy", says="batches/0.npy: not an ONNX model")
     fails(capsys, "inspect", "", says="expected the name of a file, got an empty one")

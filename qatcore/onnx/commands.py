@@ -252,8 +252,10 @@ def _merge(arguments: argparse.Namespace) -> None:
     refuse_output(arguments.output, *arguments.files)
     start = time.perf_counter()
     merged: Calibration | None = None
-    for file in arguments.files:
+    for i, file in enumerate(arguments.files):
         calibration = Calibration.load(file)
+        if any(os.path.samefile(file, other) for other in arguments.files[:i]):
+            raise InvalidArgumentError(f"{file}: given twice, and its samples would count twice; name each file once")
         if merged is None:
             merged = calibration
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 from onnx import ModelProto
 
+from ..errors import InvalidArgumentError
 from .data import Batch, Data
 from .graph import Graph
 from .metric import Metric, Noise, Outputs
@@ -96,12 +98,27 @@ def answers_of(
 ) -> Iterator[tuple[Batch, Outputs, Outputs]]:
     """Yield every batch and what two models answer to it."""
     names = tensor_outputs(exact)
-    sessions = session_of(exact), session_of(other)
+    with _said_of("float model"):
+        first = session_of(exact)
+    with _said_of("quantised model"):
+        second = session_of(other)
     for n, batch in enumerate(data, start=1):
-        a, b = (named_run(session, names, batch) for session in sessions)
+        with _said_of("float model"):
+            a = named_run(first, names, batch)
+        with _said_of("quantised model"):
+            b = named_run(second, names, batch)
         yield batch, a, b
         if progress is not None:
             progress(n)
+
+
+@contextlib.contextmanager
+def _said_of(which: str) -> Iterator[None]:
+    """Let errors of running a model say which of the two it is."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{which}: {str(error).removeprefix('model: ')}") from error
 
 
 def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
