@@ -166,6 +166,12 @@ def middle(operator, *more, name="middle"):
     return helper.make_node(operator, ["h", "w", *more], ["m"], name)
 
 
+def branch(operator):
+    """Return a branch of an If, with one node."""
+    made = onnx_models.value(operator, None)
+    return helper.make_graph([helper.make_node(operator, ["m", "low", "high"], [operator])], operator, [], [made])
+
+
 WEIGHT, IMAGE_WEIGHT = onnx_models.normal(8, 8) / 3, onnx_models.normal(8, 8, 1, 1) / 3
 UNEVEN = IMAGE_WEIGHT * np.where(np.arange(8) == 0, 1000.0, 1.0).reshape(8, 1, 1, 1)
 LARGE = np.full(8, 1e7)
@@ -309,6 +315,17 @@ CHAINS = {
         )
         for activations in ("uint8", "fp8")
     },
+    "uneven channels before a branch that is always taken": (
+        (
+            "Conv",
+            [
+                middle("Conv"),
+                helper.make_node("If", ["taken"], ["i"], then_branch=branch("Clip"), else_branch=branch("Max")),
+            ],
+            {"w": UNEVEN, "low": -3.0, "high": 3.0, "taken": np.True_},
+        ),
+        {"exclude": ["middle"]},
+    ),
     "weights of Mul": (
         (
             "Conv",

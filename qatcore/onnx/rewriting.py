@@ -168,13 +168,13 @@ class Rewriter:
         """Whether a division of its own has to keep ONNX Runtime from changing what comes before a QuantizeLinear.
 
         It takes away Relu and Clip before FP8, as if its codes were unsigned.  It gives codes to the weights, with one
-        scale for all, and the biases of nodes between codes that have none.
+        scale for all, and the biases of nodes between codes that have none, also past an If whose branch it knows.
         """
         while (maker := self._index.makers.get(name)) is not None:
             if maker.op_type in OPERATORS:
                 in_codes = self._in_codes.get(maker.name)
                 return not in_codes if in_codes is not None else maker.input[1] in self._fixed
-            if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
+            if maker.op_type == "If" or (maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8")):
                 return True
             sources = {name for name in maker.input if name} - self._fixed
             if maker.op_type not in _PASSED or len(sources) != 1:
