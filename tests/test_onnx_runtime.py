@@ -138,7 +138,7 @@ def test_channels_without_weights_have_a_scale_like_the_others(options):
     assert sqnr(*(run(m, batches[0])[0] for m in (model, made))) > 60
 
 
-def between(operator, nodes, constants, dtype=np.float32):
+def between(operator, nodes, constants, dtype=np.float32, samples="N"):
     """Return a model with nodes from "h" to "i" between two of an operator, each with 8 channels, and a batch."""
     image = [4, 4] if operator == "Conv" else []
     square = [8, 8, *[1 for _ in image]]
@@ -150,8 +150,8 @@ def between(operator, nodes, constants, dtype=np.float32):
             *nodes,
             helper.make_node(operator, ["i", "last"], ["y"]),
         ],
-        [onnx_models.value("x", ["N", 8, *image], kind)],
-        [onnx_models.value("y", ["N", 8, *image], kind)],
+        [onnx_models.value("x", [samples, 8, *image], kind)],
+        [onnx_models.value("y", [samples, 8, *image], kind)],
         [
             onnx_models.tensor(name, np.asarray(array, dtype if np.asarray(array).dtype.kind == "f" else None))
             for name, array in constants.items()
@@ -166,10 +166,12 @@ def middle(operator, *more, name="middle"):
     return helper.make_node(operator, ["h", "w", *more], ["m"], name)
 
 
-def branch(operator):
-    """Return a branch of an If, with one node."""
-    made = onnx_models.value(operator, None)
-    return helper.make_graph([helper.make_node(operator, ["m", "low", "high"], [operator])], operator, [], [made])
+def taken(name, operator, *inputs, condition="taken"):
+    """Return an If that makes a tensor with an operator, or else of a negative."""
+    made = [onnx_models.value(each, None) for each in ("then", "else")]
+    nodes = helper.make_node(operator, inputs, ["then"]), helper.make_node("Neg", inputs[:1], ["else"])
+    branches = [helper.make_graph([node], value.name, [], [value]) for node, value in zip(nodes, made, strict=True)]
+    return helper.make_node("If", [condition], [name], then_branch=branches[0], else_branch=branches[1])
 
 
 WEIGHT, IMAGE_WEIGHT = onnx_models.normal(8, 8) / 3, onnx_models.normal(8, 8, 1, 1) / 3
@@ -315,14 +317,77 @@ CHAINS = {
         )
         for activations in ("uint8", "fp8")
     },
-    "uneven channels before a branch that is always taken": (
+    **{
+        f"{operator} in float, If and {what}": (
+            (
+                "Conv",
+                [middle(operator), *nodes],
+                {
+                    "w": UNEVEN if operator == "Conv" else UNEVEN.swapaxes(0, 1),
+                    "low": -3.0,
+                    "high": 3.0,
+                    "taken": np.True_,
+                    "never": np.False_,
+                },
+            ),
+            {"exclude": ["middle"]} if operator == "Conv" else {},
+        )
+        for operator in ("Conv", "ConvTranspose")
+        for what, nodes in {
+            "nothing": [taken("i", "Clip", "m", "low", "high")],
+            "Clip": [taken("j", "Identity", "m"), helper.make_node("Clip", ["j", "low", "high"], ["i"])],
+            "Relu and Clip": [
+                taken("j", "Identity", "m"),
+                helper.make_node("Relu", ["j"], ["k"]),
+                helper.make_node("Clip", ["k", "low", "high"], ["i"]),
+            ],
+            "MaxPool": [
+                helper.make_node("Not", ["never"], ["known"]),
+                taken("j", "Clip", "m", "low", "high", condition="known"),
+                helper.make_node("MaxPool", ["j"], ["i"], kernel_shape=[1, 1]),
+            ],
+        }.items()
+    },
+    "MatMul, If and Add": (
+        (
+            "MatMul",
+            [middle("MatMul"), taken("j", "Identity", "m"), helper.make_node("Add", ["j", "b"], ["i"])],
+            {"w": WEIGHT, "b": LARGE, "taken": np.True_},
+        ),
+        {},
+    ),
+    "MatMul and Add of an If": (
+        (
+            "MatMul",
+            [middle("MatMul"), taken("j", "Identity", "b"), helper.make_node("Add", ["m", "j"], ["i"])],
+            {"w": WEIGHT, "b": LARGE, "taken": np.True_},
+        ),
+        {"per_tensor": True},
+    ),
+    "weights of an If": (
+        (
+            "Conv",
+            [
+                taken("w", "Identity", "v"),
+                middle("Conv"),
+                helper.make_node("Clip", ["m", "low", "high"], ["i"]),
+            ],
+            {"v": UNEVEN, "low": -3.0, "high": 3.0, "taken": np.True_},
+        ),
+        {},
+    ),
+    "shapes that are fixed": (
         (
             "Conv",
             [
                 middle("Conv"),
-                helper.make_node("If", ["taken"], ["i"], then_branch=branch("Clip"), else_branch=branch("Max")),
+                helper.make_node("Shape", ["m"], ["s"]),
+                helper.make_node("Expand", ["m", "s"], ["j"]),
+                helper.make_node("Clip", ["j", "low", "high"], ["i"]),
             ],
-            {"w": UNEVEN, "low": -3.0, "high": 3.0, "taken": np.True_},
+            {"w": UNEVEN, "low": -3.0, "high": 3.0},
+            np.float32,
+            64,
         ),
         {"exclude": ["middle"]},
     ),

@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS
-from .graph import Graph, all_names, attribute, drop_unread, unused_name
+from .graph import Graph, all_names, attribute, drop_unread, names_within, subgraphs, unused_name
 from .plan import ACTIVATIONS, MOVES, OPERATORS
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
@@ -69,10 +69,18 @@ class Rewriter:
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
         self._weights: dict[tuple[str, int | None, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
-        self._fixed = set(self._index.constants)  # and what is computed of them alone, as runtimes do beforehand
+        # What runtimes may compute beforehand, and what comes out of an If whose branch they know from that.
+        self._fixed, self._chosen = set(self._index.constants), set[str]()
+        tensors = {value.name for value in (*model.graph.input, *model.graph.initializer)} | set(self._index.makers)
         for node in self.model.graph.node:
-            if self._fixed.issuperset(filter(None, node.input)):
+            read = {name for name in node.input if name}
+            captured = {name for graph in subgraphs(node) for name in names_within(graph)} & tensors
+            if node.op_type in {"Shape", "Size"} or self._fixed >= read | captured:
                 self._fixed.update(node.output)
+            elif (node.op_type == "If" and self._fixed >= read) or (
+                node.op_type not in OPERATORS and self._fixed | self._chosen >= read
+            ):
+                self._chosen.update(node.output)
         self._in_codes: dict[str, bool] = {}  # nodes whose weights are, and whether their biases are or could be
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
@@ -173,8 +181,10 @@ class Rewriter:
         while (maker := self._index.makers.get(name)) is not None:
             if maker.op_type in OPERATORS:
                 in_codes = self._in_codes.get(maker.name)
-                return not in_codes if in_codes is not None else maker.input[1] in self._fixed
-            if maker.op_type == "If" or (maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8")):
+                return not in_codes if in_codes is not None else maker.input[1] in self._fixed | self._chosen
+            if not self._chosen.isdisjoint((*maker.input, *maker.output)):
+                return True
+            if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
                 return True
             sources = {name for name in maker.input if name} - self._fixed
             if maker.op_type not in _PASSED or len(sources) != 1:
