@@ -89,10 +89,8 @@ class _Job:
             try:
                 work_through()
             except BaseException as error:
-                del work_through  # before the caller takes it for finished
                 self.finished.put(error)
             else:
-                del work_through
                 self.finished.put(None)
 
 
@@ -173,5 +171,8 @@ def _work(task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> No
     _pool.offer(job, min(_num_threads, len(ranges)) - 1)
     job.work()
     errors = [error for error in (job.finished.get() for _ in ranges) if error is not None]
-    if errors:
-        raise errors[0]
+    try:
+        if errors:
+            raise errors[0]
+    finally:
+        del errors  # they know this frame, which would know them and keep the arrays alive

@@ -621,11 +621,6 @@ def test_what_is_no_model_is_refused(tmp_path):
         qatcore.onnx.quantize_model(3, activations="none")
 
 
-def test_models_that_differ_are_not_compared():
-    with pytest.raises(InvalidArgumentError, match="expected the float model's inputs, x, got condition, x"):
-        qatcore.onnx.compare(onnx_models.product(), onnx_models.branches(), onnx_models.rows())
-
-
 @pytest.mark.parametrize("batches", [0, -1, 2.5])
 def test_sensitivity_is_of_some_batches(batches):
     with pytest.raises((InvalidArgumentError, TypeError), match="batches"):

@@ -1,6 +1,8 @@
 """Work split over threads: every item once, and errors reach the caller."""
 
+import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -56,14 +58,15 @@ def test_an_error_is_raised(threads):
         qatcore.set_num_threads(before)
 
 
+class Value:
+    """Something that can be known to be gone."""
+
+
 def test_a_job_that_is_done_keeps_nothing_alive():
     """Even while it waits for a thread of the pool that gets no processor."""
     before = qatcore.get_num_threads()
     qatcore.set_num_threads(2)
     busy, free, found, taken = threading.Event(), threading.Event(), [], []
-
-    class Value:
-        pass
 
     def occupy(_):
         if threading.current_thread().name == "qatcore":
@@ -86,4 +89,29 @@ def test_a_job_that_is_done_keeps_nothing_alive():
     finally:
         free.set()
         occupier.join()
+        qatcore.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_keeps_nothing_alive(threads):
+    before = qatcore.get_num_threads()
+    qatcore.set_num_threads(threads)
+
+    def fail(value):
+        raise ValueError(value)
+
+    gc.disable()
+    try:
+        values = [Value(), Value()]
+        found = [weakref.ref(value) for value in values]
+        with pytest.raises(ValueError):
+            for_each(values, fail)
+        del values
+        for _ in range(100):  # the other thread is on its way out of its item
+            if all(reference() is None for reference in found):
+                break
+            time.sleep(0.01)
+        assert [reference() for reference in found] == [None, None]
+    finally:
+        gc.enable()
         qatcore.set_num_threads(before)

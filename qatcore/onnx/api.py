@@ -357,7 +357,7 @@ def run_comparison(
         names = [set(getattr(Graph(model), what + "s")) for model in models]
         if names[0] != names[1]:
             raise InvalidArgumentError(
-                f"quantized: expected the float model's {what}s, {', '.join(sorted(names[0]))}, "
+                f"quantised model: expected the float model's {what}s, {', '.join(sorted(names[0]))}, "
                 f"got {', '.join(sorted(names[1]))}"
             )
     batches = Data(data, InputSpec(models[0]), batch_size)

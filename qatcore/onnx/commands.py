@@ -256,6 +256,8 @@ def _merge(arguments: argparse.Namespace) -> None:
         calibration = Calibration.load(file)
         if any(os.path.samefile(file, other) for other in arguments.files[:i]):
             raise InvalidArgumentError(f"{file}: given twice, and its samples would count twice; name each file once")
+        if not calibration.finished:
+            raise InvalidArgumentError(f"{file}: expected a finished calibration, got an interrupted one; resume it")
         if merged is None:
             merged = calibration
             continue
@@ -264,8 +266,6 @@ def _merge(arguments: argparse.Namespace) -> None:
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"{file}: {str(error).removeprefix('other: ')}") from None
     assert merged is not None
-    if not merged.finished:
-        raise InvalidArgumentError(f"{arguments.files[0]}: expected a finished calibration, got an interrupted one")
     merged.save(arguments.output)
     _print_calibration(arguments, merged, time.perf_counter() - start)
 

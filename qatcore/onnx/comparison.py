@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ..errors import InvalidArgumentError
 from .data import Batch, Data
 from .graph import Graph
-from .metric import Metric, Noise, Outputs
+from .metric import Metric, Noise, Outputs, check_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
 from .session import Tap, named_run, run, session_of, tensor_outputs
@@ -107,6 +107,8 @@ def answers_of(
             a = named_run(first, names, batch)
         with _said_of("quantised model"):
             b = named_run(second, names, batch)
+        for name in names:
+            check_alike(f"output {name}", a[name], b[name])
         yield batch, a, b
         if progress is not None:
             progress(n)
@@ -129,6 +131,7 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     for batch in batches:
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
+            check_alike(f"tensor {name}", values[name], others[other])
             noise[name].add(values[name], others[other])
     return {name: each.sqnr for name, each in noise.items()}
 

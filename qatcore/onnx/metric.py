@@ -185,6 +185,18 @@ class Noise:
         return _decibels(self.noise / self.signal)
 
 
+def check_alike(what: str, exact: Any, other: Any) -> None:
+    """Raise `InvalidArgumentError` unless what two models give for one tensor are arrays of one shape and kind."""
+    pair = [each if isinstance(each, np.ndarray) else None for each in (exact, other)]
+    first, second = (None if each is None else (each.shape, each.dtype.kind) for each in pair)
+    if first is None or first != second:
+        told = ["no tensor" if each is None else f"{each.dtype} {each.shape}" for each in pair]
+        raise InvalidArgumentError(
+            f"quantised model: expected {what} like the float model's, {told[0]}, got {told[1]}: of another model, or "
+            "of a size that depends on values, it cannot be compared; quantize needs --no-check, then"
+        )
+
+
 class OutputNoise:
     """The noise of a model's outputs, each relative to its own power, added up."""
 
@@ -195,6 +207,7 @@ class OutputNoise:
         """Compare the outputs for a batch."""
         self._each = self._each or [Noise() for _ in exact]
         for noise, a, b in zip(self._each, exact, other, strict=True):
+            check_alike("an output", a, b)
             if a.dtype.kind == "f":
                 noise.add(a, b)
 
