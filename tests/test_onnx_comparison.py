@@ -1,5 +1,6 @@
 """Models that cannot be compared, each told in a sentence."""
 
+import numpy as np
 import onnx_models
 import pytest
 from onnx import TensorProto, helper
@@ -41,6 +42,15 @@ def ending(operator, kind=TensorProto.FLOAT, **attributes):
 def test_outputs_that_differ_are_not_compared(other, got):
     with pytest.raises(InvalidArgumentError, match=f"expected output y like .*, float32 .*, got {got}"):
         qatcore.onnx.compare(onnx_models.product(), other, onnx_models.rows(n=16))
+
+
+def test_a_function_may_compare_integers_of_any_shape():
+    other = ending("ArgMax", TensorProto.INT64, axis=1)
+    exact = ending("ArgMax", TensorProto.INT64, axis=1, keepdims=0)
+    found = qatcore.onnx.compare(
+        exact, other, onnx_models.rows(n=16), metric=lambda outputs, batch: np.reshape(outputs["y"], -1) < 12
+    )
+    assert found.score[0] == found.score[1] > 0
 
 
 def test_a_tensor_of_another_shape_is_of_another_model():

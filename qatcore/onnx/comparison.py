@@ -81,6 +81,7 @@ def compare_models(
         metric.add(a, b, batch)
         for name in outputs:
             if a[name].dtype.kind == "f":
+                check_alike(f"output {name}", a[name], b[name])
                 noise[name].add(a[name], b[name])
     return Comparison(
         metric.name,
@@ -107,8 +108,6 @@ def answers_of(
             a = named_run(first, names, batch)
         with _said_of("quantised model"):
             b = named_run(second, names, batch)
-        for name in names:
-            check_alike(f"output {name}", a[name], b[name])
         yield batch, a, b
         if progress is not None:
             progress(n)

@@ -62,6 +62,8 @@ class Metric:
         if self._score is not None:
             self._own.add(*(self._checked(self._score(outputs, batch)) for outputs in (exact, other)))
             return
+        for name, value in exact.items():
+            check_alike(f"output {name}", value, other[name])
         several = [name for name, value in exact.items() if _has_classes(value) or value.dtype.kind in "biuOSU"]
         if self._labels is not None:
             if self._labels not in batch:
