@@ -34,6 +34,14 @@ def _namespace(doctest_namespace):
 
 
 @pytest.fixture
+def _number_of_threads():
+    """Put the number of threads back that a test changes."""
+    before = qatcore.get_num_threads()
+    yield
+    qatcore.set_num_threads(before)
+
+
+@pytest.fixture
 def level(request, monkeypatch):
     """Put one CPU level's builds in use; for indirect parametrisation."""
     monkeypatch.setattr(_dispatch, "kernels", _dispatch.load_kernels(request.param))

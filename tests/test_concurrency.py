@@ -32,11 +32,7 @@ forks = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _number_of_threads():
-    before = qatcore.get_num_threads()
-    yield
-    qatcore.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("_number_of_threads")
 
 
 @pytest.fixture

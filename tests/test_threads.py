@@ -10,23 +10,20 @@ import pytest
 import qatcore
 from qatcore._threads import for_each
 
+pytestmark = pytest.mark.usefixtures("_number_of_threads")
+
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("n", [0, 1, 2, 100])
 def test_every_item_is_taken_once(threads, n):
-    before = qatcore.get_num_threads()
     qatcore.set_num_threads(threads)
-    try:
-        taken = []
-        for_each(list(range(n)), taken.append)
-        assert sorted(taken) == list(range(n))
-    finally:
-        qatcore.set_num_threads(before)
+    taken = []
+    for_each(list(range(n)), taken.append)
+    assert sorted(taken) == list(range(n))
 
 
 def test_whoever_is_free_takes_the_next_item():
     """The first item waits for the last one: another thread has to have taken all the others."""
-    before = qatcore.get_num_threads()
     qatcore.set_num_threads(2)
     last = threading.Event()
 
@@ -36,26 +33,19 @@ def test_whoever_is_free_takes_the_next_item():
         elif item == 9:
             last.set()
 
-    try:
-        for_each(list(range(10)), task)
-    finally:
-        qatcore.set_num_threads(before)
+    for_each(list(range(10)), task)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_error_is_raised(threads):
-    before = qatcore.get_num_threads()
     qatcore.set_num_threads(threads)
 
     def task(item):
         if item == 3:
             raise ValueError("item 3")
 
-    try:
-        with pytest.raises(ValueError, match="item 3"):
-            for_each(list(range(6)), task)
-    finally:
-        qatcore.set_num_threads(before)
+    with pytest.raises(ValueError, match="item 3"):
+        for_each(list(range(6)), task)
 
 
 class Value:
@@ -64,7 +54,6 @@ class Value:
 
 def test_a_job_that_is_done_keeps_nothing_alive():
     """Even while it waits for a thread of the pool that gets no processor."""
-    before = qatcore.get_num_threads()
     qatcore.set_num_threads(2)
     busy, free, found, taken = threading.Event(), threading.Event(), [], []
 
@@ -89,12 +78,10 @@ def test_a_job_that_is_done_keeps_nothing_alive():
     finally:
         free.set()
         occupier.join()
-        qatcore.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_error_keeps_nothing_alive(threads):
-    before = qatcore.get_num_threads()
     qatcore.set_num_threads(threads)
 
     def fail(value):
@@ -114,4 +101,3 @@ def test_an_error_keeps_nothing_alive(threads):
         assert [reference() for reference in found] == [None, None]
     finally:
         gc.enable()
-        qatcore.set_num_threads(before)

@@ -69,7 +69,7 @@ class Rewriter:
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
         self._weights: dict[tuple[str, int | None, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
-        # What runtimes may compute beforehand, and what comes out of an If whose branch they know from that.
+        # What runtimes may compute beforehand, and what comes of that by an If: they know its branch.
         self._fixed, self._chosen = set(self._index.constants), set[str]()
         tensors = {value.name for value in (*model.graph.input, *model.graph.initializer)} | set(self._index.makers)
         for node in self.model.graph.node:
@@ -77,9 +77,7 @@ class Rewriter:
             captured = {name for graph in subgraphs(node) for name in names_within(graph)} & tensors
             if node.op_type in {"Shape", "Size"} or self._fixed >= read | captured:
                 self._fixed.update(node.output)
-            elif (node.op_type == "If" and self._fixed >= read) or (
-                node.op_type not in OPERATORS and self._fixed | self._chosen >= read
-            ):
+            elif node.op_type not in OPERATORS and self._chosen >= read - self._fixed:
                 self._chosen.update(node.output)
         self._in_codes: dict[str, bool] = {}  # nodes whose weights are, and whether their biases are or could be
 
