@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 import qatcore.onnx
-from qatcore import CalibrationCollector, InvalidArgumentError
+from qatcore import CalibrationCollector, InvalidArgumentError, _threads
 from qatcore.onnx import Calibration
 
 pytestmark = pytest.mark.any_build
@@ -271,8 +271,27 @@ def test_damaged_descriptions_are_refused(tmp_path, about):
         Calibration.load(tmp_path / "c.npz")
 
 
+def count_on_every_thread():
+    """Let each thread of the pool make the tables that it keeps for whatever it counts, 3 MB and more."""
+    n = max(_threads._pool._started + 1, 2)
+    qatcore.set_num_threads(n)
+    # Each takes one item, since none goes on before all are there; then nobody helps another.
+    together = threading.Barrier(n, action=lambda: qatcore.set_num_threads(1))
+
+    def task(_):
+        together.wait(60)
+        qatcore.onnx.calibrate(MODEL, onnx_models.images(64, 1))
+
+    _threads.for_each(range(n), task)
+
+
+@pytest.mark.usefixtures("_number_of_threads")
 def test_memory_does_not_grow_with_batches():
     import tracemalloc
+
+    threads = qatcore.get_num_threads()
+    count_on_every_thread()
+    qatcore.set_num_threads(threads)
 
     def peak(n):
         tracemalloc.start()
