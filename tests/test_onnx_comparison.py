@@ -1,12 +1,16 @@
 """Models that cannot be compared, each told in a sentence."""
 
+import json
+
 import numpy as np
+import onnx
 import onnx_models
 import pytest
 from onnx import TensorProto, helper
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
+from qatcore.cli import main
 
 pytestmark = pytest.mark.any_build
 
@@ -51,6 +55,47 @@ def test_a_function_may_compare_integers_of_any_shape():
         exact, other, onnx_models.rows(n=16), metric=lambda outputs, batch: np.reshape(outputs["y"], -1) < 12
     )
     assert found.score[0] == found.score[1] > 0
+
+
+def detector():
+    """Return a product and, as a second output, those of its values that are positive, however many."""
+    model = onnx_models.product()
+    model.graph.node.extend(
+        [
+            helper.make_node("Greater", ["y", "zero"], ["positive"]),
+            helper.make_node("Compress", ["y", "positive"], ["chosen"]),
+        ]
+    )
+    model.graph.initializer.append(onnx_models.tensor("zero", np.float32(0.0)))
+    model.graph.output.append(onnx_models.value("chosen", ["M"]))
+    return model
+
+
+def test_what_has_sizes_that_depend_on_values_is_left_to_a_function():
+    model, batches = detector(), onnx_models.rows()
+    made = qatcore.onnx.quantize_model(model, batches)
+    with pytest.raises(InvalidArgumentError, match=r"output chosen .* by a metric of your own only"):
+        qatcore.onnx.compare(model, made, batches)
+    found = qatcore.onnx.compare(model, made, batches, metric=lambda outputs, batch: [(outputs["chosen"] > 0.0).all()])
+    assert found.score == (100.0, 100.0)
+    assert np.isnan(found.outputs["chosen"]).all()
+    assert found.outputs["y"][0] > 30.0
+
+
+def test_what_cannot_be_checked_is_written_all_the_same(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(detector(), "model.onnx")
+    np.savez("data.npz", x=np.concatenate([batch["x"] for batch in onnx_models.rows()]))
+    command = ["quantize", "model.onnx", "--data", "data.npz", "-o", "int8.onnx"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "\nnot checked  expected output chosen like the float model's" in said
+    assert "agreement" not in said
+    assert onnx.load("int8.onnx") == qatcore.onnx.quantize_model("model.onnx", "data.npz")
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "output chosen" in said["not_checked"]
+    assert said["metric"] is said["score"] is None
 
 
 def test_a_tensor_of_another_shape_is_of_another_model():

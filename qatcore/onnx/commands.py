@@ -15,14 +15,16 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+from onnx import ModelProto
+
 from ..errors import InvalidArgumentError
-from .api import quantize, run_calibration, run_comparison
+from .api import Quantization, quantize, run_calibration, run_comparison
 from .calibration import Calibration
 from .comparison import Comparison
 from .data import Data, InputSpec
 from .display import Phases, counted, print_table, printable
 from .inspection import calibration_rows, model_rows
-from .metric import Metric
+from .metric import Metric, UnlikeError
 from .model import description, file_bytes, read_model, refuse_output, write_model
 from .quantization import Options
 from .sensitivity import scored
@@ -93,10 +95,9 @@ def _quantize(arguments: argparse.Namespace) -> None:
                 phases=phases,
                 observed=observed,
             )
-            metric = result.search.metric if result.search else None
-            if metric is None and result.data is not None and not arguments.no_check:
-                tick = phases.begin("checking", result.data.total)
-                metric = scored(exact, result.model, result.data, asked, progress=tick)
+            metric, unlike = result.search.metric if result.search else None, None
+            if metric is None and not arguments.no_check:
+                metric, unlike = _checked(exact, result, asked, phases)
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
@@ -119,6 +120,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "not_finite": _not_finite(result.calibration),
         "samples_left_out": result.data.left_out if result.data else 0,
         "metric": None if metric is None else metric.name,
+        "not_checked": unlike,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
     }
     if arguments.json:
@@ -142,9 +144,24 @@ def _quantize(arguments: argparse.Namespace) -> None:
         lines.append(("in float", ", ".join(kept)))
     if metric is not None:
         lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
+    if unlike is not None:
+        lines.append(("not checked", unlike))
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)
+
+
+def _checked(
+    exact: ModelProto, result: Quantization, asked: Metric, phases: Phases
+) -> tuple[Metric | None, str | None]:
+    """Return the metric on the data, or why there is none, which is no reason not to write the model."""
+    if result.data is None:
+        return None, None
+    tick = phases.begin("checking", result.data.total)
+    try:
+        return scored(exact, result.model, result.data, asked, progress=tick), None
+    except UnlikeError as error:
+        return None, str(error).removeprefix("quantised model: ")
 
 
 def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
@@ -316,7 +333,10 @@ def _print_comparison(result: Comparison) -> None:
         ]
     )
     print()
-    rows = [(name, _decibels(sqnr), f"{largest:.3g}") for name, (sqnr, largest) in result.outputs.items()]
+    rows = [
+        (name, _decibels(sqnr), "-" if math.isnan(largest) else f"{largest:.3g}")
+        for name, (sqnr, largest) in result.outputs.items()
+    ]
     print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
     if result.tensors:
         print()

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from ..errors import InvalidArgumentError
 from .data import Batch, Data
 from .graph import Graph
-from .metric import Metric, Noise, Outputs, check_alike
+from .metric import Metric, Noise, Outputs, UnlikeError, check_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
 from .session import Tap, named_run, run, session_of, tensor_outputs
@@ -39,7 +39,8 @@ class Comparison:
         In percent, of the float model and of the quantised one.
     batches : int
     outputs : dict of str to tuple of float
-        Of every output the signal-to-quantisation-noise ratio in dB, and the greatest absolute difference.
+        Of every output the signal-to-quantisation-noise ratio in dB, and the greatest absolute difference; NaN where a
+        function is the metric and the models' outputs differ in shape.
     tensors : dict of str to float
         Of every tensor with codes the ratio in dB on the first 8 batches, in the order of the graph.
     latency : tuple of float
@@ -81,14 +82,13 @@ def compare_models(
         metric.add(a, b, batch)
         for name in outputs:
             if a[name].dtype.kind == "f":
-                check_alike(f"output {name}", a[name], b[name])
-                noise[name].add(a[name], b[name])
+                _add(noise[name], f"output {name}", a[name], b[name], metric)
     return Comparison(
         metric.name,
         metric.scores,
         n,
         {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
-        _tensor_noise(exact, quantized, first),
+        _tensor_noise(exact, quantized, first, metric),
         latency_of([exact, quantized], first[0]),
         (file_bytes(exact), file_bytes(quantized)),
     )
@@ -122,7 +122,19 @@ def _said_of(which: str) -> Iterator[None]:
         raise InvalidArgumentError(f"{which}: {str(error).removeprefix('model: ')}") from error
 
 
-def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
+def _add(noise: Noise, what: str, exact: Any, other: Any, metric: Metric) -> None:
+    """Compare a tensor; where it has another shape only a function has a use for the models' comparison."""
+    try:
+        check_alike(what, exact, other)
+    except UnlikeError:
+        if not metric.is_function:
+            raise
+        noise.give_up()
+    else:
+        noise.add(exact, other)
+
+
+def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch], metric: Metric) -> dict[str, float]:
     """Return the SQNR of every tensor with codes: apart from outputs, since what is looked at is not fused."""
     pairs = _tensors_with_codes(exact, quantized)
     noise = {name: Noise() for name in pairs}
@@ -130,8 +142,7 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     for batch in batches:
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
-            check_alike(f"tensor {name}", values[name], others[other])
-            noise[name].add(values[name], others[other])
+            _add(noise[name], f"tensor {name}", values[name], others[other], metric)
     return {name: each.sqnr for name, each in noise.items()}
 
 

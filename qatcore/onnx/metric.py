@@ -19,6 +19,10 @@ Score = Callable[[Outputs, Outputs], Any]
 _SUM_TOLERANCE = 1e-2
 
 
+class UnlikeError(InvalidArgumentError):
+    """What two models give for one tensor has not the same shape and kind."""
+
+
 class Metric:
     """Scores of the float and the quantised model, added up batch by batch; in which order does not matter.
 
@@ -52,6 +56,11 @@ class Metric:
         if self._labels is not None:
             return "accuracy"
         return "agreement" if self._counts else "closeness"
+
+    @property
+    def is_function(self) -> bool:
+        """Whether a function scores, which knows what to make of outputs of any shape."""
+        return self._score is not None
 
     def fresh(self) -> Metric:
         """Return one that has seen nothing."""
@@ -179,6 +188,10 @@ class Noise:
         self.noise += float(difference @ difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
 
+    def give_up(self) -> None:
+        """Be NaN from now on: there is something that cannot be compared."""
+        self.signal = self.largest = math.nan
+
     @property
     def sqnr(self) -> float:
         """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite, NaN without signal."""
@@ -188,14 +201,14 @@ class Noise:
 
 
 def check_alike(what: str, exact: Any, other: Any) -> None:
-    """Raise `InvalidArgumentError` unless what two models give for one tensor are arrays of one shape and kind."""
+    """Raise `UnlikeError` unless what two models give for one tensor are arrays of one shape and kind."""
     pair = [each if isinstance(each, np.ndarray) else None for each in (exact, other)]
     first, second = (None if each is None else (each.shape, each.dtype.kind) for each in pair)
     if first is None or first != second:
         told = ["no tensor" if each is None else f"{each.dtype} {each.shape}" for each in pair]
-        raise InvalidArgumentError(
-            f"quantised model: expected {what} like the float model's, {told[0]}, got {told[1]}: of another model, or "
-            "of a size that depends on values, it cannot be compared; quantize needs --no-check, then"
+        raise UnlikeError(
+            f"quantised model: expected {what} like the float model's, {told[0]}, got {told[1]}: of a size that "
+            "depends on values, or of another model, it can be compared by a metric of your own only"
         )
 
 
