@@ -122,14 +122,11 @@ def test_threads():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.usefixtures("_number_of_threads")
 def test_number_of_threads(threads):
     x = large_sample(np.random.default_rng(5), 3_000_000)
-    before = qatcore.get_num_threads()
-    try:
-        qatcore.set_num_threads(threads)
-        collector = observed(x)
-    finally:
-        qatcore.set_num_threads(before)
+    qatcore.set_num_threads(threads)
+    collector = observed(x)
     assert collector == observed(*np.array_split(x, 100))
 
 

@@ -115,20 +115,17 @@ def test_every_axis_layout_and_dtype(axis, dtype):
     assert observed(read_only, axis=axis) == collector
 
 
+@pytest.mark.usefixtures("_number_of_threads")
 def test_a_large_batch_in_pieces_and_threads():
     """Larger than what is gathered at a time, in an order that has to be copied, by one thread and by several."""
     x = np.random.default_rng(1).standard_normal((3, 40, 60_000)).astype(np.float32)
-    before = qatcore.get_num_threads()
-    try:
-        qatcore.set_num_threads(1)
-        expected = observed(*x.transpose(2, 0, 1).reshape(30, -1, 3, 40), axis=2)
-        for threads in (1, 3):
-            qatcore.set_num_threads(threads)
-            assert observed(x, axis=1).pooled() == expected.pooled()
-            assert observed(x.transpose(0, 2, 1), axis=2) == expected
-            assert observed(x.astype(np.float64).transpose(2, 0, 1), axis=2) == expected
-    finally:
-        qatcore.set_num_threads(before)
+    qatcore.set_num_threads(1)
+    expected = observed(*x.transpose(2, 0, 1).reshape(30, -1, 3, 40), axis=2)
+    for threads in (1, 3):
+        qatcore.set_num_threads(threads)
+        assert observed(x, axis=1).pooled() == expected.pooled()
+        assert observed(x.transpose(0, 2, 1), axis=2) == expected
+        assert observed(x.astype(np.float64).transpose(2, 0, 1), axis=2) == expected
     assert expected.channel(7) == observed(x[:, 7])
 
 

@@ -105,19 +105,16 @@ def test_weight_bytes(trained):
     assert [row.weight_bytes for row in report.rows] == [float_bytes / share[row.format] for row in report.rows]
 
 
+@pytest.mark.usefixtures("_number_of_threads")
 def test_threads_are_given_back(monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    threads = qatcore.get_num_threads()
     qatcore.set_num_threads(3)
-    try:
-        monkeypatch.setattr(demo, "_train", fail)
-        with pytest.raises(ZeroDivisionError):
-            demo.run_demo()
-        assert qatcore.get_num_threads() == 3
-    finally:
-        qatcore.set_num_threads(threads)
+    monkeypatch.setattr(demo, "_train", fail)
+    with pytest.raises(ZeroDivisionError):
+        demo.run_demo()
+    assert qatcore.get_num_threads() == 3
 
 
 def test_same_seed_same_accuracy(report):

@@ -220,19 +220,16 @@ def test_the_mask_comes_with_the_same_values(dtype, zero_point):
             assert out.tobytes() == plain.tobytes()
 
 
+@pytest.mark.usefixtures("_number_of_threads")
 def test_gradients_do_not_depend_on_the_threads():
     x, grad = rng(14).normal(size=(2, 3_000_001)).astype(np.float32)
     wide = rng(15).normal(size=(2, 300, 10_007)).astype(np.float32)
-    before = qatcore.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 5):
-            qatcore.set_num_threads(threads)
-            one = fake_quantize_backward(grad, x, 0.01)
-            many = fake_quantize_backward(*wide, np.full(10_007, 0.02), axis=1)
-            results.append(b"".join(np.asarray(part).tobytes() for part in (*one, *many)))
-    finally:
-        qatcore.set_num_threads(before)
+    for threads in (1, 2, 5):
+        qatcore.set_num_threads(threads)
+        one = fake_quantize_backward(grad, x, 0.01)
+        many = fake_quantize_backward(*wide, np.full(10_007, 0.02), axis=1)
+        results.append(b"".join(np.asarray(part).tobytes() for part in (*one, *many)))
     assert results[0] == results[1] == results[2]
 
 

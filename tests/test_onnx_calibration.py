@@ -138,6 +138,7 @@ def test_an_error_before_the_first_batch_changes_nothing():
         assert calibration == before
 
 
+@pytest.mark.usefixtures("_number_of_threads")
 def test_ctrl_c_waits_for_the_end_of_a_batch(monkeypatch):
     """The signal comes while the first tensor of the third batch is observed."""
     observed = []
@@ -150,15 +151,11 @@ def test_ctrl_c_waits_for_the_end_of_a_batch(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(CalibrationCollector, "observe", slow)
-    threads = qatcore.get_num_threads()
     qatcore.set_num_threads(1)
     partial = Calibration()
     handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            qatcore.onnx.calibrate(MODEL, BATCHES, calibration=partial)
-    finally:
-        qatcore.set_num_threads(threads)
+    with pytest.raises(KeyboardInterrupt):
+        qatcore.onnx.calibrate(MODEL, BATCHES, calibration=partial)
     assert signal.getsignal(signal.SIGINT) is handler
     assert partial.samples == 12
     assert {collector.n_elements for collector in partial.collectors.values()} == {3 * 4 * n for n in (192, 384, 64)}

@@ -324,16 +324,13 @@ def test_percentiles_are_chosen():
     assert ranges[2] == np.float32((float(x.max()) - float(x.min())) / 255)
 
 
+@pytest.mark.usefixtures("_number_of_threads")
 def test_the_same_inputs_give_the_same_model_whatever_the_threads():
     model, batches = CONVOLUTIONS
-    threads = qatcore.get_num_threads()
     made = set()
-    try:
-        for n in (1, 2, 5):
-            qatcore.set_num_threads(n)
-            made.add(qatcore.onnx.quantize_model(model, batches, weights="int4").SerializeToString(deterministic=True))
-    finally:
-        qatcore.set_num_threads(threads)
+    for n in (1, 2, 5):
+        qatcore.set_num_threads(n)
+        made.add(qatcore.onnx.quantize_model(model, batches, weights="int4").SerializeToString(deterministic=True))
     assert len(made) == 1
 
 

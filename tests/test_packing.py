@@ -52,16 +52,13 @@ def test_as_onnx_packs(dtype, width):
 
 @pytest.mark.parametrize("threads", [1, 3])
 @every_type
+@pytest.mark.usefixtures("_number_of_threads")
 def test_large_arrays_and_threads(threads, dtype, width):
     pack, unpack = PACKED[width]
     codes = codes_of_type(3_000_001, width, dtype)
-    before = qatcore.get_num_threads()
-    try:
-        qatcore.set_num_threads(threads)
-        packed = pack(codes)
-        back = unpack(packed, codes.shape, dtype=dtype)
-    finally:
-        qatcore.set_num_threads(before)
+    qatcore.set_num_threads(threads)
+    packed = pack(codes)
+    back = unpack(packed, codes.shape, dtype=dtype)
     padded = np.zeros(-(-codes.size * width // 8) * (8 // width), np.uint8)
     padded[: codes.size] = codes.view(np.uint8)
     shifted = padded.reshape(-1, 8 // width) << (np.arange(8 // width) * width).astype(np.uint8)
