@@ -196,6 +196,28 @@ def images(n, batches=6):
     return [{"x": generator.standard_normal((n, 3, 8, 8)).astype(np.float32)} for _ in range(batches)]
 
 
+def sensitive():
+    """A model whose second product is of weights that int4 in one scale spoils."""
+    spoiled = normal(16, 16) * 0.5
+    spoiled[0, 0] = 100.0
+    return model(
+        [
+            helper.make_node("MatMul", ["x", "a"], ["p"], "first"),
+            helper.make_node("Tanh", ["p"], ["t"]),
+            helper.make_node("MatMul", ["t", "b"], ["q"], "spoiled"),
+            helper.make_node("Tanh", ["q"], ["u"]),
+            helper.make_node("MatMul", ["u", "c"], ["y"], "last"),
+        ],
+        [value("x", ["N", 16])],
+        [value("y", ["N", 4])],
+        [tensor(n, v) for n, v in (("a", normal(16, 16)), ("b", spoiled), ("c", normal(16, 4)))],
+    )
+
+
+#: What does it.
+SPOILING = {"weights": "int4", "activations": "none", "per_tensor": True}
+
+
 def rows(k=48, n=64, batches=4, dtype=np.float32):
     """Batches for `product`."""
     generator = rng()

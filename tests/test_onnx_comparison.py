@@ -57,45 +57,168 @@ def test_a_function_may_compare_integers_of_any_shape():
     assert found.score[0] == found.score[1] > 0
 
 
-def detector():
-    """Return a product and, as a second output, those of its values that are positive, however many."""
-    model = onnx_models.product()
+def detector(model=None):
+    """Return a model and, as further outputs, those values of its first one that are positive, and their places."""
+    model = onnx_models.product() if model is None else model
+    name = model.graph.output[0].name
     model.graph.node.extend(
         [
-            helper.make_node("Greater", ["y", "zero"], ["positive"]),
-            helper.make_node("Compress", ["y", "positive"], ["chosen"]),
+            helper.make_node("Greater", [name, "zero"], ["positive"]),
+            helper.make_node("Compress", [name, "positive"], ["chosen"]),
+            helper.make_node("NonZero", ["positive"], ["places"]),
         ]
     )
     model.graph.initializer.append(onnx_models.tensor("zero", np.float32(0.0)))
     model.graph.output.append(onnx_models.value("chosen", ["M"]))
+    model.graph.output.append(onnx_models.value("places", [2, "M"], TensorProto.INT64))
     return model
+
+
+def answer(model, batch, name):
+    names = [value.name for value in model.graph.output]
+    return onnx_models.run(model, {"x": batch["x"]})[names.index(name)]
+
+
+def number(model):
+    """Return a metric: how near the number of values a detector chooses is to that of the float model."""
+
+    def score(outputs, batch):
+        n = len(answer(model, batch, "chosen"))
+        return [1.0 - abs(len(outputs["chosen"]) - n) / n]
+
+    return score
 
 
 def test_what_has_sizes_that_depend_on_values_is_left_to_a_function():
     model, batches = detector(), onnx_models.rows()
     made = qatcore.onnx.quantize_model(model, batches)
-    with pytest.raises(InvalidArgumentError, match=r"output chosen .* by a metric of your own only"):
+    with pytest.raises(InvalidArgumentError, match=r"output chosen like .* if its size depends on values"):
         qatcore.onnx.compare(model, made, batches)
-    found = qatcore.onnx.compare(model, made, batches, metric=lambda outputs, batch: [(outputs["chosen"] > 0.0).all()])
-    assert found.score == (100.0, 100.0)
+    found = qatcore.onnx.compare(model, made, batches, metric=number(model))
+    assert found.score[0] == 100.0 > found.score[1] > 95.0
     assert np.isnan(found.outputs["chosen"]).all()
+    assert np.isnan(found.outputs["places"]).all()
     assert found.outputs["y"][0] > 30.0
 
 
-def test_what_cannot_be_checked_is_written_all_the_same(tmp_path, monkeypatch, capsys):
+def test_labels_are_compared_whatever_other_outputs_are_like():
+    model, batches = detector(), onnx_models.rows()
+    labelled = [{**batch, "label": answer(model, batch, "y").argmax(1)} for batch in batches]
+    made = qatcore.onnx.quantize_model(model, batches)
+    found = qatcore.onnx.compare(model, made, labelled, labels="label")
+    answers = [answer(made, batch, "y").argmax(1) == batch["label"] for batch in labelled]
+    assert (found.metric, found.score) == ("accuracy", (100.0, pytest.approx(100.0 * np.mean(answers))))
+    del model.graph.output[0], made.graph.output[0]
+    for batch in labelled:
+        batch["label"] = answer(model, batch, "places")
+    with pytest.raises(InvalidArgumentError, match="expected output places like"):
+        qatcore.onnx.compare(model, made, labelled, labels="label")
+
+
+def test_a_tensor_inside_may_have_a_size_that_depends_on_values():
+    """Rows whose first value is positive go through a second product, and their greatest value is the output."""
+    model = onnx_models.product()
+    model.graph.node[0].output[0] = "h"
+    nodes = [
+        helper.make_node("Slice", ["h", "start", "stop", "axis"], ["firsts"]),
+        helper.make_node("Greater", ["firsts", "zero"], ["positive"]),
+        helper.make_node("Reshape", ["positive", "flat"], ["condition"]),
+        helper.make_node("Compress", ["h", "condition"], ["chosen"], axis=0),
+        helper.make_node("MatMul", ["chosen", "v"], ["scores"], "second"),
+        helper.make_node("ReduceMax", ["scores"], ["y"], keepdims=0),
+    ]
+    model.graph.node.extend(nodes)
+    constants = {"start": [0], "stop": [1], "axis": [1], "flat": [-1]}
+    model.graph.initializer.extend(onnx_models.tensor(name, np.array(n)) for name, n in constants.items())
+    model.graph.initializer.append(onnx_models.tensor("zero", np.float32(0.0)))
+    model.graph.initializer.append(onnx_models.tensor("v", onnx_models.normal(24, 4)))
+    model.graph.output[0].CopyFrom(onnx_models.value("y", []))
+    batches = onnx_models.rows(n=256)
+    found = qatcore.onnx.compare(model, qatcore.onnx.quantize_model(model, batches, activations="int8"), batches)
+    assert found.metric == "closeness"
+    assert found.score[1] > 95.0
+    assert found.tensors["x"] > 30.0
+    assert np.isnan(found.tensors["chosen"])
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_sensitivities_and_drops_of_detectors(static):
+    model, batches = detector(onnx_models.sensitive()), onnx_models.rows(16, n=256)
+    expected = qatcore.onnx.sensitivity(onnx_models.sensitive(), batches, **onnx_models.SPOILING)
+    if static:
+        assert qatcore.onnx.sensitivity(model, batches, **onnx_models.SPOILING) == expected
+    else:
+        del model.graph.output[0]
+        with pytest.raises(InvalidArgumentError, match="no output of floats has a shape that does not depend on"):
+            qatcore.onnx.sensitivity(model, batches, **onnx_models.SPOILING)
+    for most, expected in ((30.0, []), (2.0, ["spoiled"])):
+        made = qatcore.onnx.quantize_model(model, batches, max_drop=most, metric=number(model), **onnx_models.SPOILING)
+        assert qatcore.onnx.compare(model, made, batches, metric=number(model)).drop <= most
+        kept = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])["float"]
+        assert kept == expected
+    with pytest.raises(InvalidArgumentError, match=r"output chosen like .* give a metric"):
+        qatcore.onnx.quantize_model(model, batches, max_drop=1.0, **onnx_models.SPOILING)
+
+
+def test_nodes_of_a_model_that_answers_in_integers_have_an_order():
+    model, batches = onnx_models.sensitive(), onnx_models.rows(16, n=256)
+    model.graph.node.append(helper.make_node("ArgMax", ["y"], ["class"], axis=1))
+    model.graph.output[0].CopyFrom(onnx_models.value("class", ["N", 1], TensorProto.INT64))
+    made = qatcore.onnx.quantize_model(model, batches, max_drop=20.0, **onnx_models.SPOILING)
+    kept = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])["float"]
+    assert kept == ["spoiled"]
+    assert qatcore.onnx.compare(model, made, batches).drop <= 20.0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A directory with a detector and its inputs."""
     monkeypatch.chdir(tmp_path)
     onnx.save(detector(), "model.onnx")
     np.savez("data.npz", x=np.concatenate([batch["x"] for batch in onnx_models.rows()]))
-    command = ["quantize", "model.onnx", "--data", "data.npz", "-o", "int8.onnx"]
-    assert main(command) == 0
+    return tmp_path
+
+
+QUANTIZE = ["quantize", "model.onnx", "--data", "data.npz", "-o", "int8.onnx"]
+
+
+def test_what_cannot_be_checked_is_written_all_the_same(folder, capsys):
+    assert main(QUANTIZE) == 0
     said = capsys.readouterr().out
-    assert "\nnot checked  expected output chosen like the float model's" in said
+    assert "\nunchecked    output chosen is float32 (" in said
     assert "agreement" not in said
     assert onnx.load("int8.onnx") == qatcore.onnx.quantize_model("model.onnx", "data.npz")
-    assert main([*command, "--json"]) == 0
+    assert main([*QUANTIZE, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert "output chosen" in said["not_checked"]
+    assert said["unchecked"].endswith("give a --metric, a function that compares it")
     assert said["metric"] is said["score"] is None
+
+
+def test_labels_that_are_asked_for_are_no_luxury(folder, capsys):
+    assert main([*QUANTIZE, "--labels", "label"]) == 2
+    assert "there are no labels 'label'" in capsys.readouterr().err
+
+
+def test_a_model_of_sequences_is_written(folder, capsys):
+    model = ending("SequenceConstruct")
+    model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None))
+    onnx.save(model, "model.onnx")
+    assert main(QUANTIZE) == 0
+    assert "unchecked    no output is a tensor" in capsys.readouterr().out
+
+
+def test_tables_have_a_dash_where_nothing_can_be_compared(folder, capsys):
+    assert main(QUANTIZE) == 0
+    (folder / "number_of_test.py").write_text("def score(outputs, batch):\n    return [len(outputs['chosen']) > 0]\n")
+    capsys.readouterr()
+    command = ["compare", "model.onnx", "int8.onnx", "--data", "data.npz", "--metric", "number_of_test:score"]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert [line.split()[1:] for line in table.splitlines() if line.startswith(("chosen", "places"))] == [
+        ["-", "-"]
+    ] * 2
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"]["places"] == [None, None]
 
 
 def test_a_tensor_of_another_shape_is_of_another_model():

@@ -41,6 +41,30 @@ def test_signal_to_noise(exact, other, sqnr, largest):
     assert found.largest == largest
 
 
+@pytest.mark.parametrize(
+    ("exact", "other", "largest"),
+    [
+        (np.array([3, -4]), np.array([5, -4]), 2.0),
+        (np.array([2**62 + 1, 0]), np.array([2**62, 0]), 1.0),
+        (np.array([2**63 - 1]), np.array([-(2**63)]), 2.0**64),
+        (np.array([-128, 127], np.int8), np.array([127, 127], np.int8), 255.0),
+        (np.array([7, 2**64 - 1], np.uint64), np.array([9, 2**64 - 1], np.uint64), 2.0),
+        (np.array([True, False]), np.array([True, True]), 1.0),
+        (np.array([], int), np.array([], int), 0.0),
+        (np.array(["a"], object), np.array(["a"], object), math.nan),
+        (np.array([1]), np.array([1.0]), math.nan),
+        (np.array([1, 1]), np.array([1]), math.nan),
+        (np.array([1.0]), [np.array([1.0])], math.nan),
+    ],
+)
+def test_integers_differ_and_have_no_ratio(exact, other, largest):
+    found = Noise()
+    found.add(exact, other)
+    found.add(np.zeros(1, np.asarray(exact).dtype), np.zeros(1, np.asarray(exact).dtype))
+    assert found.largest == pytest.approx(largest, rel=0, nan_ok=True)
+    assert math.isnan(found.sqnr)
+
+
 def test_noise_of_outputs_is_relative_to_each():
     found = OutputNoise()
     found.add(
@@ -102,6 +126,23 @@ def test_closeness_is_of_all_the_data():
             metric.add({"y": a}, {"y": b}, {})
         assert metric.name == "closeness"
         assert metric.scores == (100.0, pytest.approx(expected))
+
+
+@pytest.mark.parametrize(("other", "closeness"), [([[0.0], [0.0]], 100.0), ([[0.0], [1e-9]], 0.0)])
+def test_what_is_not_0_is_far_from_it(other, closeness):
+    metric = Metric()
+    metric.add({"y": np.zeros((2, 1))}, {"y": np.array(other)}, {})
+    assert metric.scores == (100.0, closeness)
+    metric.add({"y": np.ones((2, 1))}, {"y": np.ones((2, 1))}, {})
+    assert metric.scores[1] > 99.0
+
+
+@pytest.mark.parametrize("value", [np.zeros((0, 1)), np.full((2, 1), NAN)])
+def test_without_a_value_nothing_is_close(value):
+    metric = Metric()
+    metric.add({"y": value}, {"y": value}, {})
+    with pytest.raises(InvalidArgumentError, match="expected values to compare"):
+        metric.scores  # noqa: B018
 
 
 def test_images_have_no_classes():

@@ -398,48 +398,24 @@ def test_models_whose_initializers_are_inputs_are_compared():
 # --- sensitivity and drops ----------------------------------------------------------------------------
 
 
-def sensitive():
-    """A model whose second product is of weights that int4 in one scale spoils."""
-    spoiled = onnx_models.normal(16, 16) * 0.5
-    spoiled[0, 0] = 100.0
-    return onnx_models.model(
-        [
-            helper.make_node("MatMul", ["x", "a"], ["p"], "first"),
-            helper.make_node("Tanh", ["p"], ["t"]),
-            helper.make_node("MatMul", ["t", "b"], ["q"], "spoiled"),
-            helper.make_node("Tanh", ["q"], ["u"]),
-            helper.make_node("MatMul", ["u", "c"], ["y"], "last"),
-        ],
-        [onnx_models.value("x", ["N", 16])],
-        [onnx_models.value("y", ["N", 4])],
-        [
-            onnx_models.tensor(n, v)
-            for n, v in (("a", onnx_models.normal(16, 16)), ("b", spoiled), ("c", onnx_models.normal(16, 4)))
-        ],
-    )
-
-
-SPOILING = {"weights": "int4", "activations": "none", "per_tensor": True}
-
-
 def test_sensitivities_are_of_each_node_alone():
-    model, batches = sensitive(), onnx_models.rows(16)
-    found = qatcore.onnx.sensitivity(model, batches, batches=2, **SPOILING)
+    model, batches = onnx_models.sensitive(), onnx_models.rows(16)
+    found = qatcore.onnx.sensitivity(model, batches, batches=2, **onnx_models.SPOILING)
     assert found[0].node == "spoiled"
     assert [each.sqnr for each in found] == sorted(each.sqnr for each in found)
     assert {each.node: each.multiply_adds for each in found} == {"first": 16384, "spoiled": 16384, "last": 4096}
     assert sum(each.share for each in found) == pytest.approx(1.0)
     for each in found:
         others = [other.node for other in found if other is not each]
-        alone = qatcore.onnx.quantize_model(model, exclude=others, **SPOILING)
+        alone = qatcore.onnx.quantize_model(model, exclude=others, **onnx_models.SPOILING)
         exact, other = (np.concatenate([run(which, batch)[0] for batch in batches[:2]]) for which in (model, alone))
         assert each.sqnr == pytest.approx(sqnr(exact, other), abs=1e-6)
 
 
 @pytest.mark.parametrize("most", [0.0, 2.0, 30.0, 100.0])
 def test_the_drop_is_not_more_than_allowed(most):
-    model, batches = sensitive(), onnx_models.rows(16, n=256)
-    made = qatcore.onnx.quantize_model(model, batches, max_drop=most, **SPOILING)
+    model, batches = onnx_models.sensitive(), onnx_models.rows(16, n=256)
+    made = qatcore.onnx.quantize_model(model, batches, max_drop=most, **onnx_models.SPOILING)
     found = qatcore.onnx.compare(model, made, batches)
     assert found.metric == "agreement"
     assert found.drop <= most
@@ -449,14 +425,18 @@ def test_the_drop_is_not_more_than_allowed(most):
     elif kept != "all":
         assert "spoiled" in kept
         # With one node less in float more would be lost.
-        fewer = qatcore.onnx.quantize_model(model, exclude=kept[:-1], **SPOILING)
+        fewer = qatcore.onnx.quantize_model(model, exclude=kept[:-1], **onnx_models.SPOILING)
         assert qatcore.onnx.compare(model, fewer, batches).drop > most
 
 
 def test_with_every_node_in_float_it_is_the_float_model():
-    model, batches = sensitive(), onnx_models.rows(16)
+    model, batches = onnx_models.sensitive(), onnx_models.rows(16)
     made = qatcore.onnx.quantize_model(
-        model, batches, max_drop=0.0, metric=lambda outputs, batch: exact_only(model, outputs, batch), **SPOILING
+        model,
+        batches,
+        max_drop=0.0,
+        metric=lambda outputs, batch: exact_only(model, outputs, batch),
+        **onnx_models.SPOILING,
     )
     about = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])
     assert (about["nodes"], sorted(about["float"])) == ({}, ["first", "last", "spoiled"])
@@ -468,14 +448,14 @@ def exact_only(model, outputs, batch):
 
 
 def test_a_metric_of_the_users_is_obeyed():
-    model, batches = sensitive(), onnx_models.rows(16)
+    model, batches = onnx_models.sensitive(), onnx_models.rows(16)
     asked = []
 
     def score(outputs, batch):
         asked.append((sorted(outputs), sorted(batch)))
         return np.ones(len(batch["x"]))
 
-    made = qatcore.onnx.quantize_model(model, batches, max_drop=0.0, metric=score, **SPOILING)
+    made = qatcore.onnx.quantize_model(model, batches, max_drop=0.0, metric=score, **onnx_models.SPOILING)
     assert asked
     assert set(map(str, asked)) == {"(['y'], ['x'])"}
     assert json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])["float"] == []

@@ -18,12 +18,20 @@ from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec
 from .display import Phases
 from .graph import Graph
-from .metric import Metric, Score
+from .metric import IncomparableError, Metric, Score
 from .model import read_model, refuse_output, write_model
 from .plan import DEFAULT_OPERATORS, plan
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
 from .ranges import PERCENTILE
-from .sensitivity import BATCHES, Search, Sensitivity, node_multiply_adds, node_sensitivities, within_drop
+from .sensitivity import (
+    BATCHES,
+    Search,
+    Sensitivity,
+    node_multiply_adds,
+    node_sensitivities,
+    nodes_by_drop,
+    within_drop,
+)
 
 Model = PathLike | ModelProto
 
@@ -337,13 +345,17 @@ def quantize(
         tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
         return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
-    order = node_sensitivities(quantizer, itertools.islice(given, BATCHES), progress=tick)
+    first = list(itertools.islice(given, BATCHES))
+    try:
+        order = [each.node for each in node_sensitivities(quantizer, first, progress=tick)]
+    except IncomparableError:
+        order = nodes_by_drop(quantizer, first, metric, progress=tick)
     tick, tries = phases.begin("searching", None), itertools.count(1)
 
     def tried(n: int, drop: float) -> None:
         tick(next(tries), f"{n} in float: drop {drop:.2f} %")
 
-    search = within_drop(quantizer, given, metric, max_drop, [each.node for each in order], progress=tried)
+    search = within_drop(quantizer, given, metric, max_drop, order, progress=tried)
     phases.end()
     return Quantization(search.model, quantizer, used, search, given)
 

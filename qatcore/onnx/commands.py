@@ -24,7 +24,7 @@ from .comparison import Comparison
 from .data import Data, InputSpec
 from .display import Phases, counted, print_table, printable
 from .inspection import calibration_rows, model_rows
-from .metric import Metric, UnlikeError
+from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
 from .quantization import Options
 from .sensitivity import scored
@@ -97,7 +97,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             )
             metric, unlike = result.search.metric if result.search else None, None
             if metric is None and not arguments.no_check:
-                metric, unlike = _checked(exact, result, asked, phases)
+                metric, unlike = _checked(exact, result, asked, arguments.labels, phases)
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
@@ -120,7 +120,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "not_finite": _not_finite(result.calibration),
         "samples_left_out": result.data.left_out if result.data else 0,
         "metric": None if metric is None else metric.name,
-        "not_checked": unlike,
+        "unchecked": unlike,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
     }
     if arguments.json:
@@ -145,23 +145,27 @@ def _quantize(arguments: argparse.Namespace) -> None:
     if metric is not None:
         lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
     if unlike is not None:
-        lines.append(("not checked", unlike))
+        lines.append(("unchecked", unlike))
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)
 
 
 def _checked(
-    exact: ModelProto, result: Quantization, asked: Metric, phases: Phases
+    exact: ModelProto, result: Quantization, asked: Metric, labels: str | None, phases: Phases
 ) -> tuple[Metric | None, str | None]:
     """Return the metric on the data, or why there is none, which is no reason not to write the model."""
     if result.data is None:
         return None, None
     tick = phases.begin("checking", result.data.total)
     try:
-        return scored(exact, result.model, result.data, asked, progress=tick), None
-    except UnlikeError as error:
-        return None, str(error).removeprefix("quantised model: ")
+        metric = scored(exact, result.model, result.data, asked, progress=tick)
+        _ = metric.scores
+    except IncomparableError as error:
+        if labels is not None:  # these were asked for
+            raise
+        return None, error.reason
+    return metric, None
 
 
 def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 from onnx import ModelProto
 
 from ..errors import InvalidArgumentError
 from .data import Batch, Data
 from .graph import Graph
-from .metric import Metric, Noise, Outputs, UnlikeError, check_alike
+from .metric import IncomparableError, Metric, Noise, Outputs, are_alike, check_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
-from .session import Tap, named_run, run, session_of, tensor_outputs
+from .session import LARGEST_MESSAGE, Tap, named_run, run, session_of, weight_bytes
 
 #: Batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
@@ -39,10 +40,11 @@ class Comparison:
         In percent, of the float model and of the quantised one.
     batches : int
     outputs : dict of str to tuple of float
-        Of every output the signal-to-quantisation-noise ratio in dB, and the greatest absolute difference; NaN where a
-        function is the metric and the models' outputs differ in shape.
+        Of every output the signal-to-quantisation-noise ratio in dB, NaN of integers, and the greatest absolute
+        difference; both NaN of text, and where shapes differ, which a function may compare.
     tensors : dict of str to float
-        Of every tensor with codes the ratio in dB on the first 8 batches, in the order of the graph.
+        Of every tensor with codes the ratio in dB on the first 8 batches, in the order of the graph; NaN where its size
+        depends on values and differs.
     latency : tuple of float
         Median milliseconds of a run on the first batch, of either model.
     size : tuple of int
@@ -81,21 +83,20 @@ def compare_models(
             first.append(batch)
         metric.add(a, b, batch)
         for name in outputs:
-            if a[name].dtype.kind == "f":
-                _add(noise[name], f"output {name}", a[name], b[name], metric)
+            noise[name].add(a[name], b[name])
     return Comparison(
         metric.name,
         metric.scores,
         n,
         {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
-        _tensor_noise(exact, quantized, first, metric),
+        _tensor_noise(exact, quantized, first),
         latency_of([exact, quantized], first[0]),
         (file_bytes(exact), file_bytes(quantized)),
     )
 
 
 def answers_of(
-    exact: ModelProto, other: ModelProto, data: Data, progress: Callable[[int], None] | None
+    exact: ModelProto, other: ModelProto, data: Iterable[Batch], progress: Callable[[int], None] | None
 ) -> Iterator[tuple[Batch, Outputs, Outputs]]:
     """Yield every batch and what two models answer to it."""
     names = tensor_outputs(exact)
@@ -122,19 +123,23 @@ def _said_of(which: str) -> Iterator[None]:
         raise InvalidArgumentError(f"{which}: {str(error).removeprefix('model: ')}") from error
 
 
-def _add(noise: Noise, what: str, exact: Any, other: Any, metric: Metric) -> None:
-    """Compare a tensor; where it has another shape only a function has a use for the models' comparison."""
-    try:
-        check_alike(what, exact, other)
-    except UnlikeError:
-        if not metric.is_function:
-            raise
-        noise.give_up()
-    else:
-        noise.add(exact, other)
+def tensor_outputs(model: ModelProto) -> list[str]:
+    """Return the outputs of a model that are tensors, and neither sequences nor maps.
+
+    Raises
+    ------
+    IncomparableError
+        If there is none.
+    """
+    names = [value.name for value in model.graph.output if value.type.HasField("tensor_type")]
+    if not names:
+        raise IncomparableError(
+            "model: expected an output that is a tensor, to compare, and there is none", "no output is a tensor"
+        )
+    return names
 
 
-def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch], metric: Metric) -> dict[str, float]:
+def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
     """Return the SQNR of every tensor with codes: apart from outputs, since what is looked at is not fused."""
     pairs = _tensors_with_codes(exact, quantized)
     noise = {name: Noise() for name in pairs}
@@ -142,7 +147,9 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     for batch in batches:
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
-            _add(noise[name], f"tensor {name}", values[name], others[other], metric)
+            if not (are_alike(values[name], others[other]) or _may_be_like(exact, name, others[other])):
+                check_alike(f"tensor {name}", values[name], others[other])
+            noise[name].add(values[name], others[other])
     return {name: each.sqnr for name, each in noise.items()}
 
 
@@ -159,6 +166,18 @@ def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:
             run(session, None, batch)
             taken.append(time.perf_counter() - start)
     return tuple(statistics.median(taken) * 1e3 for taken in times)
+
+
+def _may_be_like(model: ModelProto, name: str, array: Any) -> bool:
+    """Return whether a tensor of a model may have an array's shape, for all that is known of it without values."""
+    if weight_bytes(model) >= LARGEST_MESSAGE:
+        return True
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.name == name and value.type.tensor_type.HasField("shape"):
+            sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            return len(sizes) == array.ndim and all(size in {0, n} for size, n in zip(sizes, array.shape, strict=True))
+    return True
 
 
 def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,18 @@ Score = Callable[[Outputs, Outputs], Any]
 _SUM_TOLERANCE = 1e-2
 
 
-class UnlikeError(InvalidArgumentError):
-    """What two models give for one tensor has not the same shape and kind."""
+class IncomparableError(InvalidArgumentError):
+    """What two models give cannot be compared.
+
+    Attributes
+    ----------
+    reason : str
+        Why, and nothing else.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Metric:
@@ -57,38 +67,41 @@ class Metric:
             return "accuracy"
         return "agreement" if self._counts else "closeness"
 
-    @property
-    def is_function(self) -> bool:
-        """Whether a function scores, which knows what to make of outputs of any shape."""
-        return self._score is not None
-
     def fresh(self) -> Metric:
         """Return one that has seen nothing."""
         return Metric(self._score, self._labels)
 
     def add(self, exact: Outputs, other: Outputs, batch: Outputs) -> None:
-        """Add what the float model and the quantised one answer to a batch."""
+        """Add what the float model and the quantised one answer to a batch.
+
+        Raises
+        ------
+        IncomparableError
+            If no function compares them, and outputs that have to be compared have not the same shape and kind.
+        InvalidArgumentError
+            If the function or the labels are not as they should be.
+        """
         if self._score is not None:
             self._own.add(*(self._checked(self._score(outputs, batch)) for outputs in (exact, other)))
             return
-        for name, value in exact.items():
-            check_alike(f"output {name}", value, other[name])
         several = [name for name, value in exact.items() if _has_classes(value) or value.dtype.kind in "biuOSU"]
-        if self._labels is not None:
-            if self._labels not in batch:
-                raise InvalidArgumentError(f"data: there are no labels {self._labels!r} in it, only {', '.join(batch)}")
-            if not several:
-                raise InvalidArgumentError("labels: the model has no output of several classes")
-        for name in several:
-            expected = _classes(exact[name]) if self._labels is None else self._expected(batch, exact, several, name)
+        if self._labels is None:
+            expected = {name: _classes(exact[name]) for name in several}
+            compared = list(exact)
+        else:
+            expected = self._labelled(self._labels, batch, {name: exact[name] for name in several})
+            compared = list(expected)
+        for name in compared:
+            check_alike(f"output {name}", exact[name], other[name])
+        for name, classes in expected.items():
             known = ... if self._labels is not None else ~_has_nan(exact[name])
-            if expected is not None and expected[known].size:
+            if classes[known].size:
                 counts = self._counts.setdefault(name, _Counts())
                 counts.probable &= _is_probable(exact[name][known])
-                counts.add(*(_right(outputs[name], expected)[known] for outputs in (exact, other)))
-        for name, value in exact.items():
-            if value.dtype.kind == "f":
-                self._noise.setdefault(name, Noise()).add(value, other[name])
+                counts.add(*(_right(outputs[name], classes)[known] for outputs in (exact, other)))
+        for name in compared:
+            if exact[name].dtype.kind == "f":
+                self._noise.setdefault(name, Noise()).add(exact[name], other[name])
 
     def _checked(self, scores: Any) -> npt.NDArray[np.float64]:
         try:
@@ -99,24 +112,28 @@ class Metric:
             raise InvalidArgumentError(f"metric: expected a score from 0 to 1 for each sample, got {scores!r:.60}")
         return array.reshape(-1)
 
-    def _expected(self, batch: Outputs, exact: Outputs, several: list[str], name: str) -> npt.NDArray[Any] | None:
-        """Return the labels, if they are of this output: None if there are others and they do not fit."""
-        labels, value = np.asarray(batch[self._labels or ""]), exact[name]
-        shape = value.shape[:-1] if value.dtype.kind == "f" else value.shape
-        if labels.shape != shape:
-            if len(several) > 1:
-                return None
-            raise InvalidArgumentError(
-                f"data: expected {self._labels} of shape {shape}, as {name} has, got {labels.shape}"
-            )
-        if value.dtype.kind == "f":
-            n = value.shape[-1]
-            if labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all():
-                raise InvalidArgumentError(
-                    f"data: expected {self._labels} to be classes from 0 to {n - 1}, as {name} has, in integers, "
-                    f"got {labels.dtype}: {labels!r:.60}"
-                )
-        return labels
+    @staticmethod
+    def _labelled(told: str, batch: Outputs, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
+        """Return the labels of those outputs of several classes that they fit."""
+        if told not in batch:
+            raise InvalidArgumentError(f"data: there are no labels {told!r} in it, only {', '.join(batch)}")
+        if not outputs:
+            raise InvalidArgumentError("labels: the model has no output of several classes")
+        labels = np.asarray(batch[told])
+        expected = {}
+        for name, value in outputs.items():
+            shape = value.shape[:-1] if value.dtype.kind == "f" else value.shape
+            if labels.shape == shape:
+                n = value.shape[-1] if value.dtype.kind == "f" else None
+                if n is not None and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
+                    raise InvalidArgumentError(
+                        f"data: expected {told} to be classes from 0 to {n - 1}, as {name} has, in integers, "
+                        f"got {labels.dtype}: {labels!r:.60}"
+                    )
+                expected[name] = labels
+            elif len(outputs) == 1:
+                raise InvalidArgumentError(f"data: expected {told} of shape {shape}, as {name} has, got {labels.shape}")
+        return expected
 
     def _chosen(self) -> _Counts:
         """Return the counts of the outputs that are probabilities, or of all if none are; with labels of the first."""
@@ -136,12 +153,26 @@ class Metric:
 
     @property
     def scores(self) -> tuple[float, float]:
-        """What the float model and the quantised one score, in percent."""
+        """What the float model and the quantised one score, in percent.
+
+        Raises
+        ------
+        IncomparableError
+            If no output has a value that can be compared.
+        InvalidArgumentError
+            If no output has the shape of the labels.
+        """
         total = self._chosen()
         if total.n:
             return 100.0 * total.exact / total.n, 100.0 * total.other / total.n
-        relative = [math.sqrt(noise.noise / noise.signal) for noise in self._noise.values() if noise.signal > 0.0]
-        return 100.0, 100.0 * (1.0 - min(1.0, max(relative, default=0.0)))
+        noises = [noise for noise in self._noise.values() if noise.n]
+        if not noises:
+            reason = "the outputs have no finite value on the data"
+            raise IncomparableError(f"data: expected values to compare, but {reason}", reason)
+        relative = [math.sqrt(noise.noise / noise.signal) for noise in noises if noise.signal > 0.0]
+        if not relative:  # all is 0, and what is not is all wrong
+            return 100.0, 0.0 if any(noise.noise for noise in noises) else 100.0
+        return 100.0, 100.0 * (1.0 - min(1.0, max(relative)))
 
     @property
     def drop(self) -> float:
@@ -167,16 +198,27 @@ class _Counts:
 
 
 class Noise:
-    """Powers of a signal and of what it differs by from another, added up in float64.
+    """Powers of a signal and of what it differs by from another, added up in float64, and the largest difference.
 
     Values that are not finite in the signal are left out; where only the other one has such, the noise is infinite.
+    Integers have no powers, and text has no differences either.  All is NaN once arrays have not the same shape and
+    kind.
     """
 
     def __init__(self) -> None:
         self.signal = self.noise = self.largest = 0.0
+        self.n = 0
 
-    def add(self, exact: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
-        """Compare two arrays of one shape."""
+    def add(self, exact: Any, other: Any) -> None:
+        """Compare what two models give for one tensor."""
+        if not are_alike(exact, other) or exact.dtype.kind not in "fbiu":
+            self.signal = self.noise = self.largest = math.nan
+            return
+        if exact.dtype.kind != "f":
+            # The difference of the greater and the lesser one is exact modulo 2**64, and so in uint64.
+            greater, lesser = (part(exact, other).astype(np.uint64) for part in (np.maximum, np.minimum))
+            self.largest = max(self.largest, float((greater - lesser).max(initial=0)))
+            return
         a, b = (np.asarray(array, np.float64).reshape(-1) for array in (exact, other))
         finite = np.isfinite(a)
         if not finite.all():
@@ -184,13 +226,10 @@ class Noise:
         difference = a - b
         if not np.isfinite(difference).all():
             difference = np.full(1, np.inf)
+        self.n += a.size
         self.signal += float(a @ a)
         self.noise += float(difference @ difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
-
-    def give_up(self) -> None:
-        """Be NaN from now on: there is something that cannot be compared."""
-        self.signal = self.largest = math.nan
 
     @property
     def sqnr(self) -> float:
@@ -200,15 +239,23 @@ class Noise:
         return _decibels(self.noise / self.signal)
 
 
+def are_alike(exact: Any, other: Any) -> bool:
+    """Return whether what two models give for one tensor are arrays of one shape and kind."""
+    if not (isinstance(exact, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    return (exact.shape, exact.dtype.kind) == (other.shape, other.dtype.kind)
+
+
 def check_alike(what: str, exact: Any, other: Any) -> None:
-    """Raise `UnlikeError` unless what two models give for one tensor are arrays of one shape and kind."""
-    pair = [each if isinstance(each, np.ndarray) else None for each in (exact, other)]
-    first, second = (None if each is None else (each.shape, each.dtype.kind) for each in pair)
-    if first is None or first != second:
-        told = ["no tensor" if each is None else f"{each.dtype} {each.shape}" for each in pair]
-        raise UnlikeError(
-            f"quantised model: expected {what} like the float model's, {told[0]}, got {told[1]}: of a size that "
-            "depends on values, or of another model, it can be compared by a metric of your own only"
+    """Raise `IncomparableError` unless what two models give for one tensor are arrays of one shape and kind."""
+    if not are_alike(exact, other):
+        first, second = (
+            f"{each.dtype} {each.shape}" if isinstance(each, np.ndarray) else "no tensor" for each in (exact, other)
+        )
+        raise IncomparableError(
+            f"quantised model: expected {what} like the float model's, {first}, got {second}: if its size depends on "
+            "values, and is not of another model, give a metric, a function that compares it",
+            f"{what} is {first} in float and {second} quantised; give a --metric, a function that compares it",
         )
 
 
@@ -218,13 +265,20 @@ class OutputNoise:
     def __init__(self) -> None:
         self._each: list[Noise] = []
 
-    def add(self, exact: Sequence[npt.NDArray[Any]], other: Sequence[npt.NDArray[Any]]) -> None:
+    def add(self, exact: Sequence[Any], other: Sequence[Any]) -> None:
         """Compare the outputs for a batch."""
         self._each = self._each or [Noise() for _ in exact]
         for noise, a, b in zip(self._each, exact, other, strict=True):
-            check_alike("an output", a, b)
-            if a.dtype.kind == "f":
-                noise.add(a, b)
+            noise.add(a, b)
+
+    @property
+    def comparable(self) -> set[int]:
+        """The places of outputs that have a power and are alike in both models."""
+        return {place for place, noise in enumerate(self._each) if noise.signal > 0.0}
+
+    def choose(self, places: Iterable[int]) -> None:
+        """Forget all other outputs."""
+        self._each = [self._each[place] for place in places]
 
     @property
     def sqnr(self) -> float:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto
 
-from .comparison import answers_of
+from .comparison import answers_of, tensor_outputs
 from .data import Batch, Data
 from .graph import Graph
-from .metric import Metric, OutputNoise
+from .metric import IncomparableError, Metric, OutputNoise
 from .plan import multiply_adds
 from .quantization import Quantizer
-from .session import Tap, run, session_of, tensor_outputs
+from .session import Tap, run, session_of
 
 #: Batches that nodes are tried on, one by one.
 BATCHES = 8
@@ -50,7 +50,13 @@ def node_sensitivities(
 ) -> list[Sensitivity]:
     """Return the sensitivity of each node of the plan, the most sensitive first; no bias is corrected for that.
 
-    The outputs of the float model for the data are kept in memory.
+    The outputs of the float model for the data are kept in memory.  Those that with some node are of another shape, as
+    their size depends on values, count with none.
+
+    Raises
+    ------
+    IncomparableError
+        If none is left.
     """
     nodes = quantizer.plan.nodes
     batches = list(data)
@@ -58,16 +64,44 @@ def node_sensitivities(
     exact = [run(session, outputs, batch) for batch in batches]
     work = node_multiply_adds(quantizer.float_model, nodes, batches[0])
     total = max(sum(work.values()), 1)
-    result = []
+    noises = []
     for index, node in enumerate(nodes, start=1):
-        alone = session_of(quantizer.model([other.name for other in nodes if other is not node], corrected=False))
+        alone = session_of(_alone(quantizer, node))
         noise = OutputNoise()
         for batch, values in zip(batches, exact, strict=True):
             noise.add(values, run(alone, outputs, batch))
-        result.append(Sensitivity(node.name, node.op_type, noise.sqnr, work[node.name], work[node.name] / total))
+        noises.append(noise)
         if progress is not None:
             progress(index)
+    places = set(range(len(outputs))).intersection(*(noise.comparable for noise in noises))
+    if not places:
+        reason = "no output of floats has a shape that does not depend on values, and values but 0"
+        raise IncomparableError(f"model: sensitivities are of outputs, and {reason}", reason)
+    for noise in noises:
+        noise.choose(places)
+    result = [
+        Sensitivity(node.name, node.op_type, noise.sqnr, work[node.name], work[node.name] / total)
+        for node, noise in zip(nodes, noises, strict=True)
+    ]
     return sorted(result, key=lambda each: each.sqnr)
+
+
+def nodes_by_drop(
+    quantizer: Quantizer, data: Sequence[Batch], metric: Metric, *, progress: Callable[[int], None] | None = None
+) -> list[str]:
+    """Return the nodes of the plan, first those that alone lose most of a metric, for outputs that have no SQNR."""
+    drops = {}
+    for index, node in enumerate(quantizer.plan.nodes, start=1):
+        drops[node.name] = scored(quantizer.float_model, _alone(quantizer, node), data, metric.fresh()).drop
+        if progress is not None:
+            progress(index)
+    return sorted(drops, key=drops.__getitem__, reverse=True)
+
+
+def _alone(quantizer: Quantizer, node: NodeProto) -> ModelProto:
+    """Return the model with one node quantised and no other."""
+    others = [other.name for other in quantizer.plan.nodes if other is not node]
+    return quantizer.model(others, corrected=False)
 
 
 def node_multiply_adds(model: ModelProto, nodes: Sequence[NodeProto], batch: Batch) -> dict[str, int]:
@@ -130,9 +164,20 @@ def within_drop(
 
 
 def scored(
-    exact: ModelProto, other: ModelProto, data: Data, metric: Metric, *, progress: Callable[[int], None] | None = None
+    exact: ModelProto,
+    other: ModelProto,
+    data: Iterable[Batch],
+    metric: Metric,
+    *,
+    progress: Callable[[int], None] | None = None,
 ) -> Metric:
-    """Return a metric that has seen what two models answer to all of the data."""
+    """Return a metric that has seen what two models answer to all of the data.
+
+    Raises
+    ------
+    IncomparableError
+        If what they answer cannot be compared.
+    """
     for batch, a, b in answers_of(exact, other, data, progress):
         metric.add(a, b, batch)
     return metric

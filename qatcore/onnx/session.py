@@ -70,20 +70,6 @@ def named_run(
     return dict(zip(names, run(session, names, batch), strict=True))
 
 
-def tensor_outputs(model: ModelProto) -> list[str]:
-    """Return the outputs of a model that are tensors, and neither sequences nor maps.
-
-    Raises
-    ------
-    InvalidArgumentError
-        If there is none.
-    """
-    names = [value.name for value in model.graph.output if value.type.HasField("tensor_type")]
-    if not names:
-        raise InvalidArgumentError("model: expected an output that is a tensor, to compare, and there is none")
-    return names
-
-
 class Tap:
     """Gives tensors of a model, its inputs too, and computes nothing that only others need.
 
