@@ -255,6 +255,8 @@ def sensitivity(
 ) -> list[Sensitivity]:
     """Measure what quantising each node alone does to the outputs; no bias is corrected for that.
 
+    Outputs count that are of floats and have the same shape with each of the nodes.
+
     Parameters
     ----------
     model : str, PathLike or ModelProto
@@ -276,7 +278,7 @@ def sensitivity(
     Raises
     ------
     InvalidArgumentError, OSError
-        As in `quantize_model`.
+        As in `quantize_model`, and if no output counts, or all are 0.
     """
     if "bias_correction" in options:
         raise TypeError("sensitivity() corrects no biases: expected no bias_correction")

@@ -95,9 +95,9 @@ def _quantize(arguments: argparse.Namespace) -> None:
                 phases=phases,
                 observed=observed,
             )
-            metric, unlike = result.search.metric if result.search else None, None
+            metric, unchecked = result.search.metric if result.search else None, None
             if metric is None and not arguments.no_check:
-                metric, unlike = _checked(exact, result, asked, arguments.labels, phases)
+                metric, unchecked = _checked(exact, result, asked, arguments.labels, phases)
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
@@ -120,7 +120,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "not_finite": _not_finite(result.calibration),
         "samples_left_out": result.data.left_out if result.data else 0,
         "metric": None if metric is None else metric.name,
-        "unchecked": unlike,
+        "unchecked": unchecked,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
     }
     if arguments.json:
@@ -144,8 +144,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
         lines.append(("in float", ", ".join(kept)))
     if metric is not None:
         lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
-    if unlike is not None:
-        lines.append(("unchecked", unlike))
+    if unchecked is not None:
+        lines.append(("unchecked", unchecked))
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)

@@ -113,13 +113,13 @@ class Metric:
         return array.reshape(-1)
 
     @staticmethod
-    def _labelled(told: str, batch: Outputs, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
+    def _labelled(key: str, batch: Outputs, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
         """Return the labels of those outputs of several classes that they fit."""
-        if told not in batch:
-            raise InvalidArgumentError(f"data: there are no labels {told!r} in it, only {', '.join(batch)}")
+        if key not in batch:
+            raise InvalidArgumentError(f"data: there are no labels {key!r} in it, only {', '.join(batch)}")
         if not outputs:
             raise InvalidArgumentError("labels: the model has no output of several classes")
-        labels = np.asarray(batch[told])
+        labels = np.asarray(batch[key])
         expected = {}
         for name, value in outputs.items():
             shape = value.shape[:-1] if value.dtype.kind == "f" else value.shape
@@ -127,12 +127,12 @@ class Metric:
                 n = value.shape[-1] if value.dtype.kind == "f" else None
                 if n is not None and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
                     raise InvalidArgumentError(
-                        f"data: expected {told} to be classes from 0 to {n - 1}, as {name} has, in integers, "
+                        f"data: expected {key} to be classes from 0 to {n - 1}, as {name} has, in integers, "
                         f"got {labels.dtype}: {labels!r:.60}"
                     )
                 expected[name] = labels
             elif len(outputs) == 1:
-                raise InvalidArgumentError(f"data: expected {told} of shape {shape}, as {name} has, got {labels.shape}")
+                raise InvalidArgumentError(f"data: expected {key} of shape {shape}, as {name} has, got {labels.shape}")
         return expected
 
     def _chosen(self) -> _Counts:
