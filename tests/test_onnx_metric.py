@@ -204,6 +204,29 @@ def test_labels_are_of_the_output_they_fit():
         qatcore.onnx.compare(model, model, [{**data[0], "label": np.zeros(2, int)}], labels="label")
 
 
+def test_labels_are_of_outputs_that_they_fit_in_all_batches():
+    """Places, as many as there are samples by chance, are no classes, however few of the batches show it."""
+    rng = np.random.default_rng(6)
+    logits, labels = rng.normal(size=(12, 5)), rng.integers(0, 5, 12)
+    places = {0: 3, 3: 3, 6: 2, 9: 3}
+    for order in (list(places), list(places)[::-1]):
+        metric = Metric(labels="label")
+        for start in order:
+            some = slice(start, start + 3)
+            exact = {"places": np.arange(places[start]), "box": rng.normal(size=(3, 2)), "y": logits[some]}
+            other = {"places": np.arange(places[start] + (start == 3)), "box": exact["box"], "y": logits[some]}
+            metric.add(exact, other, {"label": labels[some]})
+        assert metric.scores == (pytest.approx(100.0 * np.mean(logits.argmax(1) == labels)),) * 2
+    with pytest.raises(InvalidArgumentError, match=r"expected label of shape \(3,\), as y has, got \(2,\)"):
+        metric.add(exact, other, {"label": labels[:2]})
+
+
+def test_labels_need_classes():
+    for outputs in ({"y": np.zeros((2, 1))}, {"y": np.zeros(2)}):
+        with pytest.raises(InvalidArgumentError, match="no output of several classes"):
+            Metric(labels="label").add(outputs, outputs, {"label": np.zeros(2, int)})
+
+
 def test_outputs_that_are_sequences_are_left_alone():
     model = onnx_models.model(
         [

@@ -398,16 +398,17 @@ def test_models_whose_initializers_are_inputs_are_compared():
 # --- sensitivity and drops ----------------------------------------------------------------------------
 
 
-def test_sensitivities_are_of_each_node_alone():
+@pytest.mark.parametrize("options", [onnx_models.SPOILING, {**onnx_models.SPOILING, "activations": "int8"}])
+def test_sensitivities_are_of_each_node_alone(options):
     model, batches = onnx_models.sensitive(), onnx_models.rows(16)
-    found = qatcore.onnx.sensitivity(model, batches, batches=2, **onnx_models.SPOILING)
+    found = qatcore.onnx.sensitivity(model, batches, batches=2, **options)
     assert found[0].node == "spoiled"
     assert [each.sqnr for each in found] == sorted(each.sqnr for each in found)
     assert {each.node: each.multiply_adds for each in found} == {"first": 16384, "spoiled": 16384, "last": 4096}
     assert sum(each.share for each in found) == pytest.approx(1.0)
     for each in found:
         others = [other.node for other in found if other is not each]
-        alone = qatcore.onnx.quantize_model(model, exclude=others, **onnx_models.SPOILING)
+        alone = qatcore.onnx.quantize_model(model, batches, exclude=others, bias_correction=False, **options)
         exact, other = (np.concatenate([run(which, batch)[0] for batch in batches[:2]]) for which in (model, alone))
         assert each.sqnr == pytest.approx(sqnr(exact, other), abs=1e-6)
 

@@ -18,7 +18,7 @@ from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec
 from .display import Phases
 from .graph import Graph
-from .metric import IncomparableError, Metric, Score
+from .metric import Metric, Score
 from .model import read_model, refuse_output, write_model
 from .plan import DEFAULT_OPERATORS, plan
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
@@ -27,9 +27,9 @@ from .sensitivity import (
     BATCHES,
     Search,
     Sensitivity,
+    most_sensitive,
     node_multiply_adds,
     node_sensitivities,
-    nodes_by_drop,
     within_drop,
 )
 
@@ -347,11 +347,7 @@ def quantize(
         tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
         return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
-    first = list(itertools.islice(given, BATCHES))
-    try:
-        order = [each.node for each in node_sensitivities(quantizer, first, progress=tick)]
-    except IncomparableError:
-        order = nodes_by_drop(quantizer, first, metric, progress=tick)
+    order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
     tick, tries = phases.begin("searching", None), itertools.count(1)
 
     def tried(n: int, drop: float) -> None:

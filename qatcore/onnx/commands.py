@@ -97,7 +97,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             )
             metric, unchecked = result.search.metric if result.search else None, None
             if metric is None and not arguments.no_check:
-                metric, unchecked = _checked(exact, result, asked, arguments.labels, phases)
+                metric, unchecked = _checked(exact, result, asked, arguments, phases)
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
@@ -152,7 +152,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
 
 
 def _checked(
-    exact: ModelProto, result: Quantization, asked: Metric, labels: str | None, phases: Phases
+    exact: ModelProto, result: Quantization, asked: Metric, arguments: argparse.Namespace, phases: Phases
 ) -> tuple[Metric | None, str | None]:
     """Return the metric on the data, or why there is none, which is no reason not to write the model."""
     if result.data is None:
@@ -162,7 +162,7 @@ def _checked(
         metric = scored(exact, result.model, result.data, asked, progress=tick)
         _ = metric.scores
     except IncomparableError as error:
-        if labels is not None:  # these were asked for
+        if arguments.labels is not None or arguments.metric is not None:  # it was asked for
             raise
         return None, error.reason
     return metric, None

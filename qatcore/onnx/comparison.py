@@ -15,7 +15,7 @@ from onnx import ModelProto
 from ..errors import InvalidArgumentError
 from .data import Batch, Data
 from .graph import Graph
-from .metric import IncomparableError, Metric, Noise, Outputs, are_alike, check_alike
+from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
 from .session import LARGEST_MESSAGE, Tap, named_run, run, session_of, weight_bytes
@@ -144,11 +144,13 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     pairs = _tensors_with_codes(exact, quantized)
     noise = {name: Noise() for name in pairs}
     taps = Tap(exact, pairs), Tap(quantized, pairs.values())
+    shapes: dict[str, list[int]] = {}
     for batch in batches:
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
-            if not (are_alike(values[name], others[other]) or _may_be_like(exact, name, others[other])):
-                check_alike(f"tensor {name}", values[name], others[other])
+            if not are_alike(values[name], others[other]):
+                shapes = shapes or _known_shapes(exact)
+                _check_size_depends_on_values(name, shapes.get(name), values[name], others[other])
             noise[name].add(values[name], others[other])
     return {name: each.sqnr for name, each in noise.items()}
 
@@ -168,16 +170,26 @@ def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:
     return tuple(statistics.median(taken) * 1e3 for taken in times)
 
 
-def _may_be_like(model: ModelProto, name: str, array: Any) -> bool:
-    """Return whether a tensor of a model may have an array's shape, for all that is known of it without values."""
+def _known_shapes(model: ModelProto) -> dict[str, list[int]]:
+    """Return what is known of tensors' shapes without values, 0 for a size that is not."""
     if weight_bytes(model) >= LARGEST_MESSAGE:
-        return True
+        return {}
     graph = onnx.shape_inference.infer_shapes(model).graph
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.name == name and value.type.tensor_type.HasField("shape"):
-            sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            return len(sizes) == array.ndim and all(size in {0, n} for size, n in zip(sizes, array.shape, strict=True))
-    return True
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any, other: Any) -> None:
+    """Raise `InvalidArgumentError` where two shapes of a tensor differ, and not in sizes that may depend on values."""
+    sizes = [0] * exact.ndim if known is None else known
+    if len(sizes) != other.ndim or any(size not in {0, n} for size, n in zip(sizes, other.shape, strict=True)):
+        raise InvalidArgumentError(
+            f"quantised model: expected tensor {name} like the float model's, {exact.dtype} {exact.shape}, "
+            f"got {other.dtype} {other.shape}: it is of another model"
+        )
 
 
 def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, str]:

@@ -55,6 +55,7 @@ class Metric:
         self._score = score
         self._labels = labels
         self._counts: dict[str, _Counts] = {}
+        self._unlabelled: dict[str, InvalidArgumentError] = {}
         self._own = _Counts()
         self._noise: dict[str, Noise] = {}
 
@@ -65,7 +66,7 @@ class Metric:
             return getattr(self._score, "__name__", "score")
         if self._labels is not None:
             return "accuracy"
-        return "agreement" if self._counts else "closeness"
+        return "agreement" if any(counts.n for counts in self._counts.values()) else "closeness"
 
     def fresh(self) -> Metric:
         """Return one that has seen nothing."""
@@ -85,23 +86,29 @@ class Metric:
             self._own.add(*(self._checked(self._score(outputs, batch)) for outputs in (exact, other)))
             return
         several = [name for name, value in exact.items() if _has_classes(value) or value.dtype.kind in "biuOSU"]
-        if self._labels is None:
-            expected = {name: _classes(exact[name]) for name in several}
-            compared = list(exact)
-        else:
-            expected = self._labelled(self._labels, batch, {name: exact[name] for name in several})
-            compared = list(expected)
-        for name in compared:
-            check_alike(f"output {name}", exact[name], other[name])
-        for name, classes in expected.items():
-            known = ... if self._labels is not None else ~_has_nan(exact[name])
-            if classes[known].size:
-                counts = self._counts.setdefault(name, _Counts())
-                counts.probable &= _is_probable(exact[name][known])
-                counts.add(*(_right(outputs[name], classes)[known] for outputs in (exact, other)))
-        for name in compared:
-            if exact[name].dtype.kind == "f":
-                self._noise.setdefault(name, Noise()).add(exact[name], other[name])
+        if self._labels is not None:
+            if self._labels not in batch:
+                raise InvalidArgumentError(f"data: there are no labels {self._labels!r} in it, only {', '.join(batch)}")
+            labels = np.asarray(batch[self._labels])
+            for name in self._labelled(self._labels, labels, exact, other, several):
+                self._count(name, exact[name], other[name], labels, ...)
+            return
+        for name, value in exact.items():
+            check_alike(f"output {name}", value, other[name])
+        for name in several:
+            self._count(name, exact[name], other[name], _classes(exact[name]), ~_has_nan(exact[name]))
+        for name, value in exact.items():
+            if value.dtype.kind == "f":
+                self._noise.setdefault(name, Noise()).add(value, other[name])
+
+    def _count(
+        self, name: str, exact: npt.NDArray[Any], other: npt.NDArray[Any], classes: npt.NDArray[Any], known: Any
+    ) -> None:
+        """Count in how many known places of an output either model has the right class."""
+        counts = self._counts.setdefault(name, _Counts())
+        if classes[known].size:
+            counts.probable &= _is_probable(exact[known])
+            counts.add(*(_right(value, classes)[known] for value in (exact, other)))
 
     def _checked(self, scores: Any) -> npt.NDArray[np.float64]:
         try:
@@ -112,43 +119,48 @@ class Metric:
             raise InvalidArgumentError(f"metric: expected a score from 0 to 1 for each sample, got {scores!r:.60}")
         return array.reshape(-1)
 
-    @staticmethod
-    def _labelled(key: str, batch: Outputs, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
-        """Return the labels of those outputs of several classes that they fit."""
-        if key not in batch:
-            raise InvalidArgumentError(f"data: there are no labels {key!r} in it, only {', '.join(batch)}")
-        if not outputs:
-            raise InvalidArgumentError("labels: the model has no output of several classes")
-        labels = np.asarray(batch[key])
-        expected = {}
-        for name, value in outputs.items():
-            shape = value.shape[:-1] if value.dtype.kind == "f" else value.shape
-            if labels.shape == shape:
-                n = value.shape[-1] if value.dtype.kind == "f" else None
-                if n is not None and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
+    def _labelled(
+        self, key: str, labels: npt.NDArray[Any], exact: Outputs, other: Outputs, several: list[str]
+    ) -> list[str]:
+        """Return the outputs of several classes that labels have fitted in all batches, and raise if none has."""
+        before = len(self._unlabelled)
+        for name in (*several, *(name for name in exact if name not in several)):
+            value = exact[name]
+            shape, n = (value.shape[:-1], value.shape[-1:]) if value.dtype.kind == "f" else (value.shape, ())
+            try:
+                if name not in several:
+                    raise InvalidArgumentError("labels: the model has no output of several classes")
+                if labels.shape != shape:
                     raise InvalidArgumentError(
-                        f"data: expected {key} to be classes from 0 to {n - 1}, as {name} has, in integers, "
+                        f"data: expected {key} of shape {shape}, as {name} has, got {labels.shape}"
+                    )
+                if n and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
+                    raise InvalidArgumentError(
+                        f"data: expected {key} to be classes from 0 to {n[0] - 1}, as {name} has, in integers, "
                         f"got {labels.dtype}: {labels!r:.60}"
                     )
-                expected[name] = labels
-            elif len(outputs) == 1:
-                raise InvalidArgumentError(f"data: expected {key} of shape {shape}, as {name} has, got {labels.shape}")
-        return expected
+                check_alike(f"output {name}", value, other[name])
+            except InvalidArgumentError as error:
+                self._unlabelled.setdefault(name, error)
+                self._counts.pop(name, None)
+        fitting = [name for name in several if name not in self._unlabelled]
+        if not fitting:
+            raise list(self._unlabelled.values())[before]
+        return fitting
 
     def _chosen(self) -> _Counts:
         """Return the counts of the outputs that are probabilities, or of all if none are; with labels of the first."""
         if self._score is not None:
             return self._own
-        chosen = [counts for counts in self._counts.values() if counts.probable] or list(self._counts.values())
+        counted = [counts for counts in self._counts.values() if counts.n]
+        chosen = [counts for counts in counted if counts.probable] or counted
         total = _Counts()
         for counts in chosen[:1] if self._labels is not None else chosen:
             total.n += counts.n
             total.exact += counts.exact
             total.other += counts.other
         if not total.n and self._labels is not None:
-            raise InvalidArgumentError(
-                f"data: the labels {self._labels!r} do not have the shape of any output's classes"
-            )
+            raise InvalidArgumentError(f"data: there is no label in {self._labels!r}")
         return total
 
     @property
@@ -160,7 +172,7 @@ class Metric:
         IncomparableError
             If no output has a value that can be compared.
         InvalidArgumentError
-            If no output has the shape of the labels.
+            If there are no labels in the data.
         """
         total = self._chosen()
         if total.n:
@@ -253,14 +265,14 @@ def check_alike(what: str, exact: Any, other: Any) -> None:
             f"{each.dtype} {each.shape}" if isinstance(each, np.ndarray) else "no tensor" for each in (exact, other)
         )
         raise IncomparableError(
-            f"quantised model: expected {what} like the float model's, {first}, got {second}: if its size depends on "
-            "values, and is not of another model, give a metric, a function that compares it",
+            f"quantised model: expected {what} like the float model's, {first}, got {second}: it is of another model, "
+            "or its size depends on values, and only a function can compare it, as a metric",
             f"{what} is {first} in float and {second} quantised; give a --metric, a function that compares it",
         )
 
 
 class OutputNoise:
-    """The noise of a model's outputs, each relative to its own power, added up."""
+    """The noise of a model's outputs of floats, each relative to its own power, added up."""
 
     def __init__(self) -> None:
         self._each: list[Noise] = []
@@ -269,7 +281,13 @@ class OutputNoise:
         """Compare the outputs for a batch."""
         self._each = self._each or [Noise() for _ in exact]
         for noise, a, b in zip(self._each, exact, other, strict=True):
-            noise.add(a, b)
+            if a.dtype.kind == "f":
+                noise.add(a, b)
+
+    @property
+    def unlike(self) -> bool:
+        """Whether there is an output that cannot be compared."""
+        return any(math.isnan(noise.signal) for noise in self._each)
 
     @property
     def comparable(self) -> set[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,44 +60,60 @@ def node_sensitivities(
     IncomparableError
         If none is left.
     """
-    nodes = quantizer.plan.nodes
     batches = list(data)
-    session, outputs = session_of(quantizer.float_model), tensor_outputs(quantizer.float_model)
-    exact = [run(session, outputs, batch) for batch in batches]
-    work = node_multiply_adds(quantizer.float_model, nodes, batches[0])
-    total = max(sum(work.values()), 1)
-    noises = []
-    for index, node in enumerate(nodes, start=1):
-        alone = session_of(_alone(quantizer, node))
-        noise = OutputNoise()
-        for batch, values in zip(batches, exact, strict=True):
-            noise.add(values, run(alone, outputs, batch))
-        noises.append(noise)
-        if progress is not None:
-            progress(index)
-    places = set(range(len(outputs))).intersection(*(noise.comparable for noise in noises))
+    noises = _noises(quantizer, batches, progress)
+    places = set[int].intersection(*(noise.comparable for noise in noises.values()))
     if not places:
         reason = "no output of floats has a shape that does not depend on values, and values but 0"
         raise IncomparableError(f"model: sensitivities are of outputs, and {reason}", reason)
-    for noise in noises:
+    for noise in noises.values():
         noise.choose(places)
+    work = node_multiply_adds(quantizer.float_model, quantizer.plan.nodes, batches[0])
+    total = max(sum(work.values()), 1)
     result = [
-        Sensitivity(node.name, node.op_type, noise.sqnr, work[node.name], work[node.name] / total)
-        for node, noise in zip(nodes, noises, strict=True)
+        Sensitivity(node.name, node.op_type, noises[node.name].sqnr, work[node.name], work[node.name] / total)
+        for node in quantizer.plan.nodes
     ]
     return sorted(result, key=lambda each: each.sqnr)
 
 
-def nodes_by_drop(
-    quantizer: Quantizer, data: Sequence[Batch], metric: Metric, *, progress: Callable[[int], None] | None = None
+def most_sensitive(
+    quantizer: Quantizer, data: Iterable[Batch], metric: Metric, *, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """Return the nodes of the plan, first those that alone lose most of a metric, for outputs that have no SQNR."""
-    drops = {}
+    """Return the nodes of the plan, the most sensitive first, as outputs of floats tell or a metric.
+
+    The metric tells where outputs have sizes that depend on values, and where there is no noise in any of them.
+    """
+    batches = list(data)
+    noises = _noises(quantizer, batches, progress)
+    order = sorted(noises, key=lambda name: noises[name].sqnr)
+    if not any(noise.unlike for noise in noises.values()) and noises[order[0]].sqnr < math.inf:
+        return order
+    drops = dict.fromkeys(order, 0.0)
     for index, node in enumerate(quantizer.plan.nodes, start=1):
-        drops[node.name] = scored(quantizer.float_model, _alone(quantizer, node), data, metric.fresh()).drop
+        # These batches may lack what others have; whether anything can be compared is for the search to find.
+        with contextlib.suppress(IncomparableError):
+            drops[node.name] = scored(quantizer.float_model, _alone(quantizer, node), batches, metric.fresh()).drop
         if progress is not None:
             progress(index)
-    return sorted(drops, key=drops.__getitem__, reverse=True)
+    return sorted(order, key=lambda name: -drops[name])
+
+
+def _noises(
+    quantizer: Quantizer, batches: list[Batch], progress: Callable[[int], None] | None
+) -> dict[str, OutputNoise]:
+    """Return the noise of the outputs with each node of the plan quantised alone."""
+    session, outputs = session_of(quantizer.float_model), tensor_outputs(quantizer.float_model)
+    exact = [run(session, outputs, batch) for batch in batches]
+    result = {}
+    for index, node in enumerate(quantizer.plan.nodes, start=1):
+        alone = session_of(_alone(quantizer, node))
+        noise = result[node.name] = OutputNoise()
+        for batch, values in zip(batches, exact, strict=True):
+            noise.add(values, run(alone, outputs, batch))
+        if progress is not None:
+            progress(index)
+    return result
 
 
 def _alone(quantizer: Quantizer, node: NodeProto) -> ModelProto:
