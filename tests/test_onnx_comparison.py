@@ -274,7 +274,7 @@ def test_tables_have_a_dash_where_nothing_can_be_compared(folder, capsys):
     assert json.loads(capsys.readouterr().out)["outputs"]["places"] == [None, None]
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (4, 4, 8), (128,)])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 8, 1), (128,)])
 def test_a_tensor_of_another_shape_is_of_another_model(shape):
     def model(*inner):
         first, second = onnx_models.normal(48, 16 if inner == (16, 16) else 8), onnx_models.normal(inner[-1], 4)
