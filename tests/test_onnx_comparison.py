@@ -254,10 +254,26 @@ def test_a_model_of_sequences_is_written(folder, capsys):
     assert main(QUANTIZE) == 0
     assert "unchecked    no output is a tensor" in capsys.readouterr().out
     assert main([*QUANTIZE, "--labels", "x"]) == 2
-    assert "expected an output that is a tensor" in capsys.readouterr().err
+    assert "expected an output to compare" in capsys.readouterr().err
     (folder / "one_of_test.py").write_text("def score(outputs, batch):\n    return [1.0]\n")
     assert main([*QUANTIZE, "--metric", "one_of_test:score"]) == 2
-    assert "expected an output that is a tensor" in capsys.readouterr().err
+    assert "expected an output to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN])
+def test_types_that_numpy_lacks_are_not_compared(folder, capsys, kind):
+    model = ending("Cast", kind, to=kind)
+    model.opset_import[0].version = 19
+    onnx.save(model, "model.onnx")
+    assert main(QUANTIZE) == 0
+    assert "unchecked    no output is a tensor of a type that NumPy has" in capsys.readouterr().out
+    model.graph.output.append(onnx_models.value("product", ["N", 24]))
+    onnx.save(model, "model.onnx")
+    assert main(QUANTIZE) == 0
+    assert "\nagreement " in capsys.readouterr().out
+    found = qatcore.onnx.compare("model.onnx", "int8.onnx", "data.npz")
+    assert list(found.outputs) == ["product"]
+    assert qatcore.onnx.sensitivity("model.onnx", "data.npz")[0].sqnr > 30.0
 
 
 def test_tables_have_a_dash_where_nothing_can_be_compared(folder, capsys):
@@ -308,5 +324,5 @@ def test_without_a_tensor_there_is_nothing_to_compare():
         lambda: qatcore.onnx.sensitivity(model, batches),
         lambda: qatcore.onnx.quantize_model(model, batches, max_drop=1.0),
     ):
-        with pytest.raises(InvalidArgumentError, match="expected an output that is a tensor"):
+        with pytest.raises(InvalidArgumentError, match="expected an output to compare"):
             compare()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, TypeProto
 
 from ..errors import InvalidArgumentError
 from .data import Batch, Data
@@ -124,19 +124,25 @@ def _said_of(which: str) -> Iterator[None]:
 
 
 def tensor_outputs(model: ModelProto) -> list[str]:
-    """Return the outputs of a model that are tensors, and neither sequences nor maps.
+    """Return the outputs of a model that are tensors of NumPy's types: no sequences, maps, bfloat16, float8 or int4.
 
     Raises
     ------
     IncomparableError
         If there is none.
     """
-    names = [value.name for value in model.graph.output if value.type.HasField("tensor_type")]
+    names = [value.name for value in model.graph.output if _is_array(value.type)]
     if not names:
-        raise IncomparableError(
-            "model: expected an output that is a tensor, to compare, and there is none", "no output is a tensor"
-        )
+        reason = "no output is a tensor of a type that NumPy has"
+        raise IncomparableError(f"model: expected an output to compare, and {reason}", reason)
     return names
+
+
+def _is_array(kind: TypeProto) -> bool:
+    element = kind.tensor_type.elem_type
+    if not kind.HasField("tensor_type"):
+        return False
+    return element == TensorProto.UNDEFINED or onnx.helper.tensor_dtype_to_np_dtype(element).isbuiltin == 1
 
 
 def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
@@ -157,15 +163,15 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
 
 def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:
     """Return the median milliseconds of a run of each model, which take turns."""
-    sessions = [session_of(model) for model in models]
+    sessions = [(session_of(model), tensor_outputs(model)) for model in models]
     times: list[list[float]] = [[] for _ in sessions]
-    for session in sessions:
-        run(session, None, batch)  # which prepares it
+    for session, outputs in sessions:
+        run(session, outputs, batch)  # which prepares it
     stop = time.perf_counter() + _TIMED_SECONDS * len(sessions)
     while len(times[0]) < 3 or (time.perf_counter() < stop and len(times[0]) < _MOST_RUNS):
-        for session, taken in zip(sessions, times, strict=True):
+        for (session, outputs), taken in zip(sessions, times, strict=True):
             start = time.perf_counter()
-            run(session, None, batch)
+            run(session, outputs, batch)
             taken.append(time.perf_counter() - start)
     return tuple(statistics.median(taken) * 1e3 for taken in times)
 
