@@ -22,7 +22,7 @@ from .api import Quantization, quantize, run_calibration, run_comparison
 from .calibration import Calibration
 from .comparison import Comparison
 from .data import Data, InputSpec
-from .display import Phases, counted, print_table, printable
+from .display import Phases, counted, figure, print_table, printable
 from .inspection import calibration_rows, model_rows
 from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
@@ -337,14 +337,11 @@ def _print_comparison(result: Comparison) -> None:
         ]
     )
     print()
-    rows = [
-        (name, _decibels(sqnr), "-" if math.isnan(largest) else f"{largest:.3g}")
-        for name, (sqnr, largest) in result.outputs.items()
-    ]
+    rows = [(name, figure(sqnr, ".1f"), figure(largest, ".3g")) for name, (sqnr, largest) in result.outputs.items()]
     print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
     if result.tensors:
         print()
-        pairs = [(name, _decibels(sqnr)) for name, sqnr in result.tensors.items()]
+        pairs = [(name, figure(sqnr, ".1f")) for name, sqnr in result.tensors.items()]
         print_table("tensors with codes", [("tensor", "name"), ("SQNR dB", "right")], pairs)
 
 
@@ -407,10 +404,6 @@ def _score_line(metric: str, score: tuple[float, float]) -> str:
 def _size_line(before: int, after: int) -> str:
     unit, name = (2**20, "MiB") if before >= 2**18 else (2**10, "KiB")
     return f"{before / unit:.2f} {name} float, {after / unit:.2f} {name} quantised: {100.0 * after / before:.0f} %"
-
-
-def _decibels(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 _COMMANDS = {

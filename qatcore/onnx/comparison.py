@@ -139,9 +139,9 @@ def tensor_outputs(model: ModelProto) -> list[str]:
 
 
 def _is_array(kind: TypeProto) -> bool:
-    element = kind.tensor_type.elem_type
     if not kind.HasField("tensor_type"):
         return False
+    element = kind.tensor_type.elem_type
     return element == TensorProto.UNDEFINED or onnx.helper.tensor_dtype_to_np_dtype(element).isbuiltin == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -70,6 +71,11 @@ def counted(n: int, what: str) -> str:
     """Return a number of things, with the plural where there is one."""
     plural = f"{what}es" if what.endswith(("ch", "s")) else f"{what}s"
     return f"{n:,} {what if n == 1 else plural}"
+
+
+def figure(value: float, form: str) -> str:
+    """Return a figure in a format, a dash for NaN, where there is none."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def printable(text: str) -> str:

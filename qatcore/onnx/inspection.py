@@ -16,7 +16,7 @@ from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
 from ..formats import as_code_format
 from ..storage import PathLike
-from .display import counted
+from .display import counted, figure
 from .graph import Graph, opset_of, prepared
 from .model import description
 from .plan import OPERATORS, plan
@@ -173,5 +173,5 @@ def _shape(dims: Any) -> str:
 
 def _written(value: Any) -> str:
     if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.4g}"
+        return figure(value, ".4g")
     return f"{value:,}" if isinstance(value, int) else str(value)

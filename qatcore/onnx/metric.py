@@ -55,7 +55,7 @@ class Metric:
         self._score = score
         self._labels = labels
         self._counts: dict[str, _Counts] = {}
-        self._unlabelled: dict[str, InvalidArgumentError] = {}
+        self._unlabelled = set[str]()
         self._own = _Counts()
         self._noise: dict[str, Noise] = {}
 
@@ -123,29 +123,22 @@ class Metric:
         self, key: str, labels: npt.NDArray[Any], exact: Outputs, other: Outputs, several: list[str]
     ) -> list[str]:
         """Return the outputs of several classes that labels have fitted in all batches, and raise if none has."""
-        before = len(self._unlabelled)
+        reasons = list[InvalidArgumentError]()
         for name in (*several, *(name for name in exact if name not in several)):
-            value = exact[name]
-            shape, n = (value.shape[:-1], value.shape[-1:]) if value.dtype.kind == "f" else (value.shape, ())
+            if name in self._unlabelled:
+                continue
             try:
                 if name not in several:
                     raise InvalidArgumentError("labels: the model has no output of several classes")
-                if labels.shape != shape:
-                    raise InvalidArgumentError(
-                        f"data: expected {key} of shape {shape}, as {name} has, got {labels.shape}"
-                    )
-                if n and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
-                    raise InvalidArgumentError(
-                        f"data: expected {key} to be classes from 0 to {n[0] - 1}, as {name} has, in integers, "
-                        f"got {labels.dtype}: {labels!r:.60}"
-                    )
-                check_alike(f"output {name}", value, other[name])
+                _check_labels(key, labels, name, exact[name])
+                check_alike(f"output {name}", exact[name], other[name])
             except InvalidArgumentError as error:
-                self._unlabelled.setdefault(name, error)
+                self._unlabelled.add(name)
                 self._counts.pop(name, None)
+                reasons.append(error)
         fitting = [name for name in several if name not in self._unlabelled]
         if not fitting:
-            raise list(self._unlabelled.values())[before]
+            raise reasons[0]
         return fitting
 
     def _chosen(self) -> _Counts:
@@ -308,6 +301,18 @@ def _decibels(relative: float) -> float:
     if relative == 0.0:
         return math.inf
     return -10.0 * math.log10(relative) if relative < math.inf else -math.inf
+
+
+def _check_labels(key: str, labels: npt.NDArray[Any], name: str, value: npt.NDArray[Any]) -> None:
+    """Raise `InvalidArgumentError` unless labels fit an output."""
+    shape, n = (value.shape[:-1], value.shape[-1]) if value.dtype.kind == "f" else (value.shape, None)
+    if labels.shape != shape:
+        raise InvalidArgumentError(f"data: expected {key} of shape {shape}, as {name} has, got {labels.shape}")
+    if n is not None and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
+        raise InvalidArgumentError(
+            f"data: expected {key} to be classes from 0 to {n - 1}, as {name} has, in integers, "
+            f"got {labels.dtype}: {labels!r:.60}"
+        )
 
 
 def _told(score: Score, name: str) -> Score:

@@ -90,12 +90,10 @@ def most_sensitive(
     if not any(noise.unlike for noise in noises.values()) and noises[order[0]].sqnr < math.inf:
         return order
     drops = dict.fromkeys(order, 0.0)
-    for index, node in enumerate(quantizer.plan.nodes, start=1):
+    for name, alone in _each_alone(quantizer, progress):
         # These batches may lack what others have; whether anything can be compared is for the search to find.
         with contextlib.suppress(IncomparableError):
-            drops[node.name] = scored(quantizer.float_model, _alone(quantizer, node), batches, metric.fresh()).drop
-        if progress is not None:
-            progress(index)
+            drops[name] = scored(quantizer.float_model, alone, batches, metric.fresh()).drop
     return sorted(order, key=lambda name: -drops[name])
 
 
@@ -106,20 +104,21 @@ def _noises(
     session, outputs = session_of(quantizer.float_model), tensor_outputs(quantizer.float_model)
     exact = [run(session, outputs, batch) for batch in batches]
     result = {}
-    for index, node in enumerate(quantizer.plan.nodes, start=1):
-        alone = session_of(_alone(quantizer, node))
-        noise = result[node.name] = OutputNoise()
+    for name, alone in _each_alone(quantizer, progress):
+        session, noise = session_of(alone), OutputNoise()
         for batch, values in zip(batches, exact, strict=True):
-            noise.add(values, run(alone, outputs, batch))
-        if progress is not None:
-            progress(index)
+            noise.add(values, run(session, outputs, batch))
+        result[name] = noise
     return result
 
 
-def _alone(quantizer: Quantizer, node: NodeProto) -> ModelProto:
-    """Return the model with one node quantised and no other."""
-    others = [other.name for other in quantizer.plan.nodes if other is not node]
-    return quantizer.model(others, corrected=False)
+def _each_alone(quantizer: Quantizer, progress: Callable[[int], None] | None) -> Iterator[tuple[str, ModelProto]]:
+    """Yield each node's name and the model with that node quantised and no other."""
+    names = [node.name for node in quantizer.plan.nodes]
+    for index, name in enumerate(names, start=1):
+        yield name, quantizer.model([other for other in names if other != name], corrected=False)
+        if progress is not None:
+            progress(index)
 
 
 def node_multiply_adds(model: ModelProto, nodes: Sequence[NodeProto], batch: Batch) -> dict[str, int]:
