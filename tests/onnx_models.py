@@ -196,26 +196,37 @@ def images(n, batches=6):
     return [{"x": generator.standard_normal((n, 3, 8, 8)).astype(np.float32)} for _ in range(batches)]
 
 
-def sensitive():
-    """A model whose second product is of weights that int4 in one scale spoils."""
-    spoiled = normal(16, 16) * 0.5
-    spoiled[0, 0] = 100.0
-    return model(
+def detector(made=None, least=0.0):
+    """Return a model and, as further outputs, the values of its first one above some value, and their places."""
+    made = product() if made is None else made
+    name = made.graph.output[0].name
+    made.graph.node.extend(
         [
-            helper.make_node("MatMul", ["x", "a"], ["p"], "first"),
-            helper.make_node("Tanh", ["p"], ["t"]),
-            helper.make_node("MatMul", ["t", "b"], ["q"], "spoiled"),
-            helper.make_node("Tanh", ["q"], ["u"]),
-            helper.make_node("MatMul", ["u", "c"], ["y"], "last"),
-        ],
-        [value("x", ["N", 16])],
-        [value("y", ["N", 4])],
-        [tensor(n, v) for n, v in (("a", normal(16, 16)), ("b", spoiled), ("c", normal(16, 4)))],
+            helper.make_node("Greater", [name, "least"], ["above"]),
+            helper.make_node("Compress", [name, "above"], ["chosen"]),
+            helper.make_node("NonZero", ["above"], ["places"]),
+        ]
     )
+    made.graph.initializer.append(tensor("least", np.float32(least)))
+    made.graph.output.append(value("chosen", ["M"]))
+    made.graph.output.append(value("places", [2, "M"], TensorProto.INT64))
+    return made
 
 
-#: What does it.
-SPOILING = {"weights": "int4", "activations": "none", "per_tensor": True}
+def answer(made, batch, name):
+    """Return one output, in ONNX Runtime."""
+    names = [value.name for value in made.graph.output]
+    return run(made, {"x": batch["x"]})[names.index(name)]
+
+
+def number(exact):
+    """Return a metric: how near the number of values a detector chooses is to that of the float model."""
+
+    def score(outputs, batch):
+        n = len(answer(exact, batch, "chosen"))
+        return [1.0 - abs(len(outputs["chosen"]) - n) / n]
+
+    return score
 
 
 def rows(k=48, n=64, batches=4, dtype=np.float32):

@@ -1,6 +1,5 @@
 """Quantised models: their codes against the definition, what runtimes make of them, and what is refused."""
 
-import json
 import math
 
 import ml_dtypes
@@ -14,6 +13,7 @@ from onnx_models import AS_WRITTEN, dequantized, node_of, run, sqnr
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore.onnx.graph import Graph, opset_of, prepared
+from qatcore.onnx.model import description
 from qatcore.onnx.plan import plan
 
 pytestmark = pytest.mark.any_build
@@ -275,7 +275,7 @@ def test_the_sqnr_that_is_promised_is_that_of_the_scale_that_is_stored():
     model = onnx_models.product(dtype=np.float16)
     batches = [{"x": (batch["x"] * 1e-3).astype(np.float16)} for batch in onnx_models.rows()]
     made = qatcore.onnx.quantize_model(model, batches)
-    about = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])
+    about = description(made)
     found = qatcore.onnx.compare(model, made, batches).tensors["x"]
     assert about["tensors"]["x"]["sqnr"] == pytest.approx(found, abs=0.5)
 
@@ -303,7 +303,7 @@ METHODS = ("mse", "kl", "percentile", "min_max", "auto")
 def test_methods(method):
     model, batches = CONVOLUTIONS
     made = qatcore.onnx.quantize_model(model, batches, method=method)
-    about = json.loads({entry.key: entry.value for entry in made.metadata_props}["qatcore"])
+    about = description(made)
     assert {entry["method"] for entry in about["tensors"].values()} <= ({method} if method != "auto" else set(METHODS))
     assert list(about["nodes"]) == ["first", "second", "last"]
     # What is promised for each tensor is what it has.
@@ -385,128 +385,6 @@ def test_a_node_has_the_name_of_a_tensor():
     found = qatcore.onnx.sensitivity(model, onnx_models.rows(16), activations="none")
     assert {each.node for each in found} == {"a", "b"}
     assert all(math.isfinite(each.sqnr) for each in found)
-
-
-def test_models_whose_initializers_are_inputs_are_compared():
-    model = onnx_models.product(opset=8)
-    model.ir_version = 3
-    model.graph.input.append(onnx_models.value("w", [48, 24]))
-    made = qatcore.onnx.quantize_model(model, onnx_models.rows())
-    assert qatcore.onnx.compare(model, made, onnx_models.rows()).outputs["y"][0] > 30
-
-
-# --- sensitivity and drops ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("options", [onnx_models.SPOILING, {**onnx_models.SPOILING, "activations": "int8"}])
-def test_sensitivities_are_of_each_node_alone(options):
-    model, batches = onnx_models.sensitive(), onnx_models.rows(16)
-    found = qatcore.onnx.sensitivity(model, batches, batches=2, **options)
-    assert found[0].node == "spoiled"
-    assert [each.sqnr for each in found] == sorted(each.sqnr for each in found)
-    assert {each.node: each.multiply_adds for each in found} == {"first": 16384, "spoiled": 16384, "last": 4096}
-    assert sum(each.share for each in found) == pytest.approx(1.0)
-    for each in found:
-        others = [other.node for other in found if other is not each]
-        alone = qatcore.onnx.quantize_model(model, batches, exclude=others, bias_correction=False, **options)
-        exact, other = (np.concatenate([run(which, batch)[0] for batch in batches[:2]]) for which in (model, alone))
-        assert each.sqnr == pytest.approx(sqnr(exact, other), abs=1e-6)
-
-
-@pytest.mark.parametrize("most", [0.0, 2.0, 30.0, 100.0])
-def test_the_drop_is_not_more_than_allowed(most):
-    model, batches = onnx_models.sensitive(), onnx_models.rows(16, n=256)
-    made = qatcore.onnx.quantize_model(model, batches, max_drop=most, **onnx_models.SPOILING)
-    found = qatcore.onnx.compare(model, made, batches)
-    assert found.metric == "agreement"
-    assert found.drop <= most
-    kept = json.loads({e.key: e.value for e in made.metadata_props}.get("qatcore", '{"float": "all"}'))["float"]
-    if most == 100.0:
-        assert kept == []
-    elif kept != "all":
-        assert "spoiled" in kept
-        # With one node less in float more would be lost.
-        fewer = qatcore.onnx.quantize_model(model, exclude=kept[:-1], **onnx_models.SPOILING)
-        assert qatcore.onnx.compare(model, fewer, batches).drop > most
-
-
-def test_with_every_node_in_float_it_is_the_float_model():
-    model, batches = onnx_models.sensitive(), onnx_models.rows(16)
-    made = qatcore.onnx.quantize_model(
-        model,
-        batches,
-        max_drop=0.0,
-        metric=lambda outputs, batch: exact_only(model, outputs, batch),
-        **onnx_models.SPOILING,
-    )
-    about = json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])
-    assert (about["nodes"], sorted(about["float"])) == ({}, ["first", "last", "spoiled"])
-    assert not [node for node in made.graph.node if node.op_type == "DequantizeLinear"]
-
-
-def exact_only(model, outputs, batch):
-    return [float(np.array_equal(outputs["y"], run(model, batch)[0]))]
-
-
-def test_a_metric_of_the_users_is_obeyed():
-    model, batches = onnx_models.sensitive(), onnx_models.rows(16)
-    asked = []
-
-    def score(outputs, batch):
-        asked.append((sorted(outputs), sorted(batch)))
-        return np.ones(len(batch["x"]))
-
-    made = qatcore.onnx.quantize_model(model, batches, max_drop=0.0, metric=score, **onnx_models.SPOILING)
-    assert asked
-    assert set(map(str, asked)) == {"(['y'], ['x'])"}
-    assert json.loads({e.key: e.value for e in made.metadata_props}["qatcore"])["float"] == []
-
-
-def test_compare_measures_outputs_tensors_labels_time_and_size():
-    model, batches = CONVOLUTIONS
-    labelled = [{**batch, "label": run(model, batch)[0].argmax(axis=-1)} for batch in batches]
-    made = qatcore.onnx.quantize_model(model, batches)
-    found = qatcore.onnx.compare(model, made, labelled, labels="label")
-    answers = np.concatenate([run(made, batch)[0] for batch in batches])
-    exact = np.concatenate([run(model, batch)[0] for batch in batches])
-    same = 100.0 * np.mean(answers.argmax(axis=-1) == exact.argmax(axis=-1))
-    assert found.metric == "accuracy"
-    assert found.score == (100.0, pytest.approx(same, abs=2.0))
-    assert found.batches == len(batches)
-    # Tensors that are looked at are not fused away; a code may differ.
-    assert found.outputs["y"][0] == pytest.approx(sqnr(exact, answers), abs=0.5)
-    assert found.size == (model.ByteSize(), made.ByteSize())
-    assert all(t > 0.0 for t in found.latency)
-    assert list(found.tensors) == ["x", "r1", "p1", "r2", "f"]
-    assert found.tensors["x"] > 35
-
-
-def test_compare_reads_the_models_of_onnx_runtimes_own_tool(tmp_path):
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Reader(CalibrationDataReader):
-        def __init__(self):
-            self.rest = iter(CONVOLUTIONS[1])
-
-        def get_next(self):
-            return next(self.rest, None)
-
-    source, target = tmp_path / "float.onnx", tmp_path / "theirs.onnx"
-    model = onnx_models.convolutions(13)
-    onnx.save(model, source)
-    quantize_static(source, target, Reader())
-    found = qatcore.onnx.compare(source, target, CONVOLUTIONS[1])
-    assert found.outputs["y"][0] > 15
-    assert len(found.tensors) >= 3
-
-
-def test_without_classes_there_is_closeness():
-    model = onnx_models.product(n=1)
-    batches = onnx_models.rows()
-    found = qatcore.onnx.compare(model, model, batches)
-    assert (found.metric, found.score) == ("closeness", (100.0, 100.0))
-    made = qatcore.onnx.quantize_model(model, batches)
-    assert 95.0 < qatcore.onnx.compare(model, made, batches).score[1] < 100.0
 
 
 # --- files and refusals -------------------------------------------------------------------------------
@@ -597,9 +475,3 @@ def test_what_is_no_model_is_refused(tmp_path):
         qatcore.onnx.quantize_model(tmp_path / "missing", activations="none")
     with pytest.raises(TypeError, match="model: expected a path or a ModelProto, got int"):
         qatcore.onnx.quantize_model(3, activations="none")
-
-
-@pytest.mark.parametrize("batches", [0, -1, 2.5])
-def test_sensitivity_is_of_some_batches(batches):
-    with pytest.raises((InvalidArgumentError, TypeError), match="batches"):
-        qatcore.onnx.sensitivity(*CONVOLUTIONS, batches=batches)
