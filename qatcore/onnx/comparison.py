@@ -14,11 +14,11 @@ from onnx import ModelProto, TensorProto, TypeProto
 
 from ..errors import InvalidArgumentError
 from .data import Batch, Data
-from .graph import Graph
+from .graph import Graph, known_shapes
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
-from .session import LARGEST_MESSAGE, Tap, named_run, run, session_of, weight_bytes
+from .session import Tap, named_run, run, session_of
 
 #: Batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
@@ -155,7 +155,7 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
             if not are_alike(values[name], others[other]):
-                shapes = shapes or _known_shapes(exact)
+                shapes = shapes or known_shapes(exact)
                 _check_size_depends_on_values(name, shapes.get(name), values[name], others[other])
             noise[name].add(values[name], others[other])
     return {name: each.sqnr for name, each in noise.items()}
@@ -174,18 +174,6 @@ def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:
             run(session, outputs, batch)
             taken.append(time.perf_counter() - start)
     return tuple(statistics.median(taken) * 1e3 for taken in times)
-
-
-def _known_shapes(model: ModelProto) -> dict[str, list[int]]:
-    """Return what is known of tensors' shapes without values, 0 for a size that is not."""
-    if weight_bytes(model) >= LARGEST_MESSAGE:
-        return {}
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.HasField("shape")
-    }
 
 
 def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any, other: Any) -> None:

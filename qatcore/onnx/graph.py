@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..errors import InvalidArgumentError
 
 #: What only gives a constant another form, and is computed where one is read through it.
 _FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
+#: Constants of more elements give no shapes.
+_LARGEST_SHAPE = 64
 _CONSTANT_VALUES = ("value", "value_float", "value_floats", "value_int", "value_ints")
 
 
@@ -101,6 +104,27 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
 
 
+def known_shapes(model: ModelProto) -> dict[str, list[int]]:
+    """Return what is known of tensors' shapes without values, 0 for a size that is not."""
+    # Without weights, of which only the sizes count: models may be larger than a message can be.
+    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    given, graph = {value.name for value in model.graph.input}, light.graph
+    graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _LARGEST_SHAPE:
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph = onnx.shape_inference.infer_shapes(light).graph
+    return {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
 def opset_of(model: ModelProto) -> int:
     """Return the version of ONNX's own operators that a model uses; 1 if it says none."""
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
@@ -110,8 +134,9 @@ def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
     """Return a model that computes the same, in which what can be quantised is plain to see.
 
     Local functions are inlined, constants are initializers, constants read through a change of form are computed,
-    batch norms and constant factors and terms behind a convolution are folded into it, and the operators are at least
-    those of `opset`.  Inputs, outputs and metadata, and the names of all tensors that are left, stay as they are.
+    batch norms and constant factors and terms behind a convolution are folded into it, the factors of a Gemm into its
+    weights and bias, and the operators are at least those of `opset`.  Inputs, outputs and metadata, and the names of
+    all tensors that are left, stay as they are.
 
     Raises
     ------
@@ -129,6 +154,7 @@ def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
     _constants_to_initializers(result.graph)
     _compute_forms(result)
     _fold_into_convolutions(result)
+    _fold_factors_of_gemms(result)
     drop_unread(result)
     _name_nodes(result.graph)
     return result
@@ -307,16 +333,45 @@ def _fold(graph: GraphProto, index: Graph, taken: set[str], convolution: NodePro
         shifted = np.broadcast_to(before * factor + term, channels).astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
         return False
-    new_names = []
-    for name, array, kind in ((names[0], scaled, "weight"), (names[1], shifted, "bias")):
-        shared = not name or len(index.readers.get(name, [])) > 1 or index.is_seen(name)
-        own = unused_name(f"{convolution.output[0]}_{kind}", taken) if shared else name
-        index.constants[own] = _set_initializer(graph, own, array)
-        index.readers.setdefault(own, [convolution])
-        new_names.append(own)
-    del convolution.input[1:]
-    convolution.input.extend(new_names)
+    for position, array in ((1, scaled), (2, shifted)):
+        _set_constant(graph, index, taken, convolution, position, array)
     return True
+
+
+def _fold_factors_of_gemms(model: ModelProto) -> None:
+    """Fold alpha into weights and beta into biases.
+
+    ONNX Runtime multiplies no Gemm with a beta in integers, and before 1.30 multiplies codes of biases by alpha too.
+    """
+    index, taken = Graph(model), all_names(model)
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or node.domain != "":
+            continue
+        for position, factor in ((1, "alpha"), (2, "beta")):
+            name = node.input[position] if len(node.input) > position else ""
+            by, value = attribute(node, factor, 1.0), index.value_of(name)
+            if by == 1.0 or (name and (value is None or value.dtype.kind != "f")):
+                continue
+            if value is not None:
+                with np.errstate(all="ignore"):
+                    scaled = (value.astype(np.float64) * by).astype(value.dtype)
+                if not np.isfinite(scaled).all():
+                    continue
+                _set_constant(model.graph, index, taken, node, position, scaled)
+            node.attribute.remove(next(each for each in node.attribute if each.name == factor))
+
+
+def _set_constant(
+    graph: GraphProto, index: Graph, taken: set[str], node: NodeProto, position: int, array: npt.NDArray[Any]
+) -> None:
+    """Give a node another constant as an input, of the same name if nobody else reads that."""
+    node.input.extend([""] * (position + 1 - len(node.input)))
+    name = node.input[position]
+    if not name or len(index.readers.get(name, [])) > 1 or index.is_seen(name):
+        name = unused_name(f"{node.output[0]}_{'weight' if position == 1 else 'bias'}", taken)
+    node.input[position] = name
+    index.constants[name] = _set_initializer(graph, name, array)
+    index.readers.setdefault(name, [node])
 
 
 def unused_name(name: str, taken: set[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -18,11 +18,20 @@ from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
 from .bias import with_corrected_biases
 from .data import Batch
-from .graph import Graph, opset_of, prepared
+from .graph import Graph, known_shapes, opset_of, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
-from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
+from .ranges import (
+    ACTIVATIONS,
+    PERCENTILE,
+    WEIGHTS,
+    Activation,
+    activation_scales,
+    as_percentile,
+    inside_clip,
+    weight_scale,
+)
 from .rewriting import Rewriter, Scale, with_room_for_bias
 from .rounding import weight_codes, weight_values
 from .session import session_of
@@ -149,6 +158,7 @@ class Quantizer:
         self.plan = plan(model, options.ops, options.exclude)
         self._index = Graph(model)
         self._is_faulty = fault_of(model) is not None
+        self._shapes = known_shapes(model)
         self._activations: dict[str, Activation] = {}
         if options.needs_data:
             missing = [name for name in self.plan.tensors if name not in collectors]
@@ -162,6 +172,11 @@ class Quantizer:
             self._activations = activation_scales(
                 needed, options.method, options.percentile, options.activations, types
             )
+            for name, activation in self._activations.items():
+                maker = self._index.makers.get(name)
+                if maker is not None and maker.op_type == "Clip":
+                    bounds = [self._index.value_of(bound) for bound in [*maker.input[1:], "", ""][:2]]
+                    self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
         self._weights: dict[str, Weight] = {}
         self._choose_weights()
 
@@ -233,12 +248,12 @@ class Quantizer:
     def _written(self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], corrected: int) -> ModelProto:
         """Return a model with codes for what is chosen; `corrected` tells of how many of its biases were corrected."""
         options = self.options
-        rewriter = Rewriter(exact)
+        rewriter = Rewriter(exact, self._shapes)
         # Those first that other nodes read in codes.
         tensors = {name: self._range_of(name) for name in {**chosen.outputs, **chosen.inputs}}
         for node in chosen.nodes:
             weight = self._weights[node.name]
-            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels)
+            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels, alone=not options.needs_data)
             if options.needs_data:
                 rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
         if options.needs_data:

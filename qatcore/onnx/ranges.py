@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..collector import CalibrationCollector
 from ..config import CalibMethod, QuantBits
 from ..errors import InvalidArgumentError
 from .plan import WeightAxes
-from .rewriting import Scale, as_stored
+from .rewriting import Scale, as_stored, passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ WEIGHTS = {
 }
 
 
+#: Representable scales that are tried for one whose codes a Clip lets pass.
+_STEPS_TO_CLIP = 4
 #: Percent of the values of a tensor that the percentile method keeps, unless told otherwise.
 PERCENTILE = 99.99
 
@@ -91,6 +93,20 @@ def activation_scale(
     stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
     return Activation(stored, by, sqnr)
+
+
+def inside_clip(scale: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> Scale:
+    """Return the scale of what a Clip to these bounds lets pass, so that its codes stand for nothing beyond them.
+
+    A range that ends where the Clip does may be beyond it by the rounding of the scale, and ONNX Runtime computes what
+    comes before the Clip in integers only if it is not.  A few of the least steps make up for that.
+    """
+    tried = scale
+    for _ in range(_STEPS_TO_CLIP):
+        if passes(tried, low, high):
+            return tried
+        tried = replace(tried, scale=np.nextafter(tried.scale, np.zeros_like(tried.scale)))
+    return scale
 
 
 def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, group_size: int) -> Scale:

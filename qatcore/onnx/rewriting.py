@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto, NodeProto
 
-from ..formats import CODE_FORMATS
+from ..formats import CODE_FORMATS, as_code_format
 from .graph import Graph, all_names, attribute, drop_unread, names_within, subgraphs, unused_name
 from .plan import ACTIVATIONS, MOVES, OPERATORS
 
@@ -59,11 +59,14 @@ class Rewriter:
     ----------
     model : ModelProto
         Is left as it is.
+    shapes : mapping of str to list of int
+        Of its tensors, as far as they are known (`known_shapes`).
     """
 
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, shapes: Mapping[str, list[int]]) -> None:
         self.model = ModelProto()
         self.model.CopyFrom(model)
+        self._shapes = shapes
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
@@ -79,6 +82,9 @@ class Rewriter:
                 self._fixed.update(node.output)
             elif node.op_type not in OPERATORS and self._chosen >= read - self._fixed:
                 self._chosen.update(node.output)
+        self._products: dict[str, np.dtype[Any]] = {}  # nodes that runtimes compute on codes, and the type of scales
+        self._biased: set[str] = set()  # those of them whose bias has codes
+        self._codes: dict[str, Scale] = {}  # of tensors that are read in codes and not otherwise
         self._in_codes: dict[str, bool] = {}  # nodes whose weights are, and whether their biases are or could be
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
@@ -97,19 +103,35 @@ class Rewriter:
         for reader in self._index.readers.get(name, []):
             if readers is None or reader.name in readers:
                 _replace_input(reader, name, values)
+        if source == name and not any(name in reader.input for reader in self._index.readers.get(name, [])):
+            self._codes[name] = scale
 
-    def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None) -> None:
-        """Let a node read what the codes of its weight stand for; stored once if others have the same channels."""
+    def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None, *, alone: bool) -> None:
+        """Let a node read what the codes of its weight stand for; stored once if others have the same channels.
+
+        What a Gemm reads transposed is stored so: of weights alone ONNX Runtime reads only these as codes.  Beside
+        activations in codes it multiplies a Gemm in integers only if there are zero points, of the scales' shape.
+        """
         reader = self._nodes[node]
         name = reader.input[1]
         key = name, scale.axis, channels
+        transposed = reader.op_type == "Gemm" and attribute(reader, "transB", 0)
+        integers = scale.dtype.startswith("int") and (alone or scale.block_size is None)
+        if integers and reader.op_type in {"Gemm", "MatMul"}:
+            self._products[node] = scale.scale.dtype
         if key not in self._weights:
+            if transposed:
+                codes, scale = np.ascontiguousarray(codes.T), _transposed(scale)
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
-            inputs = [stored, *self._parameters(name, scale, zero=False)]
+            # Of matrices only: products of stacks of them take no zero point for each column.
+            zero = integers and not alone and (codes.ndim == 2 or reader.op_type != "MatMul")
+            inputs = [stored, *self._parameters(name, scale, zero=zero)]
             self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
             self._weights[key] = values
+        if transposed:
+            reader.attribute.remove(next(each for each in reader.attribute if each.name == "transB"))
         reader.input[1] = self._weights[key]
         self._in_codes[node] = True
 
@@ -117,11 +139,18 @@ class Rewriter:
         """Store the bias of a node in codes as int32 codes in the scale of its products, if they can hold it.
 
         ONNX Runtime gives such codes also to a bias that is float in the model, and cuts off what they cannot hold.
+        What is added to a product it makes the bias of a Gemm, where it knows the shape, and multiplies that in
+        integers only if the bias has codes already.
         """
         reader = self._nodes[node]
         own = reader.input[2] if len(reader.input) > 2 else ""
-        name = own or self._added_to(reader)
-        if name not in self._fixed or weight.block_size is not None:
+        adder, name = (reader, own) if own else self._added_to(reader)
+        if weight.block_size is not None:
+            return
+        integers = "float" not in weight.dtype + activation.dtype
+        if name not in self._fixed:
+            if own and reader.op_type == "Gemm" and integers:
+                self._add_apart(reader, activation.scale.dtype)
             return
         self._in_codes[node] = False
         if (bias := self._index.value_of(name)) is None:
@@ -131,24 +160,26 @@ class Rewriter:
         if reader.op_type == "ConvTranspose" and scale.size > 1:
             scale = np.tile(scale, attribute(reader, "group", 1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            codes = np.rint(bias.astype(np.float64) / scale)
+            codes = np.rint(bias.astype(np.float64) / scale)  # one for each channel, also of a bias that all share
         if not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
             return
         self._in_codes[node] = True
-        one_each = bias.ndim == 1 and scale.size in {1, bias.size}
-        if not own or bias.dtype != np.float32 or not one_each or "float" in weight.dtype + activation.dtype:
+        if bias.dtype != np.float32 or not integers or (not own and bias.ndim > 2):
             return
         # Under the node's name: others may share the bias, with other scales.
         stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
         values = self._name(f"{node}_bias_dequantized")
         one = scale.reshape(-1)[0] if scale.size == 1 else scale
         inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one))]
-        self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": 0})
-        reader.input[2] = values
+        self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": codes.ndim - 1})
+        _replace_input(adder, name, values)
+        self._biased.add(node)
 
     def finished(self) -> ModelProto:
         """Return the model with all of it."""
         graph = self.model.graph
+        for node in self._products:
+            self._keep_apart(node)
         nodes, before = list[NodeProto](), {node.output[0]: node for node in self._after.pop("", [])}
 
         def append(node: NodeProto) -> None:
@@ -170,6 +201,50 @@ class Rewriter:
         drop_unread(self.model)
         return self.model
 
+    def _keep_apart(self, node: str) -> None:
+        """Write what follows a product so that ONNX Runtime leaves the product in integers.
+
+        It makes a Gemm of a MatMul and an Add of matrices, and computes that in float unless what is added is a bias
+        in codes.  It computes in float what a Relu or Clip follows, if anything but codes in its place reads that.
+        """
+        product = self._nodes[node]
+        follower = self._follower(product)
+        if product.op_type == "MatMul" and follower is not None and follower.op_type == "Add":
+            rank = len(self._shapes.get(follower.output[0], [0, 0]))
+            if node not in self._biased and rank == 2 and not self._adds_a_row(follower):
+                follower.op_type = "Sum"
+                return
+            follower = self._follower(follower)
+        if follower is None or follower.op_type not in ACTIVATIONS or follower.domain != "":
+            return
+        source, [output] = follower.input[0], follower.output
+        low, high = [*follower.input[1:], "", ""][:2]
+        if follower.op_type == "Relu":
+            low = self._constant(f"{output}_low", np.zeros((), self._products[node]))
+        known = self._index.constants.keys() >= {low, high} - {""}
+        bounds = self._index.value_of(low), self._index.value_of(high)
+        if output in self._codes and known and passes(self._codes[output], *bounds):
+            return
+        if low or high:
+            del follower.input[:]
+            follower.op_type = "Max" if low else "Min"
+            follower.input.extend([source, low or high])
+            if low and high:
+                follower.output[0] = self._name(f"{output}_max")
+                self._add(follower.output[0], "Min", [follower.output[0], high], output, {})
+
+    def _adds_a_row(self, node: NodeProto) -> bool:
+        """Whether an Add has a constant of one dimension, which is the bias of a product with weights alone."""
+        constants = [self._index.constants[name] for name in node.input if name in self._index.constants]
+        return bool(constants) and len(constants[0].dims) == 1
+
+    def _follower(self, node: NodeProto) -> NodeProto | None:
+        """Return the only node that reads what a node makes, past those without effect."""
+        follower = self._index.only_reader(node.output[0])
+        while follower is not None and follower.op_type in {"Identity", "Dropout"}:
+            follower = self._index.only_reader(follower.output[0])
+        return follower
+
     def _must_not_be_joined(self, name: str, scale: Scale) -> bool:
         """Whether a division of its own has to keep ONNX Runtime from changing what comes before a QuantizeLinear.
 
@@ -190,17 +265,26 @@ class Rewriter:
             [name] = sources
         return False
 
-    def _added_to(self, node: NodeProto) -> str:
-        """Return what is added next to a product, of which runtimes make its bias, if it is constant."""
+    def _add_apart(self, node: NodeProto, dtype: np.dtype[Any]) -> None:
+        """Let an Add of its own add to a Gemm what is no constant: with it runtimes do not multiply in integers."""
+        [output], term, beta = node.output, node.input[2], attribute(node, "beta", 1.0)
+        product = node.output[0] = self._name(f"{output}_product")
+        del node.input[2:]
+        if beta != 1.0:
+            factors = [term, self._constant(f"{output}_beta", np.asarray(beta, dtype))]
+            term = self._name(f"{output}_term")
+            self._add(product, "Mul", factors, term, {})
+        self._add(product, "Add", [product, term], output, {})
+
+    def _added_to(self, node: NodeProto) -> tuple[NodeProto, str]:
+        """Return which node adds next to a product what is constant, of which runtimes make its bias, if it does."""
         if node.op_type not in {"Gemm", "MatMul"}:
-            return ""
-        product, follower = node.output[0], self._index.only_reader(node.output[0])
-        while follower is not None and follower.op_type in {"Identity", "Dropout"}:
-            product, follower = follower.output[0], self._index.only_reader(follower.output[0])
+            return node, ""
+        follower = self._follower(node)
         if follower is None or follower.op_type not in {"Add", "Sum"}:
-            return ""
-        others = [name for name in follower.input if name != product]
-        return others[0] if len(others) == 1 and others[0] in self._fixed else ""
+            return node, ""
+        others = [name for name in follower.input if name in self._fixed]
+        return follower, others[0] if len(others) == 1 and len(follower.input) == 2 else ""
 
     def _name(self, name: str) -> str:
         return unused_name(name, self._taken)
@@ -217,7 +301,9 @@ class Rewriter:
 
     def _constant(self, name: str, array: npt.NDArray[Any]) -> str:
         name = self._name(name)
-        self.model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        tensor = self.model.graph.initializer.add()
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+        self._index.constants[name] = tensor
         return name
 
     def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> str:
@@ -258,6 +344,18 @@ def with_room_for_bias(
     return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
 
 
+def passes(codes: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> bool:
+    """Return whether a Clip to these bounds lets all pass that codes stand for, as ONNX Runtime tells.
+
+    It then computes the Clip, and what comes before, by the codes alone.
+    """
+    ends = as_code_format(codes.dtype, "codes").ends
+    return all(
+        bound is None or sign * (np.rint(bound / codes.scale) + codes.zero_point) >= sign * end
+        for bound, end, sign in ((low, ends[0], -1), (high, ends[1], 1))
+    )
+
+
 def as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return scales in the type of what they scale, not as small as to vanish in it."""
     least = np.finfo(dtype).smallest_normal
@@ -280,6 +378,14 @@ def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:
         if divisor is not None and rest is not None and product is not None and np.array_equal(divisor * rest, product):
             tensor, scale = maker.input[0], whole
     return tensor, scale, readers[0].output[0]
+
+
+def _transposed(scale: Scale) -> Scale:
+    """Return the scale of a transposed matrix."""
+    if scale.axis is None:
+        return scale
+    transposed = scale.scale.T, scale.zero_point.T
+    return dataclasses.replace(scale, scale=transposed[0], zero_point=transposed[1], axis=1 - scale.axis)
 
 
 def _replace_input(node: NodeProto, name: str, other: str) -> None:
