@@ -65,6 +65,8 @@ def test_every_model_in_every_format(case, formats):
     assert made.graph.name == model.graph.name
     assert {entry.key: entry.value for entry in made.metadata_props}["author"] == "a test"
     kept = [node.op_type for node in model.graph.node if node.op_type in {"Conv", "Gemm", "MatMul", "If", "LSTM"}]
+    if options.get("activations") == "none" and options.get("weights") != "fp8":  # all that runtimes read in codes
+        kept = ["MatMul" if operator == "Gemm" else operator for operator in kept]
     assert [node.op_type for node in made.graph.node if node.op_type in kept] == kept
     for batch in batches:
         for exact, found in zip(run(model, batch), run(made, batch), strict=True):

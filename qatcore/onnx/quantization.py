@@ -231,13 +231,13 @@ class Quantizer:
         kept = tuple(float_nodes)
         chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=kept)
 
-        def written(exact: ModelProto, n: int = 0) -> ModelProto:
-            return self._written(exact, chosen, kept, n)
+        def before(exact: ModelProto) -> ModelProto:
+            return self._written(exact, chosen, kept, 0, all_activations=True)
 
         exact, n = self.float_model, 0
         if corrected and self.corrects:
-            exact, n = with_corrected_biases(exact, written, chosen.nodes, self._sample, progress=progress)
-        result = written(exact, n)
+            exact, n = with_corrected_biases(exact, before, chosen.nodes, self._sample, progress=progress)
+        result = self._written(exact, chosen, kept, n)
         # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
         if self._is_faulty:
             session_of(result)
@@ -245,7 +245,9 @@ class Quantizer:
             raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
         return result
 
-    def _written(self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], corrected: int) -> ModelProto:
+    def _written(
+        self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], corrected: int, *, all_activations: bool = False
+    ) -> ModelProto:
         """Return a model with codes for what is chosen; `corrected` tells of how many of its biases were corrected."""
         options = self.options
         rewriter = Rewriter(exact, self._shapes)
@@ -260,7 +262,7 @@ class Quantizer:
             for name, source in tensors.items():
                 scale = self._activations[source].scale
                 rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
-        result = rewriter.finished()
+        result = rewriter.finished(all_activations=all_activations)
         describe(result, {**self._about(chosen, tensors, kept), "corrected_biases": corrected})
         return result
 

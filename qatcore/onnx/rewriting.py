@@ -82,7 +82,7 @@ class Rewriter:
                 self._fixed.update(node.output)
             elif node.op_type not in OPERATORS and self._chosen >= read - self._fixed:
                 self._chosen.update(node.output)
-        self._products: dict[str, np.dtype[Any]] = {}  # nodes that runtimes compute on codes, and the type of scales
+        self._products: dict[str, np.dtype[Any] | None] = {}  # and, of those in integers, the type that scales have
         self._biased: set[str] = set()  # those of them whose bias has codes
         self._codes: dict[str, Scale] = {}  # of tensors that are read in codes and not otherwise
         self._in_codes: dict[str, bool] = {}  # nodes whose weights are, and whether their biases are or could be
@@ -103,24 +103,25 @@ class Rewriter:
         for reader in self._index.readers.get(name, []):
             if readers is None or reader.name in readers:
                 _replace_input(reader, name, values)
-        if source == name and not any(name in reader.input for reader in self._index.readers.get(name, [])):
+        unread = not any(name in reader.input for reader in self._index.readers.get(name, []))
+        if source == name and unread and not self._index.is_seen(name):
             self._codes[name] = scale
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None, *, alone: bool) -> None:
         """Let a node read what the codes of its weight stand for; stored once if others have the same channels.
 
-        What a Gemm reads transposed is stored so: of weights alone ONNX Runtime reads only these as codes.  Beside
-        activations in codes it multiplies a Gemm in integers only if there are zero points, of the scales' shape.
+        Beside activations in codes ONNX Runtime multiplies a Gemm in integers only if the weights have zero points, of
+        the scales' shape.  Of weights alone it reads codes in a MatMul only, before 1.27: a Gemm becomes one.
         """
         reader = self._nodes[node]
         name = reader.input[1]
         key = name, scale.axis, channels
         transposed = reader.op_type == "Gemm" and attribute(reader, "transB", 0)
         integers = scale.dtype.startswith("int") and (alone or scale.block_size is None)
-        if integers and reader.op_type in {"Gemm", "MatMul"}:
-            self._products[node] = scale.scale.dtype
+        if reader.op_type in {"Gemm", "MatMul"}:
+            self._products[node] = scale.scale.dtype if integers else None
         if key not in self._weights:
-            if transposed:
+            if transposed:  # stored as it is multiplied
                 codes, scale = np.ascontiguousarray(codes.T), _transposed(scale)
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
@@ -134,6 +135,8 @@ class Rewriter:
             reader.attribute.remove(next(each for each in reader.attribute if each.name == "transB"))
         reader.input[1] = self._weights[key]
         self._in_codes[node] = True
+        if alone and integers and reader.op_type == "Gemm" and attribute(reader, "alpha", 1.0) == 1.0:
+            self._become_matmul(reader, scale.scale.dtype)
 
     def bias(self, node: str, activation: Scale, weight: Scale) -> None:
         """Store the bias of a node in codes as int32 codes in the scale of its products, if they can hold it.
@@ -150,7 +153,7 @@ class Rewriter:
         integers = "float" not in weight.dtype + activation.dtype
         if name not in self._fixed:
             if own and reader.op_type == "Gemm" and integers:
-                self._add_apart(reader, activation.scale.dtype)
+                self._add_apart(reader, "Add", activation.scale.dtype)
             return
         self._in_codes[node] = False
         if (bias := self._index.value_of(name)) is None:
@@ -175,11 +178,12 @@ class Rewriter:
         _replace_input(adder, name, values)
         self._biased.add(node)
 
-    def finished(self) -> ModelProto:
-        """Return the model with all of it."""
+    def finished(self, *, all_activations: bool = False) -> ModelProto:
+        """Return the model with all of it, but for a Relu or Clip that codes make up for, unless all shall stay."""
         graph = self.model.graph
         for node in self._products:
             self._keep_apart(node)
+        dropped = set() if all_activations else {id(node) for node in self._drop_activations()}
         nodes, before = list[NodeProto](), {node.output[0]: node for node in self._after.pop("", [])}
 
         def append(node: NodeProto) -> None:
@@ -192,8 +196,9 @@ class Rewriter:
             for following in self._after.pop(value.name, []):
                 append(following)
         for node in graph.node:
-            nodes += [before.pop(name) for name in node.input if name in before]
-            append(node)
+            if id(node) not in dropped:
+                nodes += [before.pop(name) for name in node.input if name in before]
+                append(node)
         assert not self._after and not before
         copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
@@ -204,27 +209,27 @@ class Rewriter:
     def _keep_apart(self, node: str) -> None:
         """Write what follows a product so that ONNX Runtime leaves the product in integers.
 
-        It makes a Gemm of a MatMul and an Add of matrices, and computes that in float unless what is added is a bias
-        in codes.  It computes in float what a Relu or Clip follows, if anything but codes in its place reads that.
+        It makes a Gemm of a MatMul and an Add of matrices, or of a row where it knows all sizes, and computes that in
+        float unless what is added is a bias in codes; of int4 weights beside int8 activations it makes a model that it
+        cannot load.  It computes in float what a Relu or Clip follows, if anything but codes in its place reads that.
         """
-        product = self._nodes[node]
+        product, dtype = self._nodes[node], self._products[node]
         follower = self._follower(product)
         if product.op_type == "MatMul" and follower is not None and follower.op_type == "Add":
-            rank = len(self._shapes.get(follower.output[0], [0, 0]))
-            if node not in self._biased and rank == 2 and not self._adds_a_row(follower):
+            shape = self._shapes.get(follower.output[0], [])
+            joined = len(shape) < 3 or (0 not in shape and self._adds_a_row(follower))
+            if joined and node not in self._biased:
                 follower.op_type = "Sum"
                 return
             follower = self._follower(follower)
-        if follower is None or follower.op_type not in ACTIVATIONS or follower.domain != "":
+        if dtype is None or follower is None or follower.op_type not in ACTIVATIONS or follower.domain != "":
+            return
+        if self._is_redundant(follower):
             return
         source, [output] = follower.input[0], follower.output
         low, high = [*follower.input[1:], "", ""][:2]
         if follower.op_type == "Relu":
-            low = self._constant(f"{output}_low", np.zeros((), self._products[node]))
-        known = self._index.constants.keys() >= {low, high} - {""}
-        bounds = self._index.value_of(low), self._index.value_of(high)
-        if output in self._codes and known and passes(self._codes[output], *bounds):
-            return
+            low = self._constant(f"{output}_low", np.zeros((), dtype))
         if low or high:
             del follower.input[:]
             follower.op_type = "Max" if low else "Min"
@@ -233,8 +238,34 @@ class Rewriter:
                 follower.output[0] = self._name(f"{output}_max")
                 self._add(follower.output[0], "Min", [follower.output[0], high], output, {})
 
+    def _drop_activations(self) -> list[NodeProto]:
+        """Let what makes the input of a redundant Relu or Clip make its output, and return these nodes.
+
+        ONNX Runtime 1.23 and 1.27 make invalid models where they do that themselves, and 1.20 does not do it.
+        """
+        dropped = []
+        for node in reversed(self.model.graph.node):
+            if self._is_redundant(node) and self._index.only_reader(node.input[0]) is not None:
+                maker = self._index.makers.get(node.input[0])
+                if maker is not None:
+                    [place] = [i for i, name in enumerate(maker.output) if name == node.input[0]]
+                    maker.output[place] = node.output[0]
+                    dropped.append(node)
+        return dropped
+
+    def _is_redundant(self, node: NodeProto) -> bool:
+        """Whether a node is a Relu or Clip that changes no code, and only codes are read of what it makes."""
+        codes = self._codes.get(node.output[0])
+        if codes is None or node.op_type not in ACTIVATIONS or node.domain != "":
+            return False
+        low, high = [*node.input[1:], "", ""][:2]
+        if node.op_type == "Relu":
+            return passes(codes, np.zeros(()), None)
+        known = self._index.constants.keys() >= {low, high} - {""}
+        return known and passes(codes, self._index.value_of(low), self._index.value_of(high))
+
     def _adds_a_row(self, node: NodeProto) -> bool:
-        """Whether an Add has a constant of one dimension, which is the bias of a product with weights alone."""
+        """Whether an Add has a constant of one dimension."""
         constants = [self._index.constants[name] for name in node.input if name in self._index.constants]
         return bool(constants) and len(constants[0].dims) == 1
 
@@ -265,8 +296,8 @@ class Rewriter:
             [name] = sources
         return False
 
-    def _add_apart(self, node: NodeProto, dtype: np.dtype[Any]) -> None:
-        """Let an Add of its own add to a Gemm what is no constant: with it runtimes do not multiply in integers."""
+    def _add_apart(self, node: NodeProto, operator: str, dtype: np.dtype[Any]) -> None:
+        """Let an Add or Sum add to a Gemm what keeps runtimes from multiplying in integers."""
         [output], term, beta = node.output, node.input[2], attribute(node, "beta", 1.0)
         product = node.output[0] = self._name(f"{output}_product")
         del node.input[2:]
@@ -274,7 +305,17 @@ class Rewriter:
             factors = [term, self._constant(f"{output}_beta", np.asarray(beta, dtype))]
             term = self._name(f"{output}_term")
             self._add(product, "Mul", factors, term, {})
-        self._add(product, "Add", [product, term], output, {})
+        self._add(product, operator, [product, term], output, {})
+
+    def _become_matmul(self, node: NodeProto, dtype: np.dtype[Any]) -> None:
+        """Make a MatMul of a Gemm, whose weights are as they are multiplied, and a Sum that adds the bias."""
+        if len(node.input) > 2 and node.input[2]:
+            self._add_apart(node, "Sum", dtype)
+        if attribute(node, "transA", 0):
+            source, node.input[0] = node.input[0], self._name(f"{node.name}_transposed")
+            self._add(source, "Transpose", [source], node.input[0], {"perm": [1, 0]})
+        del node.input[2:], node.attribute[:]
+        node.op_type = "MatMul"
 
     def _added_to(self, node: NodeProto) -> tuple[NodeProto, str]:
         """Return which node adds next to a product what is constant, of which runtimes make its bias, if it does."""
@@ -345,12 +386,9 @@ def with_room_for_bias(
 
 
 def passes(codes: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> bool:
-    """Return whether a Clip to these bounds lets all pass that codes stand for, as ONNX Runtime tells.
-
-    It then computes the Clip, and what comes before, by the codes alone.
-    """
+    """Return whether a Clip to these bounds changes no code of integers: they saturate where it does, or before."""
     ends = as_code_format(codes.dtype, "codes").ends
-    return all(
+    return not codes.dtype.startswith("float") and all(
         bound is None or sign * (np.rint(bound / codes.scale) + codes.zero_point) >= sign * end
         for bound, end, sign in ((low, ends[0], -1), (high, ends[1], 1))
     )
