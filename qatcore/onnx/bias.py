@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,15 +62,15 @@ class _Run:
         return sum(getattr(value, "nbytes", 0) for value in self.tensors.values())
 
 
-def with_corrected_biases(
+def corrected_biases(
     exact: ModelProto,
     quantize: Callable[[ModelProto], ModelProto],
     nodes: Sequence[NodeProto],
     batches: Sequence[Batch],
     *,
     progress: Callable[[int], None] | None = None,
-) -> tuple[ModelProto, int]:
-    """Return a float model whose biases make up for what quantising does to the mean of each channel, and their number.
+) -> dict[str, npt.NDArray[Any]]:
+    """Return biases that make up for what quantising does to the mean of each channel, by nodes whose bias changes.
 
     One node after the other: the mean, over samples and positions, of what the quantised node makes, before it has
     codes itself and with all biases before it corrected, less that of the float model, is taken from the bias
@@ -94,10 +94,10 @@ def with_corrected_biases(
         Told how many nodes are done.
     """
     index, spec = Graph(exact), InputSpec(exact)
-    places = [_Place(n, bias) for n in nodes if (bias := bias_of(n, index)) is not None]
+    places = _places(nodes, index)
     biases: dict[_Place, npt.NDArray[Any]] = {}
     if places:
-        quantized = quantize(_with_biases(exact, {place: place.bias.values for place in places}))
+        quantized = quantize(with_biases(exact, {place.node.name: place.bias.values for place in places}))
         stored = _StoredBiases(quantized)
         runs = _float_runs(exact, places, batches, spec)
         for place, part in zip(places, _parts(quantized, places), strict=True):
@@ -118,8 +118,7 @@ def with_corrected_biases(
                 progress(len(biases))
     if progress is not None:
         progress(len(nodes))
-    changed = {place: bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
-    return _with_biases(exact, changed), len(changed)
+    return {place.node.name: bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
 
 
 def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
@@ -249,20 +248,24 @@ class _StoredBiases:
         return values
 
 
-def _with_biases(model: ModelProto, biases: dict[_Place, npt.NDArray[Any]]) -> ModelProto:
-    """Return a model with other biases."""
+def with_biases(exact: ModelProto, biases: Mapping[str, npt.NDArray[Any]]) -> ModelProto:
+    """Return a model in which nodes, by their names, have other biases."""
     result = ModelProto()
-    result.CopyFrom(model)
-    taken = all_names(result)
-    nodes = {node.name: node for node in result.graph.node}
-    for place, bias in biases.items():
-        adder, position = nodes[place.bias.adder.name], place.bias.position
+    result.CopyFrom(exact)
+    index, taken = Graph(result), all_names(result)
+    for place in _places([node for node in result.graph.node if node.name in biases], index):
+        adder, position = place.bias.adder, place.bias.position
         name = unused_name(f"{place.node.name}_bias", taken)
         adder.input.extend([""] * (position + 1 - len(adder.input)))
         adder.input[position] = name
-        result.graph.initializer.append(onnx.numpy_helper.from_array(bias, name))
+        result.graph.initializer.append(onnx.numpy_helper.from_array(biases[place.node.name], name))
     drop_unread(result)
     return result
+
+
+def _places(nodes: Iterable[NodeProto], index: Graph) -> list[_Place]:
+    """Return the nodes that have a bias or can be given one."""
+    return [_Place(node, bias) for node in nodes if (bias := bias_of(node, index)) is not None]
 
 
 def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.float64]:

@@ -111,7 +111,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "weights": options.weights,
         "activations": options.activations,
         "method": options.method.value if options.needs_data else None,
-        "corrected_biases": description(result.model)["corrected_biases"],
+        **{name: description(result.model)[name] for name in ("corrected_biases", "corrections_left_out")},
         "nodes": len(result.quantizer.plan.nodes) - len(kept),
         "kept_in_float": kept,
         "share_of_multiply_adds": share,
@@ -131,7 +131,10 @@ def _quantize(arguments: argparse.Namespace) -> None:
         samples = counted(report["samples"], "sample")
         lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
     if result.quantizer.corrects:
-        lines.append(("corrected", f"{counted(report['corrected_biases'], 'bias')}, on the data given"))
+        text = f"{counted(report['corrected_biases'], 'bias')}, on the data given"
+        if report["corrections_left_out"]:
+            text += f"; {report['corrections_left_out']:,} others did not help on samples kept back"
+        lines.append(("corrected", text))
     elif options.bias_correction and options.needs_data:
         lines.append(("corrected", "no bias: that takes --data as well as --calibration"))
     if report["not_finite"]:

@@ -244,6 +244,11 @@ class Noise:
         return _decibels(self.noise / self.signal)
 
 
+def is_of_floats(value: Any) -> bool:
+    """Return whether what a model gives is an array of floats."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
 def are_alike(exact: Any, other: Any) -> bool:
     """Return whether what two models give for one tensor are arrays of one shape and kind."""
     if not (isinstance(exact, np.ndarray) and isinstance(other, np.ndarray)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,10 @@ from .._threads import for_each
 from ..collector import CalibrationCollector
 from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
-from .bias import with_corrected_biases
+from .bias import corrected_biases, with_biases
 from .data import Batch
 from .graph import Graph, known_shapes, opset_of, prepared
+from .judging import Judge, halves, helpful
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
@@ -231,12 +233,10 @@ class Quantizer:
         kept = tuple(float_nodes)
         chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=kept)
 
-        def before(exact: ModelProto) -> ModelProto:
-            return self._written(exact, chosen, kept, 0, all_activations=True)
-
-        exact, n = self.float_model, 0
+        exact, n = self.float_model, (0, 0)
         if corrected and self.corrects:
-            exact, n = with_corrected_biases(exact, before, chosen.nodes, self._sample, progress=progress)
+            biases, left_out = self._helpful_biases(chosen, kept, progress)
+            exact, n = with_biases(exact, biases), (len(biases), left_out)
         result = self._written(exact, chosen, kept, n)
         # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
         if self._is_faulty:
@@ -245,10 +245,45 @@ class Quantizer:
             raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
         return result
 
+    def _helpful_biases(
+        self, chosen: Plan, kept: tuple[str, ...], progress: Callable[[int], None] | None
+    ) -> tuple[dict[str, npt.NDArray[Any]], int]:
+        """Return corrected biases that help, by the names of their nodes, and how many do not.
+
+        Those help that bring the outputs nearer to the float model's on samples that they were not computed from.
+        """
+
+        def written(exact: ModelProto, *, all_activations: bool = False) -> ModelProto:
+            return self._written(exact, chosen, kept, (0, 0), all_activations=all_activations)
+
+        def corrected(nodes: Sequence[NodeProto], batches: Sequence[Batch]) -> dict[str, npt.NDArray[Any]]:
+            to_be_measured = functools.partial(written, all_activations=True)
+            return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=progress)
+
+        learned, judged = halves(self._sample)
+        biases = corrected(chosen.nodes, learned)
+        if not biases:
+            return {}, 0
+        judge = Judge(self.float_model, [tail(chosen.nodes[-1], self._index)], judged)
+
+        def errors(names: Sequence[str]) -> list[float]:
+            return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
+
+        names = set(helpful([node.name for node in chosen.nodes if node.name in biases], errors))
+        helped = [node for node in chosen.nodes if node.name in names]
+        # From all samples, now that they are known to help.
+        return corrected(helped, self._sample) if helped else {}, len(biases) - len(helped)
+
     def _written(
-        self, exact: ModelProto, chosen: Plan, kept: tuple[str, ...], corrected: int, *, all_activations: bool = False
+        self,
+        exact: ModelProto,
+        chosen: Plan,
+        kept: tuple[str, ...],
+        corrected: tuple[int, int],
+        *,
+        all_activations: bool = False,
     ) -> ModelProto:
-        """Return a model with codes for what is chosen; `corrected` tells of how many of its biases were corrected."""
+        """Return a model with codes for what is chosen; it tells how many biases were corrected, and how many not."""
         options = self.options
         rewriter = Rewriter(exact, self._shapes)
         # Those first that other nodes read in codes.
@@ -263,7 +298,8 @@ class Quantizer:
                 scale = self._activations[source].scale
                 rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
         result = rewriter.finished(all_activations=all_activations)
-        describe(result, {**self._about(chosen, tensors, kept), "corrected_biases": corrected})
+        about = self._about(chosen, tensors, kept)
+        describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
         return result
 
     def _range_of(self, name: str) -> str:
