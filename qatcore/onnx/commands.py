@@ -131,10 +131,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         samples = counted(report["samples"], "sample")
         lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
     if result.quantizer.corrects:
-        text = f"{counted(report['corrected_biases'], 'bias')}, on the data given"
-        if report["corrections_left_out"]:
-            text += f"; {report['corrections_left_out']:,} others did not help on samples kept back"
-        lines.append(("corrected", text))
+        lines.append(("corrected", _corrected_line(report)))
     elif options.bias_correction and options.needs_data:
         lines.append(("corrected", "no bias: that takes --data as well as --calibration"))
     if report["not_finite"]:
@@ -220,6 +217,12 @@ def _not_finite(calibration: Calibration | None) -> dict[str, int]:
     collectors = {} if calibration is None else calibration.collectors
     found = {name: collector.n_observed - int(collector.n_elements) for name, collector in collectors.items()}
     return {name: n for name, n in found.items() if n}
+
+
+def _corrected_line(report: dict[str, Any]) -> str:
+    text = f"{counted(report['corrected_biases'], 'bias')}, on the data given"
+    left_out = report["corrections_left_out"]
+    return f"{text}; {left_out:,} more did not help on samples kept back" if left_out else text
 
 
 def _nodes_line(report: dict[str, Any]) -> str:

@@ -9,17 +9,19 @@ from typing import TypeVar
 from onnx import ModelProto
 
 from .comparison import tensor_outputs
-from .data import SAMPLE_BYTES, Batch
+from .data import SAMPLE_BYTES, Batch, InputSpec
 from .metric import IncomparableError, Noise, is_of_floats
 from .session import Tap
 
 _Part = TypeVar("_Part")
 #: How often the parts of a correction are halved, at most.
 _HALVINGS = 3
+#: So many samples tell whether a correction helps.
+_SAMPLES = 16
 
 
 def halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return every second batch, and the others; all of them twice where there is a single one."""
+    """Return batches to correct with and others to judge that by: every second one, or twice the only one."""
     return list(batches[::2]), list(batches[1::2] or batches)
 
 
@@ -33,7 +35,7 @@ class Judge:
     inside : sequence of str
         Tensors to judge by where no output is a tensor of floats.
     batches : sequence of dict
-        Fewer are used where the answers would take more than 256 MiB, but for one.
+        Only those are used, spread evenly, that have 16 samples, and no more than have answers of 256 MiB; but one.
     """
 
     def __init__(self, exact: ModelProto, inside: Sequence[str], batches: Sequence[Batch]) -> None:
@@ -50,8 +52,9 @@ class Judge:
         exact: ModelProto, names: Sequence[str], batches: Sequence[Batch]
     ) -> tuple[list[str], list[tuple[Batch, Batch]]]:
         """Return which tensors are of floats, and what they are for each batch."""
-        tap, answers, left = Tap(exact, names), list[tuple[Batch, Batch]](), SAMPLE_BYTES
-        for batch in batches:
+        tap, answers, left, spec = Tap(exact, names), list[tuple[Batch, Batch]](), SAMPLE_BYTES, InputSpec(exact)
+        samples = sum(map(spec.samples_of, batches))
+        for batch in batches[:: max(samples // _SAMPLES, 1)]:
             values = {name: value for name, value in tap.values(batch).items() if is_of_floats(value)}
             left -= sum(value.nbytes for value in values.values())
             if not values or (left < 0 and answers):
