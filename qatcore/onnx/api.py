@@ -20,7 +20,9 @@ from .display import Phases
 from .graph import Graph
 from .metric import Metric, Score
 from .model import read_model, refuse_output, write_model
+from .notices import notice
 from .plan import DEFAULT_OPERATORS, plan
+from .quantised import Quantised, told
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
 from .ranges import PERCENTILE
 from .sensitivity import (
@@ -343,6 +345,8 @@ def quantize(
             raise InvalidArgumentError("max_drop: expected data to measure it on, got none")
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
     quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
+    if borders := Quantised.of(exact).borders:
+        notice(f"model: {told(borders)} of its inputs and outputs stay as they are; what is between them is quantised")
     if max_drop is None or given is None:
         tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
         return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)

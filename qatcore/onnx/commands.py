@@ -26,6 +26,7 @@ from .display import Phases, counted, figure, print_table, printable
 from .inspection import calibration_rows, model_rows
 from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
+from .notices import notices
 from .quantization import Options
 from .sensitivity import scored
 
@@ -83,7 +84,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     observed, asked = Calibration(), Metric(arguments.metric, arguments.labels)
     start = time.perf_counter()
     try:
-        with Phases(shown=not arguments.quiet) as phases:
+        with notices() as told, Phases(shown=not arguments.quiet) as phases:
             result = quantize(
                 exact,
                 arguments.data,
@@ -122,6 +123,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "metric": None if metric is None else metric.name,
         "unchecked": unchecked,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
+        "notices": told,
     }
     if arguments.json:
         _print_json(report)
@@ -146,6 +148,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
     if unchecked is not None:
         lines.append(("unchecked", unchecked))
+    lines += [("note", text.removeprefix("model: ")) for text in told]
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)

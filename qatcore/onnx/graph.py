@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield attribute.g
         elif attribute.type == onnx.AttributeProto.GRAPHS:
             yield from attribute.graphs
+
+
+def nodes_within(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Yield nodes and all that are in graphs inside of them."""
+    for node in nodes:
+        yield node
+        for inner in subgraphs(node):
+            yield from nodes_within(inner.node)
 
 
 def names_within(graph: GraphProto) -> set[str]:

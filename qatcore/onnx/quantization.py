@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from .graph import Graph, opset_of, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
+from .quantised import Quantised, scale_given, told
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
 from .rewriting import Rewriter, Scale, with_room_for_bias
 from .rounding import weight_codes, weight_values
@@ -100,10 +102,12 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
     Raises
     ------
     InvalidArgumentError
-        If the model is one that was quantised.
+        If the model is one that was quantised, by this package or by others, or in a part.
     """
-    if description(model):
-        raise InvalidArgumentError("model: it is quantised already; give the float model")
+    found = Quantised.of(model)
+    if found.is_inside or description(model):
+        nodes = f": {told(found.nodes)}" if found.nodes else ""
+        raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
     result = prepared(model, options.opset)
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
     return prepared(model, 19) if half and opset_of(result) < 19 else result  # the first with codes of float16
@@ -162,6 +166,9 @@ class Quantizer:
             self._activations = activation_scales(
                 needed, options.method, options.percentile, options.activations, types
             )
+            for name, given in self._activations.items():
+                if (scale := scale_given(name, self._index, given.scale.dtype)) is not None:
+                    self._activations[name] = dataclasses.replace(given, scale=scale, sqnr=math.inf)
         self._weights: dict[str, Weight] = {}
         self._choose_weights()
 
