@@ -347,6 +347,8 @@ def quantize(
     quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
     if borders := Quantised.of(exact).borders:
         notice(f"model: {told(borders)} of its inputs and outputs stay as they are; what is between them is quantised")
+    if quantizer.unreached:
+        notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
     if max_drop is None or given is None:
         tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
         return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)

@@ -115,6 +115,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "corrected_biases": description(result.model)["corrected_biases"],
         "nodes": len(result.quantizer.plan.nodes) - len(kept),
         "kept_in_float": kept,
+        "unreached": list(result.quantizer.unreached),
         "share_of_multiply_adds": share,
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
         "samples": result.calibration.samples if result.calibration else 0,
@@ -148,7 +149,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
     if unchecked is not None:
         lines.append(("unchecked", unchecked))
-    lines += [("note", text.removeprefix("model: ")) for text in told]
+    lines += [("note", text.partition(": ")[2]) for text in told]
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
     _print_lines(lines)

@@ -136,10 +136,16 @@ class Quantizer:
     sample : sequence of dict
         Batches that biases are corrected with, if there are any.
 
+    Attributes
+    ----------
+    plan : Plan
+    unreached : tuple of str
+        Nodes that stay in float and are not in the plan, since no sample reached them.
+
     Raises
     ------
     InvalidArgumentError
-        If a tensor was not observed.
+        If a tensor was not observed, or no sample reached any node.
     """
 
     def __init__(
@@ -154,6 +160,7 @@ class Quantizer:
         self._index = Graph(model)
         self._is_faulty = fault_of(model) is not None
         self._activations: dict[str, Activation] = {}
+        self.unreached: tuple[str, ...] = ()
         if options.needs_data:
             missing = [name for name in self.plan.tensors if name not in collectors]
             if missing:
@@ -161,6 +168,7 @@ class Quantizer:
                     f"calibration: {missing[0]} was not observed, one of {len(missing)} such tensors that get codes; "
                     "calibrate with the same ops and nodes"
                 )
+            self._leave_unreached(collectors)
             needed = {name: collectors[name] for name in self.plan.tensors}
             types = {self._range_of(name): self._weight_of(node).dtype for name, node in self.plan.because.items()}
             self._activations = activation_scales(
@@ -171,6 +179,22 @@ class Quantizer:
                     self._activations[name] = dataclasses.replace(given, scale=scale, sqnr=math.inf)
         self._weights: dict[str, Weight] = {}
         self._choose_weights()
+
+    def _leave_unreached(self, collectors: dict[str, CalibrationCollector]) -> None:
+        """Leave nodes out of the plan whose tensors had no elements in any batch: they have no range."""
+        empty = {name for name in self.plan.tensors if not collectors[name].n_observed}
+        self.unreached = tuple(
+            node.name
+            for node in self.plan.nodes
+            if not empty.isdisjoint({self._range_of(node.input[0]), self.plan.outputs.get(tail(node, self._index), "")})
+        )
+        if len(self.unreached) == len(self.plan.nodes):
+            raise InvalidArgumentError(
+                f"calibration: there is nothing to quantise: no sample reached {', '.join(self.unreached)}; "
+                "calibrate with samples that do"
+            )
+        if self.unreached:
+            self.plan = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=self.unreached)
 
     def _choose_weights(self) -> None:
         options = self.options
@@ -221,7 +245,8 @@ class Quantizer:
     ) -> ModelProto:
         """Return the quantised model, in which some nodes stay in float, and biases are corrected if there is data."""
         kept = tuple(float_nodes)
-        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=kept)
+        left = (*kept, *self.unreached)
+        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=left)
 
         def written(exact: ModelProto, n: int = 0) -> ModelProto:
             return self._written(exact, chosen, kept, n)
@@ -270,6 +295,7 @@ class Quantizer:
                 for node in chosen.nodes
             },
             "float": list(kept),
+            "unreached": list(self.unreached),
             "tensors": {},
         }
         if options.needs_data:
