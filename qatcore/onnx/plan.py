@@ -211,7 +211,7 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
     result.readers = {node.name for node in result.nodes}
     for name in list(result.inputs):
         source, moves = name, []
-        while (maker := index.makers.get(source)) is not None and maker.op_type in MOVES and maker.domain == "":
+        while (maker := index.makers.get(source)) is not None and is_move(maker, index):
             source = maker.input[0]
             moves.append(maker)
             if source in everything.outputs:
@@ -224,6 +224,16 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
                 if move.input[0] != source:
                     result.inputs[move.input[0]] = source
                     result.because[move.input[0]] = result.because[source]
+
+
+def is_move(node: NodeProto, index: Graph) -> bool:
+    """Return whether all that is read of a node is its first output, elements of its first input in other places.
+
+    The second output of a MaxPool is where they came from; of codes, which are often equal, it would be another one.
+    """
+    others = (name for name in node.output[1:] if name)
+    is_first = not any(name in index.readers or index.is_seen(name) for name in others)
+    return node.op_type in MOVES and node.domain == "" and is_first
 
 
 def tail(node: NodeProto, index: Graph) -> str:

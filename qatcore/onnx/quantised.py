@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto
 
 from .graph import Graph, nodes_within
-from .plan import MOVES
+from .plan import is_move
 from .rewriting import Scale
 
 #: Operators that compute on codes have it in their names: QLinearConv, MatMulInteger, MatMulNBits, QGemm and so on.
@@ -75,7 +75,7 @@ def _conversions(name: str, index: Graph) -> Iterator[NodeProto]:
     """Yield the node that gives a tensor its values from codes, and those that make codes of it."""
     yield from (node for node in index.readers.get(name, []) if node.op_type == _TO_CODES)
     maker = index.makers.get(name)
-    while maker is not None and maker.op_type in MOVES and maker.output[0] == name:
+    while maker is not None and is_move(maker, index):
         name = maker.input[0]
         maker = index.makers.get(name)
     if maker is not None and maker.op_type == _FROM_CODES:

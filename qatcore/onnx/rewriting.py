@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS
 from .graph import Graph, all_names, attribute, drop_unread, names_within, subgraphs, unused_name
-from .plan import ACTIVATIONS, MOVES, OPERATORS
+from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those
@@ -175,6 +175,7 @@ class Rewriter:
 
         It takes away Relu and Clip before FP8, as if its codes were unsigned.  It gives codes to the weights, with one
         scale for all, and the biases of nodes between codes that have none, also past an If whose branch it knows.
+        It takes codes past a MaxPool, also one whose places are read, which would then be those of codes.
         """
         while (maker := self._index.makers.get(name)) is not None:
             if maker.op_type in OPERATORS:
@@ -183,6 +184,8 @@ class Rewriter:
             if not self._chosen.isdisjoint((*maker.input, *maker.output)):
                 return True
             if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
+                return True
+            if maker.op_type in MOVES and not is_move(maker, self._index):
                 return True
             sources = {name for name in maker.input if name} - self._fixed
             if maker.op_type not in _PASSED or len(sources) != 1:
