@@ -140,6 +140,11 @@ def _add_quantize(commands: Any) -> None:
         action="store_true",
         help="leave biases as they are; otherwise, where there is --data, they keep the mean of each channel",
     )
+    command.add_argument(
+        "--keep-inputs",
+        action="store_true",
+        help="leave initializers that are inputs too; otherwise, if there are weights among them, they are constants",
+    )
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
     _add_output_options(command)
 

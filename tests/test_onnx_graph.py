@@ -166,11 +166,12 @@ def test_initializers_of_old_models_are_no_inputs():
     assert plan(ready).nodes
 
 
-def test_an_initializer_that_is_an_input_is_no_constant():
+def test_an_initializer_that_is_kept_as_an_input_is_no_constant():
     model = onnx_models.product()
     model.graph.input.append(onnx_models.value("w", [48, 24]))
-    with pytest.raises(InvalidArgumentError, match="nothing to quantise"):
-        plan(prepared(model))
+    with pytest.raises(InvalidArgumentError, match=r"nothing to quantise: .*, whose weights are an input, which keep"):
+        plan(prepared(model, keep_inputs=True))
+    assert len(plan(prepared(model)).nodes) == 1
 
 
 def test_every_node_gets_a_name_of_its_own():

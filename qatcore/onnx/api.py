@@ -17,7 +17,7 @@ from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec
 from .display import Phases
-from .graph import Graph
+from .graph import Graph, initializers_among_inputs
 from .metric import Metric, Score
 from .model import read_model, refuse_output, write_model
 from .notices import notice
@@ -117,6 +117,7 @@ def quantize_model(
     ops: Iterable[str] = DEFAULT_OPERATORS,
     exclude: Iterable[str] = (),
     bias_correction: bool = True,
+    keep_inputs: bool = False,
     max_drop: float | None = None,
     metric: Score | str | None = None,
     labels: str | None = None,
@@ -157,6 +158,10 @@ def quantize_model(
     bias_correction : bool
         Where there is data, correct biases so that the mean of each channel is the float model's (Nagel et al., 2019),
         on batches spread over it, up to 128 samples or 4 batches.
+    keep_inputs : bool
+        Leave initializers that are inputs too what they are, and the nodes whose weights these are in float.  Otherwise
+        they are constants and no inputs any more, if there are weights among them, and a warning says so.  Before
+        version 4 of the format, where all initializers had to be inputs, none is kept.
     max_drop : float, optional
         Percent of `metric` that may be lost on the data: the most sensitive nodes stay in float until it is not more.
     metric : callable or str, optional
@@ -172,6 +177,11 @@ def quantize_model(
     -------
     ModelProto
         With the inputs, outputs and metadata of the float model, and in its metadata, as "qatcore", how it was made.
+
+    Warns
+    -----
+    ModelWarning
+        If something is decided about the model that its user may want otherwise.
 
     Raises
     ------
@@ -191,6 +201,7 @@ def quantize_model(
         ops=ops,
         exclude=exclude,
         bias_correction=bias_correction,
+        keep_inputs=keep_inputs,
     )
     if output is not None:
         refuse_output(output, model)
@@ -269,8 +280,8 @@ def sensitivity(
     batches : int
         How many batches, from the first one on, to measure with; the float model's outputs for them are kept in memory.
     **options
-        `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops` and `exclude` as in
-        `quantize_model`.
+        `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops`, `exclude` and `keep_inputs`
+        as in `quantize_model`.
 
     Returns
     -------
@@ -345,6 +356,12 @@ def quantize(
             raise InvalidArgumentError("max_drop: expected data to measure it on, got none")
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
     quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
+    if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
+        names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
+        notice(
+            f"model: inputs that have initializers are taken for constants, and are no inputs any more: {names}; "
+            "keep_inputs (--keep-inputs) leaves them"
+        )
     if borders := Quantised.of(exact).borders:
         notice(f"model: {told(borders)} of its inputs and outputs stay as they are; what is between them is quantised")
     if quantizer.unreached:
@@ -429,7 +446,7 @@ def run_calibration(
     """Add to a calibration what data makes of tensors: of those given, or of those that options give codes."""
     if tensors is None:
         # Of opset 13, whatever the options: which tensors there are does not depend on it.
-        float_model = ready(exact, Options())
+        float_model = ready(exact, Options(keep_inputs=options.keep_inputs))
         names = plan(float_model, options.ops, options.exclude).tensors
     else:
         float_model, names = exact, list(dict.fromkeys(tensors))

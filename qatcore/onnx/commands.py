@@ -75,6 +75,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         per_tensor=arguments.per_tensor,
         exclude=arguments.exclude or (),
         bias_correction=not arguments.no_bias_correction,
+        keep_inputs=arguments.keep_inputs,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     if options.needs_data and arguments.data is None and arguments.calibration is None:

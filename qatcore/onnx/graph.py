@@ -29,6 +29,8 @@ class Graph:
         The nodes that read it, once for each input.
     constants : dict of str to TensorProto
         The initializers that no input of the model can replace.
+    initializers : dict of str to TensorProto
+        All of them.
     inputs, outputs : list of str
         Of the model, without initializers.
     captured : set of str
@@ -47,11 +49,11 @@ class Graph:
                     self.readers.setdefault(name, []).append(node)
             for inner in subgraphs(node):
                 self.captured |= names_within(inner)
-        initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         given = [value.name for value in graph.input]
         replaceable = set(given)
-        self.constants = {name: tensor for name, tensor in initializers.items() if name not in replaceable}
-        self.inputs = [name for name in given if name not in initializers]
+        self.constants = {name: tensor for name, tensor in self.initializers.items() if name not in replaceable}
+        self.inputs = [name for name in given if name not in self.initializers]
         self.outputs = [value.name for value in graph.output]
 
     def value_of(self, name: str) -> npt.NDArray[Any] | None:
@@ -104,6 +106,13 @@ def all_names(model: ModelProto) -> set[str]:
     return names | {value.name for value in (*graph.input, *graph.initializer, *graph.value_info)}
 
 
+def replace_input(node: NodeProto, name: str, other: str) -> None:
+    """Let a node read another tensor in all places where it reads one."""
+    for position, given in enumerate(node.input):
+        if given == name:
+            node.input[position] = other
+
+
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
     """Return the number that a node has as an attribute."""
     return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
@@ -114,12 +123,13 @@ def opset_of(model: ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
 
 
-def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
+def prepared(model: ModelProto, opset: int = 13, *, keep_inputs: bool = False) -> ModelProto:
     """Return a model that computes the same, in which what can be quantised is plain to see.
 
     Local functions are inlined, constants are initializers, constants read through a change of form are computed,
     batch norms and constant factors and terms behind a convolution are folded into it, and the operators are at least
-    those of `opset`.  Inputs, outputs and metadata, and the names of all tensors that are left, stay as they are.
+    those of `opset`.  Inputs, outputs and metadata, and the names of all tensors that are left, stay as they are; but
+    for `initializers_among_inputs`, which are no inputs any more unless `keep_inputs`.
 
     Raises
     ------
@@ -130,9 +140,12 @@ def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
     result.CopyFrom(model)
     if result.functions:
         result = onnx.inliner.inline_local_functions(result)
-    if result.ir_version < 4:  # where every initializer had to be an input
-        _take_initializers_from_inputs(result)
-        result.ir_version = 4
+    taken = initializers_among_inputs(result)
+    if taken and (result.ir_version < 4 or not keep_inputs):
+        kept = [value for value in result.graph.input if value.name not in taken]
+        del result.graph.input[:]
+        result.graph.input.extend(kept)
+    result.ir_version = max(result.ir_version, 4)
     result = _upgraded(result, opset)
     _constants_to_initializers(result.graph)
     _compute_forms(result)
@@ -140,6 +153,18 @@ def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
     drop_unread(result)
     _name_nodes(result.graph)
     return result
+
+
+def initializers_among_inputs(model: ModelProto) -> list[str]:
+    """Return the initializers that are inputs too, so that others could be given, if there are weights among them.
+
+    Before version 4 of the format all of them had to be.  From then on, lone numbers or rows of them may well be
+    inputs that have a default.
+    """
+    given = {value.name for value in model.graph.input}
+    among = [tensor for tensor in model.graph.initializer if tensor.name in given]
+    are_weights = model.ir_version < 4 or any(len(tensor.dims) > 1 for tensor in among)
+    return [tensor.name for tensor in among] if are_weights else []
 
 
 def _name_nodes(graph: GraphProto) -> None:
@@ -169,13 +194,6 @@ def _set_initializer(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> T
     tensor: TensorProto = next(present, None) or graph.initializer.add()
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
     return tensor
-
-
-def _take_initializers_from_inputs(model: ModelProto) -> None:
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in initializers]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
 
 
 def _upgraded(model: ModelProto, opset: int) -> ModelProto:
@@ -217,20 +235,32 @@ def _constant_value(node: NodeProto) -> TensorProto | None:
 
 
 def _compute_forms(model: ModelProto) -> None:
-    """Compute what only changes the form of constants: weights are often read through a Transpose."""
+    """Compute what only changes the form of constants: weights are often read through a Transpose.
+
+    Where others see the result too the node stays, and nodes read a constant beside it.
+    """
     graph, done = model.graph, []
-    index = Graph(model)
+    index, taken = Graph(model), all_names(model)
     for node in graph.node:
         if (
-            node.op_type in _FORMS
-            and node.domain == ""
-            and not index.is_seen(node.output[0])
-            and all(name in index.constants for name in node.input if name)
+            node.op_type not in _FORMS
+            or node.domain != ""
+            or any(name not in index.constants for name in node.input if name)
         ):
+            continue
+        output = own = str(node.output[0])
+        if not index.is_seen(output):
+            done.append(node)
+        elif output not in index.readers:
+            continue
+        else:
+            own = node.input[0] if node.op_type == "Identity" else unused_name(f"{output}_constant", taken)
+            for reader in index.readers[output]:
+                replace_input(reader, output, own)
+        if own not in index.constants:
             values = {name: index.value_of(name) for name in node.input if name}
             [result] = _evaluate(node, values, model)
-            index.constants[node.output[0]] = _set_initializer(graph, node.output[0], result)
-            done.append(node)
+            index.constants[own] = _set_initializer(graph, own, result)
     _remove_nodes(graph, done)
 
 

@@ -190,7 +190,8 @@ def _obstacle(node: NodeProto, index: Graph) -> str | None:
         return "whose first operand is constant"
     weight = index.value_of(node.input[1])
     if weight is None:
-        return "whose weights are not constant"
+        given = node.input[1] in index.initializers
+        return "whose weights are an input, which keep_inputs keeps" if given else "whose weights are not constant"
     if weight.dtype.type not in (np.float32, np.float16):
         return f"whose weights are {weight.dtype}, not float32 or float16"
     if not weight.size:

@@ -46,6 +46,7 @@ class Options:
     ops: tuple[str, ...] = DEFAULT_OPERATORS
     exclude: tuple[str, ...] = field(default=())
     bias_correction: bool = True
+    keep_inputs: bool = False
 
     @classmethod
     def checked(
@@ -60,6 +61,7 @@ class Options:
         ops: Iterable[str] = DEFAULT_OPERATORS,
         exclude: Iterable[str] = (),
         bias_correction: object = True,
+        keep_inputs: object = False,
     ) -> Options:
         """Return options if all of them are possible."""
         if weights not in WEIGHTS:
@@ -81,6 +83,7 @@ class Options:
             _names(ops, "ops"),
             _names(exclude, "exclude"),
             as_flag(bias_correction, "bias_correction"),
+            as_flag(keep_inputs, "keep_inputs"),
         )
 
     @property
@@ -108,9 +111,11 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
     if found.is_inside or description(model):
         nodes = f": {told(found.nodes)}" if found.nodes else ""
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
-    result = prepared(model, options.opset)
+    result = prepared(model, options.opset, keep_inputs=options.keep_inputs)
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
-    return prepared(model, 19) if half and opset_of(result) < 19 else result  # the first with codes of float16
+    if half and opset_of(result) < 19:  # the first with codes of float16
+        return prepared(model, 19, keep_inputs=options.keep_inputs)
+    return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS
-from .graph import Graph, all_names, attribute, drop_unread, names_within, subgraphs, unused_name
+from .graph import Graph, all_names, attribute, drop_unread, names_within, replace_input, subgraphs, unused_name
 from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
@@ -96,7 +96,7 @@ class Rewriter:
         self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
         for reader in self._index.readers.get(name, []):
             if readers is None or reader.name in readers:
-                _replace_input(reader, name, values)
+                replace_input(reader, name, values)
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None) -> None:
         """Let a node read what the codes of its weight stand for; stored once if others have the same channels."""
@@ -283,9 +283,3 @@ def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:
         if divisor is not None and rest is not None and product is not None and np.array_equal(divisor * rest, product):
             tensor, scale = maker.input[0], whole
     return tensor, scale, readers[0].output[0]
-
-
-def _replace_input(node: NodeProto, name: str, other: str) -> None:
-    for position, given in enumerate(node.input):
-        if given == name:
-            node.input[position] = other
