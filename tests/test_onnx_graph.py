@@ -9,8 +9,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from qatcore import InvalidArgumentError
-from qatcore.onnx.graph import Graph, opset_of, prepared
+from qatcore.onnx.graph import Graph, prepared
 from qatcore.onnx.plan import multiply_adds, plan
+from qatcore.onnx.protos import opset_of
 
 pytestmark = pytest.mark.any_build
 

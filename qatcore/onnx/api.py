@@ -34,6 +34,7 @@ from .sensitivity import (
     node_sensitivities,
     within_drop,
 )
+from .session import check_loads
 
 Model = PathLike | ModelProto
 
@@ -368,7 +369,9 @@ def quantize(
         notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
     if max_drop is None or given is None:
         tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
-        return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)
+        made = quantizer.model(progress=tick)
+        check_loads(made)
+        return Quantization(made, quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
     order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
     tick, tries = phases.begin("searching", None), itertools.count(1)

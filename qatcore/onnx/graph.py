@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ..errors import InvalidArgumentError
+from .opsets import inlined, upgraded
+from .protos import subgraphs
+from .sparse import make_dense
 
 #: What only gives a constant another form, and is computed where one is read through it.
 _FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
@@ -71,23 +71,6 @@ class Graph:
         return readers[0] if len(readers) == 1 and not self.is_seen(name) else None
 
 
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the graphs inside of a node."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def nodes_within(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield nodes and all that are in graphs inside of them."""
-    for node in nodes:
-        yield node
-        for inner in subgraphs(node):
-            yield from nodes_within(inner.node)
-
-
 def names_within(graph: GraphProto) -> set[str]:
     """Return every name that a graph, or a graph inside of it, reads or makes."""
     names = {value.name for value in graph.output}
@@ -118,15 +101,10 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
 
 
-def opset_of(model: ModelProto) -> int:
-    """Return the version of ONNX's own operators that a model uses; 1 if it says none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
-
-
 def prepared(model: ModelProto, opset: int = 13, *, keep_inputs: bool = False) -> ModelProto:
     """Return a model that computes the same, in which what can be quantised is plain to see.
 
-    Local functions are inlined, constants are initializers, constants read through a change of form are computed,
+    Local functions are inlined, constants are dense initializers, constants read through a change of form are computed,
     batch norms and constant factors and terms behind a convolution are folded into it, and the operators are at least
     those of `opset`.  Inputs, outputs and metadata, and the names of all tensors that are left, stay as they are; but
     for `initializers_among_inputs`, which are no inputs any more unless `keep_inputs`.
@@ -138,15 +116,15 @@ def prepared(model: ModelProto, opset: int = 13, *, keep_inputs: bool = False) -
     """
     result = ModelProto()
     result.CopyFrom(model)
-    if result.functions:
-        result = onnx.inliner.inline_local_functions(result)
+    make_dense(result)
+    result = inlined(result)
     taken = initializers_among_inputs(result)
     if taken and (result.ir_version < 4 or not keep_inputs):
         kept = [value for value in result.graph.input if value.name not in taken]
         del result.graph.input[:]
         result.graph.input.extend(kept)
     result.ir_version = max(result.ir_version, 4)
-    result = _upgraded(result, opset)
+    result = upgraded(result, opset)
     _constants_to_initializers(result.graph)
     _compute_forms(result)
     _fold_into_convolutions(result)
@@ -181,6 +159,10 @@ def drop_unread(model: ModelProto) -> None:
     """Remove initializers that nothing reads, and what is said of tensors that are gone."""
     graph = model.graph
     used = names_within(graph) | {value.name for value in graph.input}
+    said = [each for each in graph.quantization_annotation if each.tensor_name in used]
+    del graph.quantization_annotation[:]
+    graph.quantization_annotation.extend(said)
+    used |= {entry.value for each in said for entry in each.quant_parameter_tensor_names}
     for values in (graph.initializer, graph.value_info):
         kept = [value for value in values if value.name in used]
         if len(kept) < len(values):
@@ -194,19 +176,6 @@ def _set_initializer(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> T
     tensor: TensorProto = next(present, None) or graph.initializer.add()
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
     return tensor
-
-
-def _upgraded(model: ModelProto, opset: int) -> ModelProto:
-    if opset_of(model) < opset:
-        try:
-            model = onnx.version_converter.convert_version(model, opset)
-        except Exception as error:  # what it raises depends on the operator that it does not know
-            raise InvalidArgumentError(
-                f"model: its operators, of opset {opset_of(model)}, cannot be brought to opset {opset}: "
-                f"{str(error).splitlines()[0]}; export it with opset {opset}"
-            ) from error
-    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(list(model.opset_import), True))
-    return model
 
 
 def _constants_to_initializers(graph: GraphProto) -> None:

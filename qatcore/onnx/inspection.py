@@ -17,9 +17,10 @@ from ..errors import InvalidArgumentError
 from ..formats import as_code_format
 from ..storage import PathLike
 from .display import counted, figure
-from .graph import Graph, opset_of, prepared
+from .graph import Graph, prepared
 from .model import description
 from .plan import OPERATORS, plan
+from .protos import opset_of
 from .quantised import Quantised, told
 from .ranges import PERCENTILE
 from .rewriting import tensor_of_codes

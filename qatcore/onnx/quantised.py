@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto
 
-from .graph import Graph, nodes_within
+from .graph import Graph
 from .plan import is_move
+from .protos import all_nodes
 from .rewriting import Scale
 
 #: Operators that compute on codes have it in their names: QLinearConv, MatMulInteger, MatMulNBits, QGemm and so on.
@@ -47,8 +48,7 @@ class Quantised:
     def of(cls, model: ModelProto) -> Quantised:
         """Find them, also in functions and in graphs inside of nodes."""
         graph = model.graph
-        everywhere = [*nodes_within(graph.node), *(n for each in model.functions for n in nodes_within(each.node))]
-        return cls([n for n in everywhere if _ON_CODES.search(n.op_type)], _borders(graph, Graph(model)))
+        return cls([n for n in all_nodes(model) if _ON_CODES.search(n.op_type)], _borders(graph, Graph(model)))
 
 
 def told(nodes: list[NodeProto]) -> str:

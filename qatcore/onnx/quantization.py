@@ -19,10 +19,11 @@ from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
 from .bias import with_corrected_biases
 from .data import Batch
-from .graph import Graph, opset_of, prepared
+from .graph import Graph, prepared
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
+from .protos import opset_of
 from .quantised import Quantised, scale_given, told
 from .ranges import ACTIVATIONS, PERCENTILE, WEIGHTS, Activation, activation_scales, as_percentile, weight_scale
 from .rewriting import Rewriter, Scale, with_room_for_bias

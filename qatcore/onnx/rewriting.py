@@ -13,8 +13,9 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS
-from .graph import Graph, all_names, attribute, drop_unread, names_within, replace_input, subgraphs, unused_name
+from .graph import Graph, all_names, attribute, drop_unread, names_within, replace_input, unused_name
 from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
+from .protos import subgraphs
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those

@@ -11,9 +11,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import ModelProto
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from ..errors import InvalidArgumentError
 from .graph import Graph
+from .notices import notice
+from .protos import all_nodes
 
 #: A protocol buffer cannot be larger; the rest of a model is small beside its weights.
 LARGEST_MESSAGE = 2**31 - 2**26
@@ -44,7 +47,30 @@ def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.In
             save_with_data(model, path, "model.data")
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no base but this
-        raise InvalidArgumentError(f"model: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        raise InvalidArgumentError(
+            f"model: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}"
+        ) from error
+
+
+def check_loads(model: ModelProto) -> None:
+    """Raise unless ONNX Runtime can load a quantised model; only warn if it has operators of other makers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ONNX Runtime cannot, though it has operators of all domains of the model.
+    """
+    try:
+        session_of(model)
+    except InvalidArgumentError as error:
+        own = {schema.domain for schema in get_all_operator_schema()} | {"ai.onnx"}
+        others = sorted({node.domain for node in all_nodes(model)} - own - {each.domain for each in model.functions})
+        if not others:
+            raise InvalidArgumentError(f"quantised {error}") from error
+        notice(
+            f"model: it has operators of {', '.join(others)}, which ONNX Runtime lacks, and so was not loaded there; "
+            "try it where it is to run"
+        )
 
 
 def run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, batch: dict[str, Any]) -> list[Any]:
