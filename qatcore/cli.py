@@ -21,7 +21,7 @@ exit codes:
 """
 _DATA_HELP = (
     "a directory of .npz or .npy files, each a batch; one such file whose arrays have a leading axis of samples; or "
-    "module:function that yields dicts of arrays"
+    "module:function that yields dicts of arrays, or tuples of inputs and labels"
 )
 
 
@@ -270,7 +270,9 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 
 def _add_metric(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--labels", metavar="NAME", help="of the classes of samples in the data: measure accuracy")
+    command.add_argument(
+        "--labels", metavar="NAME", help="of the classes of samples in the data (labels, in tuples): measure accuracy"
+    )
     command.add_argument(
         "--metric",
         metavar="MODULE:FUNCTION",

@@ -59,11 +59,13 @@ def calibrate(
     Parameters
     ----------
     model : str, PathLike or ModelProto
-    data : str, PathLike, callable or iterable
+    data : str, PathLike, array, dict, callable or iterable
         A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one such file whose arrays
-        have a leading axis of samples; ``module:function`` or a function, which returns an iterable; or an iterable.
-        Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance), or arrays if
-        the model has one input.
+        have a leading axis of samples; such an array if the model has one input, or a dict of them by their names;
+        ``module:function`` or a function, which returns arrays or an iterable; or an iterable, a ``DataLoader`` too.
+        Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance); tuples or
+        lists, of the inputs in the model's order, or a dict or tuple of them, and of anything else, which is "labels",
+        "labels_1" and so on; or arrays if the model has one input.
     ops, exclude : iterable of str
         As in `quantize_model`.
     tensors : iterable of str, optional
@@ -74,8 +76,8 @@ def calibrate(
         Skip the batches of a run that was interrupted, by their number of samples; if it was not there is nothing to
         do, unless nothing was seen at all.
     batch_size : int, optional
-        Samples to a batch where the data is one file: 8 if left out, or what the model fixes.  Samples that do not
-        fill a batch of a fixed size are left out.
+        Samples to a batch where the data is one file or arrays: 8 if left out, or what the model fixes.  Samples that
+        do not fill a batch of a fixed size are left out.
     progress : bool
         Show progress on standard error, if that is a terminal.
 
