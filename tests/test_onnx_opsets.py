@@ -121,7 +121,7 @@ def test_a_function_that_cannot_be_brought_along_is_told():
     model = with_function(17, 9)
     model.functions[0].node[0].op_type = "Upsample"
     with pytest.raises(InvalidArgumentError, match="its local functions, of opset 9, cannot be brought to opset 17: "):
-        qatcore.onnx.quantize_model(model, activations="none")
+        prepared(model)
 
 
 def sparse(dense, name, *, linear):
@@ -165,9 +165,7 @@ def test_sparse_weights_out_of_place_are_told(places):
     model.graph.sparse_initializer.append(
         helper.make_sparse_tensor(values, tensor("places", np.array(places)), [48, 24])
     )
-    with pytest.raises(
-        InvalidArgumentError, match=r"sparse constant 'w': expected the places of 2 values in the shape \(48"
-    ):
+    with pytest.raises(InvalidArgumentError, match="model: it is not valid: Sparse tensor"):
         qatcore.onnx.quantize_model(model, activations="none")
 
 

@@ -46,7 +46,10 @@ class InputSpec:
             if not value.type.HasField("tensor_type"):
                 raise InvalidArgumentError(f"model: expected inputs that are tensors, got another type: {value.name}")
             tensor = value.type.tensor_type
-            self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            try:
+                self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            except KeyError:
+                raise InvalidArgumentError(f"model: the type of its input {value.name} is not known") from None
             self.shapes[value.name] = None
             if tensor.HasField("shape"):
                 self.shapes[value.name] = tuple(

@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from ..errors import InvalidArgumentError
 from ..storage import PathLike, replace_file
-from .session import LARGEST_MESSAGE, save_with_data, weight_bytes
+from .session import LARGEST_MESSAGE, save_with_data, session_of, weight_bytes
 from .stored import check_stored, places_of, read_elsewhere
 
 #: Where a quantised model says how it was made.
@@ -35,6 +35,7 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
     """
     if isinstance(model, ModelProto):
         check_stored(model)
+        _check_valid(model)
         return model
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model: expected a path or a ModelProto, got {type(model).__name__}")
@@ -54,20 +55,37 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
     except InvalidArgumentError as error:
         said = str(error).removeprefix("model: ")
         raise InvalidArgumentError(f"{path}: its weights cannot be read: {said}") from error
+    _check_valid(result)
     return result
 
 
-def fault_of(model: ModelProto) -> str | None:
-    """Return what ONNX's checker finds wrong with a model, shapes and types of all tensors included, if anything."""
+def _check_valid(model: ModelProto) -> None:
+    """Raise unless ONNX's checker or ONNX Runtime takes a model: what neither takes may end the process elsewhere.
+
+    Many a model that runs has a fault by the letter, such as an output without a shape.
+    """
+    if weight_bytes(model) >= LARGEST_MESSAGE or (fault := fault_of(model, full=False)) is None:
+        return
+    try:
+        session_of(model)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"model: it is not valid: {fault}") from error
+
+
+def fault_of(model: ModelProto, *, full: bool = True) -> str | None:
+    """Return what ONNX's checker finds wrong with a model, if anything; `full` is with shapes and types of all tensors.
+
+    Functions of another opset than the model's are a fault only then.
+    """
     try:
         if weight_bytes(model) < LARGEST_MESSAGE:
-            onnx.checker.check_model(model, full_check=True)
+            onnx.checker.check_model(model, full_check=full, skip_opset_compatibility_check=not full)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "model.onnx")
                 save_with_data(model, path, "model.data")
-                onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+                onnx.checker.check_model(path, full_check=full, skip_opset_compatibility_check=not full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         return str(error).strip().splitlines()[0]
     return None
 
