@@ -21,7 +21,7 @@ from .graph import Graph, prepared
 from .model import description
 from .plan import OPERATORS, plan
 from .protos import opset_of
-from .quantised import Quantised, told
+from .quantised import Quantised, computes_on_codes, told
 from .ranges import PERCENTILE
 from .rewriting import tensor_of_codes
 
@@ -97,7 +97,7 @@ def model_rows(model: ModelProto) -> list[Rows]:
         If there is neither.
     """
     index, about, found = Graph(model), description(model), Quantised.of(model)
-    computing = [node for node in found.nodes if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}]
+    computing = [node for node in found.nodes if computes_on_codes(node)]
     activations: list[tuple[Any, ...]] = []
     weights: list[tuple[Any, ...]] = []
     for node in model.graph.node:

@@ -87,6 +87,8 @@ def fault_of(model: ModelProto, *, full: bool = True) -> str | None:
                 onnx.checker.check_model(path, full_check=full, skip_opset_compatibility_check=not full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         return str(error).strip().splitlines()[0]
+    except UnicodeDecodeError:  # what it says has a name of the model in it
+        return "there are names in it that are not UTF-8"
     return None
 
 

@@ -51,6 +51,16 @@ class Quantised:
         return cls([n for n in all_nodes(model) if _ON_CODES.search(n.op_type)], _borders(graph, Graph(model)))
 
 
+def converts(node: NodeProto) -> bool:
+    """Return whether a node only makes codes of values, or values of codes."""
+    return node.op_type in {_TO_CODES, _FROM_CODES}
+
+
+def computes_on_codes(node: NodeProto) -> bool:
+    """Return whether a node does more with codes than that."""
+    return _ON_CODES.search(node.op_type) is not None and not converts(node)
+
+
 def told(nodes: list[NodeProto]) -> str:
     """Return how many nodes there are of each operator, as text."""
     return ", ".join(f"{n} {op}" for op, n in Counter(node.op_type for node in nodes).items())
@@ -91,7 +101,7 @@ def _zero_point(node: NodeProto, index: Graph) -> npt.NDArray[Any] | None:
 def _borders(graph: GraphProto, index: Graph) -> list[NodeProto]:
     """Return the conversions that come first behind an input of the model, or last in front of an output."""
     from_inputs = set(index.inputs)
-    conversions = [node for node in graph.node if node.op_type in {_TO_CODES, _FROM_CODES}]
+    conversions = [node for node in graph.node if converts(node)]
     first = list[NodeProto]()
     for node in conversions:
         if node.input[0] in from_inputs:

@@ -27,8 +27,12 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.InferenceSession:
+def session_of(
+    model: ModelProto, *, as_written: bool = False, optimized_path: str = ""
+) -> onnxruntime.InferenceSession:
     """Return a session on the CPU that runs a model, optimised or node by node as it is written.
+
+    Where there is a path, the optimised model is written there.
 
     Raises
     ------
@@ -37,6 +41,7 @@ def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.In
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is worth telling is raised
+    options.optimized_model_filepath = optimized_path
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
