@@ -41,6 +41,15 @@ def attribute_of_another_type(model):
     attribute.type = onnx.AttributeProto.FLOATS
 
 
+def test_names_that_are_no_text_are_told(tmp_path):
+    path = tmp_path / "model.onnx"
+    model = onnx_models.convolutions(11)
+    model.graph.node[0].input[0] = "zz"
+    path.write_bytes(model.SerializeToString().replace(b"\x02zz", b"\x02\xff\xff"))
+    with pytest.raises(InvalidArgumentError, match=r"^[^\n]+$"):
+        qatcore.onnx.quantize_model(path, onnx_models.images(4))
+
+
 @pytest.mark.parametrize("damage", [without_outputs, of_no_type, attribute_of_another_type])
 def test_what_neither_the_checker_nor_onnx_runtime_takes_is_refused(damage):
     model = onnx_models.convolutions(11)
