@@ -21,7 +21,7 @@ exit codes:
 """
 _DATA_HELP = (
     "a directory of .npz or .npy files, each a batch; one such file whose arrays have a leading axis of samples; or "
-    "module:function that yields dicts of arrays"
+    "module:function that yields dicts of arrays, or tuples of inputs and labels"
 )
 
 
@@ -121,7 +121,7 @@ def _add_quantize(commands: Any) -> None:
         "--activations",
         choices=("uint8", "int8", "fp8", "none"),
         default="uint8",
-        help="default: uint8; none needs no data",
+        help="default: uint8; none needs no data; models with fp8 here or beside codes need ONNX Runtime 1.32",
     )
     command.add_argument("--per-tensor", action="store_true", help="one scale for a weight, not one for each channel")
     command.add_argument(
@@ -139,6 +139,11 @@ def _add_quantize(commands: Any) -> None:
         "--no-bias-correction",
         action="store_true",
         help="leave biases as they are; otherwise, where there is --data, they keep the mean of each channel",
+    )
+    command.add_argument(
+        "--keep-inputs",
+        action="store_true",
+        help="leave initializers that are inputs too; otherwise, if there are weights among them, they are constants",
     )
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
     _add_output_options(command)
@@ -265,7 +270,9 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 
 def _add_metric(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--labels", metavar="NAME", help="of the classes of samples in the data: measure accuracy")
+    command.add_argument(
+        "--labels", metavar="NAME", help="of the classes of samples in the data (labels, in tuples): measure accuracy"
+    )
     command.add_argument(
         "--metric",
         metavar="MODULE:FUNCTION",

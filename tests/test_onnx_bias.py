@@ -342,7 +342,7 @@ def test_how_many_rows_there_are_may_depend_on_values():
         model = chain(nodes, {**square(), "limit": np.array(limit)})
         batches = positive_rows(64, batches=8)
         if limit > 1e8:
-            with pytest.raises(qatcore.InvalidArgumentError, match="no finite value"):
+            with pytest.warns(qatcore.onnx.ModelWarning, match="no sample reached these nodes, .*: two$"):
                 qatcore.onnx.quantize_model(model, batches)
         else:
             assert description(qatcore.onnx.quantize_model(model, batches))["corrected_biases"] >= 1

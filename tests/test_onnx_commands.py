@@ -316,10 +316,7 @@ def faulty_models():
         ("model.onnx --data batches --output=", "output: expected the name of a file, got none"),
         ("empty.onnx --data batches -o q.onnx", "empty.onnx: there is no node in the model"),
         ("cut.onnx --data batches -o q.onnx", "cut.onnx: its weights cannot be read: "),
-        (
-            "alone.onnx --data batches -o q.onnx",
-            "not regular file. Put that file beside the model",
-        ),
+        ("alone.onnx --data batches -o q.onnx", "alone.data: no such file; put it beside the model, under this name"),
         ("model.onnx --data mine:batches -o mine.py", "mine.py is what is read"),
         ("model.onnx --data data.npz --metric mine:score -o mine.py", "mine.py is what is read"),
         ("model.onnx --data mine:leaves -o q.onnx", "mine:leaves raised SystemExit: 3"),
@@ -330,7 +327,9 @@ def faulty_models():
         ("model.onnx --activations none -o q.onnx --batch-size 2", "--batch-size is of --data, of which there is none"),
         ("model.onnx --activations none -o q.onnx --no-check", "--no-check is of --data"),
         ("model.onnx --activations none -o q.onnx --no-bias-correction", "--no-bias-correction is of --data"),
-        ("linked.onnx --data batches -o q.onnx", "Put a copy of it there (cp -L)"),
+        ("linked.onnx --data batches -o elsewhere", "elsewhere is what is read"),
+        ("linked.onnx --data batches -o linked.data", "linked.data is what is read"),
+        ("model.onnx --data batches -o linked.data", "linked.data is a link, and nothing is written through links"),
         ("odd.onnx --data data.npz -o q.onnx", r"the model takes x\x1b[31m"),
     ],
 )

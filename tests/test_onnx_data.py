@@ -193,9 +193,8 @@ def test_batches_that_do_not_fit_are_refused(given, message):
 def test_an_array_is_no_batch_of_two_inputs():
     with pytest.raises(TypeError, match="batch 0: expected a dict with x"):
         list(Data([batch()["x"]], SPEC))
-    for wrong in (3, batch()):
-        with pytest.raises(TypeError, match="expected a path, a function or an iterable of batches"):
-            Data(wrong, SPEC)
+    with pytest.raises(TypeError, match="expected a path, a function or an iterable of batches, or arrays, got int"):
+        Data(3, SPEC)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
@@ -247,3 +246,124 @@ def test_strings_and_integers_are_inputs_too():
     list(Data([{"s": np.array(["a", "b"]), "i": np.array([1, 2])}], spec))
     with pytest.raises(InvalidArgumentError, match=r"expected s to be string\[\?\], got int64\[2\]"):
         list(Data([{"s": np.array([1, 2]), "i": np.array([1, 2])}], spec))
+
+
+def test_arrays_have_an_axis_of_samples():
+    whole = batch(7)
+    parts = [{name: array[i : i + 3] for name, array in whole.items()} for i in (0, 3, 6)]
+    data = Data({**whole, "label": np.arange(7)}, SPEC, batch_size=3)
+    assert data.total == 3
+    expected = [{**part, "label": np.arange(7)[3 * i : 3 * i + 3]} for i, part in enumerate(parts)]
+    same(data, expected)
+    same(data, expected)
+    one = [{"x": part["x"]} for part in parts]
+    same(Data(whole["x"], ONE, batch_size=3), one)
+    same(Data({"x": whole["x"]}, ONE, batch_size=3), one)
+    # Those that a function returns too, in batches of 8.
+    same(Data(lambda: whole["x"], ONE), [{"x": whole["x"]}])
+    same(Data(lambda: whole, SPEC), [whole])
+    fixed = Data(onnx_models.normal(5, 3, 8, 8), InputSpec(onnx_models.convolutions(batch=2)))
+    assert [len(each["x"]) for each in fixed] == [2, 2]
+    assert fixed.left_out == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (batch()["x"], r"data: expected a dict with x \(float32"),
+        ({"x": batch()["x"]}, "has no input 'z' in it, only 'x'"),
+        ({**batch(), "z": np.ones((3, 1), np.float32)}, r"expected as many samples of each array .* z \(3, 1\)"),
+        ({**batch(), "z": np.float32(1)}, r"expected as many samples of each array .* z \(\)"),
+        ({}, "has no input 'x' in it, only nothing"),
+        (batch(0), "has 0 samples"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        Data(given, SPEC)
+
+
+LABELS = np.array([1, 0])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (batch()["x"], batch()["z"], LABELS),
+        [batch()["x"], batch()["z"], LABELS],
+        ((batch()["x"], batch()["z"]), LABELS),
+        [[batch()["x"], batch()["z"]], LABELS],
+        (batch(), LABELS),
+        (batch(), [1, 0]),
+    ],
+)
+def test_tuples_are_inputs_by_their_position_and_labels(given):
+    same(Data([given], SPEC), [{**batch(), "labels": LABELS}])
+
+
+def test_what_is_behind_the_inputs_has_names_of_its_own():
+    x, ragged = batch()["x"], [[1.0], [2.0, 3.0]]
+    [found] = Data([(x, LABELS, {"boxes": 3}, ragged, [x, x[:1]])], ONE)
+    assert list(found) == ["x", "labels", "labels_1", "labels_2", "labels_3"]
+    np.testing.assert_array_equal(found["labels"], LABELS)
+    assert found["labels_1"][()] == {"boxes": 3}
+    assert list(found["labels_2"]) == ragged
+    assert [len(each) for each in found["labels_3"]] == [2, 1]
+    taken = InputSpec(onnx_models.product(k=4, n=3))
+    taken.types, taken.shapes = {"labels": taken.types["x"]}, {"labels": taken.shapes["x"]}
+    [found] = Data([(x, LABELS)], taken)
+    assert list(found) == ["labels", "labels_1"]
+
+
+def test_rows_of_numbers_are_no_tuple_of_inputs():
+    spec = InputSpec(onnx_models.product(k=4, n=3))
+    spec.types["x"] = np.dtype(np.float64)
+    for rows in ([[1.0, 2.0, 3.0, 4.0]], ((1.0, 2.0, 3.0, 4.0),), [np.float64([1.0, 2.0, 3.0, 4.0]).tolist()]):
+        same(Data([rows], spec), [{"x": np.array(rows)}])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((batch()["x"],), r"batch 0: expected 2 arrays, x \(.*, z \(.*\), got 1"),
+        (((batch()["x"],) * 3, LABELS), "batch 0: expected 2 arrays, .*, got 3"),
+        (({"x": batch()["x"]}, LABELS), "batch 0: there is no input 'z' in it, only 'x', 'labels'"),
+        ((LABELS, batch()["x"]), r"batch 0: expected x to be float32\[\?, 4\], got int64\[2\]"),
+        ({"x": [[1.0], [2.0, 3.0]], "z": 1}, "batch 0: x: expected an array: "),
+    ],
+)
+def test_tuples_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        list(Data([given], SPEC))
+
+
+def test_masks_are_not_lost():
+    with pytest.raises(TypeError, match="batch 0: x: masked arrays are not read"):
+        list(Data([np.ma.masked_invalid(batch()["x"])], ONE))
+
+
+def test_loaders_of_pytorch():
+    torch = pytest.importorskip("torch")
+    from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+    x, z, labels = torch.arange(28.0).reshape(7, 4), torch.ones(7, 1), torch.arange(7)
+    loader = DataLoader(TensorDataset(x, z, labels), batch_size=3)
+    data = Data(loader, SPEC)
+    assert data.total == 3
+    expected = [
+        {"x": x[i : i + 3].numpy(), "z": z[i : i + 3].numpy(), "labels": labels[i : i + 3].numpy()} for i in (0, 3, 6)
+    ]
+    same(data, expected)
+    same(data, expected)
+    same(Data(x, ONE, batch_size=3), [{"x": each["x"]} for each in expected])
+
+    class Stream(IterableDataset):
+        def __len__(self):
+            raise TypeError("nobody knows")
+
+        def __iter__(self):
+            return iter(TensorDataset(x, labels))
+
+    data = Data(DataLoader(Stream(), batch_size=3), ONE)
+    assert data.total is None
+    same(data, [{"x": each["x"], "labels": each["labels"]} for each in expected])

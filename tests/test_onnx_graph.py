@@ -9,8 +9,10 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from qatcore import InvalidArgumentError
-from qatcore.onnx.graph import Graph, opset_of, prepared
+from qatcore.onnx import quantize_model
+from qatcore.onnx.graph import Graph, prepared
 from qatcore.onnx.plan import multiply_adds, plan
+from qatcore.onnx.protos import opset_of
 
 pytestmark = pytest.mark.any_build
 
@@ -166,11 +168,12 @@ def test_initializers_of_old_models_are_no_inputs():
     assert plan(ready).nodes
 
 
-def test_an_initializer_that_is_an_input_is_no_constant():
+def test_an_initializer_that_is_kept_as_an_input_is_no_constant():
     model = onnx_models.product()
     model.graph.input.append(onnx_models.value("w", [48, 24]))
-    with pytest.raises(InvalidArgumentError, match="nothing to quantise"):
-        plan(prepared(model))
+    with pytest.raises(InvalidArgumentError, match=r"nothing to quantise: .*, whose weights are an input, which keep"):
+        plan(prepared(model, keep_inputs=True))
+    assert len(plan(prepared(model)).nodes) == 1
 
 
 def test_every_node_gets_a_name_of_its_own():
@@ -325,3 +328,44 @@ def test_what_lies_between_two_tensors_in_codes_is_in_codes():
     )))  # fmt: skip
     assert chosen.inputs == {"x": "x", "f": "c", "p": "c"}
     assert chosen.readers == {"convolution", "pool", "flat", "last"}
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+@pytest.mark.parametrize("options", [{}, {"activations": "none"}, {"weights": "int4", "activations": "none"}])
+def test_models_of_recurrent_layers_alone(op, options):
+    gates = {"LSTM": 4, "GRU": 3}[op]
+    model = onnx_models.model(
+        [helper.make_node(op, ["x", "w", "r"], ["y"], hidden_size=5)],
+        [onnx_models.value("x", [6, "N", 7])],
+        [onnx_models.value("y", [6, 1, "N", 5])],
+        [
+            onnx_models.tensor("w", onnx_models.normal(1, gates * 5, 7)),
+            onnx_models.tensor("r", onnx_models.normal(1, gates * 5, 5)),
+        ],
+    )
+    with pytest.raises(
+        InvalidArgumentError,
+        match=f"nothing to quantise: .*; its weights are in 1 {op}, and stay in float: ONNX has no {op} on codes$",
+    ):
+        quantize_model(model, [{"x": onnx_models.normal(6, 2, 7)}], **options)
+
+
+def test_where_weights_are_is_told():
+    branches = [
+        helper.make_graph(
+            [helper.make_node("MatMul", ["e", "w"], [name])], name, [], [onnx_models.value(name, ["N", 3])]
+        )
+        for name in ("then", "else")
+    ]
+    model = onnx_models.model(
+        [
+            helper.make_node("Gather", ["table", "x"], ["e"]),
+            helper.make_node("If", ["yes"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+        ],
+        [onnx_models.value("x", ["N"], onnx.TensorProto.INT64), onnx_models.value("yes", [], onnx.TensorProto.BOOL)],
+        [onnx_models.value("y", ["N", 3])],
+        [onnx_models.tensor("table", onnx_models.normal(9, 8)), onnx_models.tensor("w", onnx_models.normal(8, 3))],
+    )
+    message = "its weights are in 1 Gather, 2 MatMul inside of other nodes, and stay in float$"
+    with pytest.raises(InvalidArgumentError, match=message):
+        plan(prepared(model))

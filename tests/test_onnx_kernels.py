@@ -265,3 +265,14 @@ def compared(session, model, other, feed):
     found, written = session.run(None, feed)[0], onnx_models.run(other, feed, AS_WRITTEN)[0]
     assert sqnr(exact, found) > 10
     assert sqnr(exact, found) > sqnr(exact, written) - 0.5
+
+
+@pytest.mark.skipif(VERSION >= FP8_ACTIVATIONS, reason="this ONNX Runtime loads FP8 beside activations in codes")
+@pytest.mark.parametrize("form", ["Gemm: no bias", "MatMul, read in float: rank 2"])
+def test_an_older_runtime_says_what_fp8_needs(form):
+    """Some such models load there, others do not."""
+    with pytest.warns(qatcore.onnx.ModelWarning, match=r"needs ONNX Runtime 1\.32 or newer, and here is 1\."):
+        try:
+            quantized(form, "fp8", "fp8")
+        except qatcore.InvalidArgumentError as error:
+            assert "needs ONNX Runtime 1.32 or newer" in error.__notes__[0]

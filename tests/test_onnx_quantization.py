@@ -12,9 +12,10 @@ from onnx_models import AS_WRITTEN, dequantized, node_of, run, sqnr
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
-from qatcore.onnx.graph import Graph, opset_of, prepared
+from qatcore.onnx.graph import Graph, prepared
 from qatcore.onnx.model import description
 from qatcore.onnx.plan import plan
+from qatcore.onnx.protos import opset_of
 
 pytestmark = pytest.mark.any_build
 

@@ -4,6 +4,7 @@ try:
     from .api import calibrate, compare, quantize_model, sensitivity
     from .calibration import Calibration
     from .comparison import Comparison
+    from .notices import ModelWarning
     from .sensitivity import Sensitivity
 except ModuleNotFoundError as _error:
     _package = (_error.name or "").partition(".")[0]
@@ -14,6 +15,7 @@ except ModuleNotFoundError as _error:
 __all__ = [
     "Calibration",
     "Comparison",
+    "ModelWarning",
     "Sensitivity",
     "calibrate",
     "compare",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import onnxruntime
 from onnx import ModelProto
 
 from .._arrays import as_count, as_number
@@ -17,10 +18,12 @@ from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec
 from .display import Phases
-from .graph import Graph
+from .graph import Graph, initializers_among_inputs
 from .metric import Metric, Score
 from .model import read_model, refuse_output, write_model
+from .notices import notice
 from .plan import DEFAULT_OPERATORS, plan
+from .quantised import Quantised, told
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
 from .ranges import PERCENTILE
 from .sensitivity import (
@@ -32,8 +35,10 @@ from .sensitivity import (
     node_sensitivities,
     within_drop,
 )
+from .session import FP8_RUNTIME, check_loads, lacks_fp8
 
 Model = PathLike | ModelProto
+_FP8_NEEDS = f"FP8 beside activations in codes needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
 
 
 def calibrate(
@@ -56,11 +61,13 @@ def calibrate(
     Parameters
     ----------
     model : str, PathLike or ModelProto
-    data : str, PathLike, callable or iterable
+    data : str, PathLike, array, dict, callable or iterable
         A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one such file whose arrays
-        have a leading axis of samples; ``module:function`` or a function, which returns an iterable; or an iterable.
-        Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance), or arrays if
-        the model has one input.
+        have a leading axis of samples; such an array if the model has one input, or a dict of them by their names;
+        ``module:function`` or a function, which returns arrays or an iterable; or an iterable, a ``DataLoader`` too.
+        Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance); tuples or
+        lists, of the inputs in the model's order, or a dict or tuple of them, and of anything else, which is "labels",
+        "labels_1" and so on; or arrays if the model has one input.
     ops, exclude : iterable of str
         As in `quantize_model`.
     tensors : iterable of str, optional
@@ -71,8 +78,8 @@ def calibrate(
         Skip the batches of a run that was interrupted, by their number of samples; if it was not there is nothing to
         do, unless nothing was seen at all.
     batch_size : int, optional
-        Samples to a batch where the data is one file: 8 if left out, or what the model fixes.  Samples that do not
-        fill a batch of a fixed size are left out.
+        Samples to a batch where the data is one file or arrays: 8 if left out, or what the model fixes.  Samples that
+        do not fill a batch of a fixed size are left out.
     progress : bool
         Show progress on standard error, if that is a terminal.
 
@@ -115,6 +122,7 @@ def quantize_model(
     ops: Iterable[str] = DEFAULT_OPERATORS,
     exclude: Iterable[str] = (),
     bias_correction: bool = True,
+    keep_inputs: bool = False,
     max_drop: float | None = None,
     metric: Score | str | None = None,
     labels: str | None = None,
@@ -155,6 +163,10 @@ def quantize_model(
     bias_correction : bool
         Where there is data, correct biases so that the mean of each channel is the float model's (Nagel et al., 2019),
         on batches spread over it, up to 128 samples or 4 batches.
+    keep_inputs : bool
+        Leave initializers that are inputs too what they are, and the nodes whose weights these are in float.  Otherwise
+        they are constants and no inputs any more, if there are weights among them, and a warning says so.  Before
+        version 4 of the format, where all initializers had to be inputs, none is kept.
     max_drop : float, optional
         Percent of `metric` that may be lost on the data: the most sensitive nodes stay in float until it is not more.
     metric : callable or str, optional
@@ -170,6 +182,11 @@ def quantize_model(
     -------
     ModelProto
         With the inputs, outputs and metadata of the float model, and in its metadata, as "qatcore", how it was made.
+
+    Warns
+    -----
+    ModelWarning
+        If something is decided about the model that its user may want otherwise.
 
     Raises
     ------
@@ -189,6 +206,7 @@ def quantize_model(
         ops=ops,
         exclude=exclude,
         bias_correction=bias_correction,
+        keep_inputs=keep_inputs,
     )
     if output is not None:
         refuse_output(output, model)
@@ -267,8 +285,8 @@ def sensitivity(
     batches : int
         How many batches, from the first one on, to measure with; the float model's outputs for them are kept in memory.
     **options
-        `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops` and `exclude` as in
-        `quantize_model`.
+        `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops`, `exclude` and `keep_inputs`
+        as in `quantize_model`.
 
     Returns
     -------
@@ -343,9 +361,28 @@ def quantize(
             raise InvalidArgumentError("max_drop: expected data to measure it on, got none")
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
     quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
+    if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
+        names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
+        notice(
+            f"model: inputs that have initializers are taken for constants, and are no inputs any more: {names}; "
+            "keep_inputs (--keep-inputs) leaves them"
+        )
+    if borders := Quantised.of(exact).borders:
+        notice(f"model: {told(borders)} of its inputs and outputs stay as they are; what is between them is quantised")
+    if options.needs_fp8_runtime and lacks_fp8():
+        notice(f"runtime: {_FP8_NEEDS}, and here is {onnxruntime.__version__}")
+    if quantizer.unreached:
+        notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
     if max_drop is None or given is None:
         tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
-        return Quantization(quantizer.model(progress=tick), quantizer, used, None, given)
+        made = quantizer.model(progress=tick)
+        try:
+            check_loads(made)
+        except InvalidArgumentError as error:
+            if options.needs_fp8_runtime and lacks_fp8():
+                error.add_note(f"({_FP8_NEEDS})")
+            raise
+        return Quantization(made, quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
     order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
     tick, tries = phases.begin("searching", None), itertools.count(1)
@@ -423,7 +460,7 @@ def run_calibration(
     """Add to a calibration what data makes of tensors: of those given, or of those that options give codes."""
     if tensors is None:
         # Of opset 13, whatever the options: which tensors there are does not depend on it.
-        float_model = ready(exact, Options())
+        float_model = ready(exact, Options(keep_inputs=options.keep_inputs))
         names = plan(float_model, options.ops, options.exclude).tensors
     else:
         float_model, names = exact, list(dict.fromkeys(tensors))

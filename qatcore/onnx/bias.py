@@ -13,8 +13,9 @@ from onnx import ModelProto, NodeProto
 
 from ..errors import InvalidArgumentError
 from .data import Batch, InputSpec
-from .graph import Graph, all_names, drop_unread, names_within, subgraphs, unused_name
+from .graph import Graph, all_names, drop_unread, names_within, unused_name
 from .plan import Bias, bias_of
+from .protos import subgraphs
 from .session import Tap, named_run, session_of
 
 #: Bytes of the tensors that go from one part of the model to the next; batches are left out where they would be more,
@@ -174,7 +175,6 @@ class _Part:
         read = names_within(part.graph)
         graph = self._model.graph
         part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
-        part.graph.sparse_initializer.extend(each for each in graph.sparse_initializer if each.values.name in read)
         part.graph.input.extend(
             onnx.helper.make_value_info(name, _type_of(value)) for name, value in tensors.items() if name in read
         )

@@ -20,17 +20,22 @@ from onnx import ModelProto
 from ..errors import InvalidArgumentError
 from .api import Quantization, quantize, run_calibration, run_comparison
 from .calibration import Calibration
-from .comparison import Comparison
+from .comparison import Comparison, latency_of
 from .data import Data, InputSpec
 from .display import Phases, counted, figure, print_table, printable
 from .inspection import calibration_rows, model_rows
 from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
+from .notices import notices
 from .quantization import Options
 from .sensitivity import scored
+from .session import FP8_RUNTIME
+from .speed import why_slower
 
 #: Seconds after which a calibration that goes on is saved again.
 _SAVE_EVERY = 60.0
+#: Seconds that either model is timed for when it is quantised.
+_TIMED_SECONDS = 0.2
 _INTERRUPTED = 130  # what shells make of Ctrl-C
 
 
@@ -74,6 +79,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         per_tensor=arguments.per_tensor,
         exclude=arguments.exclude or (),
         bias_correction=not arguments.no_bias_correction,
+        keep_inputs=arguments.keep_inputs,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     if options.needs_data and arguments.data is None and arguments.calibration is None:
@@ -83,7 +89,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     observed, asked = Calibration(), Metric(arguments.metric, arguments.labels)
     start = time.perf_counter()
     try:
-        with Phases(shown=not arguments.quiet) as phases:
+        with notices() as told, Phases(shown=not arguments.quiet) as phases:
             result = quantize(
                 exact,
                 arguments.data,
@@ -98,6 +104,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             metric, unchecked = result.search.metric if result.search else None, None
             if metric is None and not arguments.no_check:
                 metric, unchecked = _checked(exact, result, asked, arguments, phases)
+            latency = None if arguments.no_check else _latency(exact, result)
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
@@ -114,6 +121,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         **{name: description(result.model)[name] for name in ("corrected_biases", "corrections_left_out")},
         "nodes": len(result.quantizer.plan.nodes) - len(kept),
         "kept_in_float": kept,
+        "unreached": list(result.quantizer.unreached),
         "share_of_multiply_adds": share,
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
         "samples": result.calibration.samples if result.calibration else 0,
@@ -122,11 +130,22 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "metric": None if metric is None else metric.name,
         "unchecked": unchecked,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
+        "latency": None if latency is None else dict(zip(("float", "quantized"), latency, strict=True)),
+        "slower": None if latency is None else why_slower(result.model, latency),
+        "notices": told,
     }
     if arguments.json:
         _print_json(report)
         return
+    _print_lines(_quantization_lines(report, result))
+
+
+def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tuple[str, str]]:
+    """Return in words what the report on a quantised model says."""
+    options, kept = result.quantizer.options, report["kept_in_float"]
     lines = [("quantised", _nodes_line(report))]
+    if options.needs_fp8_runtime:
+        lines.append(("runtime", f"needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer, for FP8"))
     if result.calibration is not None:
         samples = counted(report["samples"], "sample")
         lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
@@ -142,13 +161,19 @@ def _quantize(arguments: argparse.Namespace) -> None:
         lines.append(("left out", f"{counted(report['samples_left_out'], 'sample')} at the end, too few for a batch"))
     if kept:
         lines.append(("in float", ", ".join(kept)))
-    if metric is not None:
-        lines.append((metric.name, _score_line(metric.name, metric.scores) + ", on the data given"))
-    if unchecked is not None:
-        lines.append(("unchecked", unchecked))
+    if report["score"] is not None:
+        score = _score_line(report["metric"], tuple(report["score"].values()))
+        lines.append((report["metric"], f"{score}, on the data given"))
+    if report["unchecked"] is not None:
+        lines.append(("unchecked", report["unchecked"]))
+    if report["latency"] is not None:
+        lines.append(("latency", _latency_line(*report["latency"].values())))
+    if report["slower"] is not None:
+        lines.append(("slower", report["slower"]))
+    lines += [("note", text.partition(": ")[2]) for text in report["notices"]]
     lines.append(("size", _size_line(*report["bytes"].values())))
-    lines.append(("written", f"{arguments.output}, in {report['seconds']:.1f} s"))
-    _print_lines(lines)
+    lines.append(("written", f"{report['output']}, in {report['seconds']:.1f} s"))
+    return lines
 
 
 def _checked(
@@ -166,6 +191,15 @@ def _checked(
             raise
         return None, error.reason
     return metric, None
+
+
+def _latency(exact: ModelProto, result: Quantization) -> Any:
+    """Return the milliseconds of a run of both models on the first batch, if outputs can be had."""
+    if result.data is None:
+        return None
+    with contextlib.suppress(IncomparableError):
+        return latency_of([exact, result.model], next(iter(result.data)), _TIMED_SECONDS)
+    return None
 
 
 def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
@@ -334,14 +368,13 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _print_comparison(result: Comparison) -> None:
-    before, after = result.latency
-    _print_lines(
-        [
-            (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
-            ("latency", f"{before:.2f} ms float, {after:.2f} ms quantised: {before / after:.2f} x as fast"),
-            ("size", _size_line(*result.size)),
-        ]
-    )
+    lines = [
+        (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
+        ("latency", _latency_line(*result.latency)),
+    ]
+    if result.slower is not None:
+        lines.append(("slower", result.slower))
+    _print_lines([*lines, ("size", _size_line(*result.size))])
     print()
     rows = [(name, figure(sqnr, ".1f"), figure(largest, ".3g")) for name, (sqnr, largest) in result.outputs.items()]
     print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
@@ -405,6 +438,10 @@ def _score_line(metric: str, score: tuple[float, float]) -> str:
     if metric in {"agreement", "closeness"}:
         return f"{other:.2f} % with the float model"
     return f"{exact:.2f} % float, {other:.2f} % quantised: drop {exact - other:.2f}"
+
+
+def _latency_line(before: float, after: float) -> str:
+    return f"{before:.2f} ms float, {after:.2f} ms quantised: {before / after:.2f} x as fast"
 
 
 def _size_line(before: int, after: int) -> str:

@@ -19,6 +19,7 @@ from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
 from .session import Tap, named_run, run, session_of
+from .speed import why_slower
 
 #: Batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
@@ -49,6 +50,8 @@ class Comparison:
         Median milliseconds of a run on the first batch, of either model.
     size : tuple of int
         Bytes of either model.
+    slower : str or None
+        If the quantised model is slower: what ONNX Runtime makes of it, and what can be tried.
     """
 
     metric: str
@@ -58,6 +61,7 @@ class Comparison:
     tensors: dict[str, float]
     latency: tuple[float, float]
     size: tuple[int, int]
+    slower: str | None
 
     @property
     def drop(self) -> float:
@@ -84,14 +88,16 @@ def compare_models(
         metric.add(a, b, batch)
         for name in outputs:
             noise[name].add(a[name], b[name])
+    latency = latency_of([exact, quantized], first[0])
     return Comparison(
         metric.name,
         metric.scores,
         n,
         {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
         _tensor_noise(exact, quantized, first),
-        latency_of([exact, quantized], first[0]),
+        latency,
         (file_bytes(exact), file_bytes(quantized)),
+        why_slower(quantized, latency),
     )
 
 
@@ -161,13 +167,13 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     return {name: each.sqnr for name, each in noise.items()}
 
 
-def latency_of(models: Iterable[ModelProto], batch: Batch) -> Any:
+def latency_of(models: Iterable[ModelProto], batch: Batch, seconds: float = _TIMED_SECONDS) -> Any:
     """Return the median milliseconds of a run of each model, which take turns."""
     sessions = [(session_of(model), tensor_outputs(model)) for model in models]
     times: list[list[float]] = [[] for _ in sessions]
     for session, outputs in sessions:
         run(session, outputs, batch)  # which prepares it
-    stop = time.perf_counter() + _TIMED_SECONDS * len(sessions)
+    stop = time.perf_counter() + seconds * len(sessions)
     while len(times[0]) < 3 or (time.perf_counter() < stop and len(times[0]) < _MOST_RUNS):
         for (session, outputs), taken in zip(sessions, times, strict=True):
             start = time.perf_counter()

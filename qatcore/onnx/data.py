@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
@@ -17,15 +18,17 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto
 
-from .._arrays import as_count
+from .._arrays import as_count, as_plain_array
 from ..errors import InvalidArgumentError
-from .graph import Graph
+from .graph import Graph, unused_name
 
 Batch = dict[str, npt.NDArray[Any]]
 PathLike = str | os.PathLike[str]
 
 #: Samples that are run together where the data is one array of them and the model takes any number.
 BATCH_SIZE = 8
+#: What is behind the inputs in a batch without names; more of it has a number behind that, from 1 on.
+LABELS = "labels"
 #: What a `Sample` keeps: not more than so many samples, but for so many batches, and not more than so many bytes.
 SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 128, 4, 2**28
 
@@ -43,7 +46,10 @@ class InputSpec:
             if not value.type.HasField("tensor_type"):
                 raise InvalidArgumentError(f"model: expected inputs that are tensors, got another type: {value.name}")
             tensor = value.type.tensor_type
-            self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            try:
+                self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            except KeyError:
+                raise InvalidArgumentError(f"model: the type of its input {value.name} is not known") from None
             self.shapes[value.name] = None
             if tensor.HasField("shape"):
                 self.shapes[value.name] = tuple(
@@ -72,21 +78,40 @@ class InputSpec:
     def check(self, batch: object, where: str) -> Batch:
         """Return a batch as the model takes it, with what more there is, labels for example."""
         if not isinstance(batch, Mapping):
-            if len(self.types) > 1:
-                raise TypeError(f"{where}: expected a dict with {self}, got {type(batch).__name__}")
-            batch = {self.names[0]: batch}
+            batch = self._named(batch, where)
         missing = [name for name in self.types if name not in batch]
         if missing:
             raise InvalidArgumentError(
                 f"{where}: there is no input {missing[0]!r} in it, only {', '.join(map(repr, batch)) or 'nothing'}; "
                 f"the model takes {self}"
             )
-        checked = {str(name): np.asarray(value) for name, value in batch.items()}
+        checked = {
+            str(name): as_plain_array(value, f"{where}: {name}") if name in self.types else _as_it_is(value)
+            for name, value in batch.items()
+        }
         for name, expected in self.types.items():
             self._check_array(name, checked[name], expected, where)
             if not checked[name].dtype.isnative:
                 checked[name] = checked[name].astype(expected)
         return checked
+
+    def _named(self, batch: object, where: str) -> dict[str, Any]:
+        """Return a batch without names by names: inputs by their position, and what is behind them as `LABELS`."""
+        if not (isinstance(batch, (list, tuple)) and _holds_arrays(batch)):
+            if len(self.types) > 1:
+                raise TypeError(f"{where}: expected a dict with {self}, or a tuple, got {type(batch).__name__}")
+            return {self.names[0]: batch}
+        first, n = batch[0], len(self.types)
+        if isinstance(first, Mapping):
+            named, rest = {str(name): value for name, value in first.items()}, batch[1:]
+        else:
+            apart = isinstance(first, (list, tuple)) and _holds_arrays(first)
+            given, rest = (first, batch[1:]) if apart else (batch[:n], batch[n:])
+            if len(given) != n:
+                raise InvalidArgumentError(f"{where}: expected {n} arrays, {self}, got {len(given)}")
+            named = dict(zip(self.types, given, strict=True))
+        taken = {*named, *self.types}
+        return named | {unused_name(LABELS, taken): value for value in rest}
 
     def _check_array(self, name: str, array: npt.NDArray[Any], expected: np.dtype[Any], where: str) -> None:
         shape = self.shapes[name]
@@ -104,6 +129,35 @@ class InputSpec:
             wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
             if wrong:
                 raise InvalidArgumentError(f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite")
+
+
+def _is_array(value: object) -> bool:
+    """Return whether something is an array, of whatever package, and not a lone number."""
+    return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
+
+
+def _is_samples(source: object) -> bool:
+    """Return whether data are arrays whose first axis is of samples."""
+    return isinstance(source, Mapping) or _is_array(source)
+
+
+def _holds_arrays(values: Iterable[object]) -> bool:
+    """Return whether there is an array, or a dict, among values, which are no rows of numbers then."""
+    return any(
+        _is_array(value) or isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and _holds_arrays(value))
+        for value in values
+    )
+
+
+def _as_it_is(value: object) -> npt.NDArray[Any]:
+    """Return what is no input as an array, of objects if it is no other."""
+    try:
+        return as_plain_array(value, "")
+    except InvalidArgumentError:  # rows of several lengths
+        assert isinstance(value, (list, tuple))
+        result = np.empty(len(value), object)
+        result[:] = value
+        return result
 
 
 def _shown(dtype: Any, shape: tuple[int | None, ...] | None) -> str:
@@ -147,11 +201,13 @@ class Data:
     ----------
     source : str, PathLike, iterable or callable
         A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one ``.npz`` or ``.npy``
-        file whose arrays have a leading axis of samples; ``module:function`` or a function that returns an iterable;
-        or an iterable.  Batches are mappings of input names to arrays, or arrays if the model has one input.
+        file whose arrays have a leading axis of samples; such an array, or a dict of them by their names;
+        ``module:function`` or a function that returns an iterable; or an iterable.  Batches are mappings of names to
+        arrays; or tuples or lists of arrays for the inputs, in their order, and of anything else, which is `LABELS`; or
+        an array if the model has one input.
     spec : InputSpec
     batch_size : int, optional
-        Samples to a batch where the source is one file.
+        Samples to a batch where the source is one file, or arrays.
 
     Raises
     ------
@@ -211,21 +267,35 @@ class Data:
                 _refuse_batch_size(batch_size, "a directory")
                 return self._directory(path)
             if path.suffix in {".npz", ".npy"} and path.is_file():
-                rows = (_NpzRows if path.suffix == ".npz" else _NpyRows)(path, self.spec)
-                return self._one_file(rows, batch_size)
+                of_file = _NpzRows if path.suffix == ".npz" else _NpyRows
+                return self._rows(of_file(path, self.spec), batch_size)
             if path.exists() or ":" not in str(source):
                 what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
                 raise InvalidArgumentError(f"data: {source} is {what}; give one, or module:function")
             source = functools.partial(_called, imported(str(source), "data"), str(source))
+        if _is_samples(source):
+            return self._rows(_ArrayRows(source, self.spec), batch_size)
         _refuse_batch_size(batch_size, "what yields them")
         if callable(source):
-            return functools.partial(_named, source)
-        if not isinstance(source, Iterable) or isinstance(source, Mapping):
-            raise TypeError(f"data: expected a path, a function or an iterable of batches, got {type(source).__name__}")
+            return functools.partial(self._made, source)
+        if not isinstance(source, Iterable):
+            raise TypeError(
+                f"data: expected a path, a function or an iterable of batches, or arrays, got {type(source).__name__}"
+            )
         if isinstance(source, Iterator):
             return functools.partial(_once, source, [])
-        self.total = len(source) if isinstance(source, Sized) else None
-        return functools.partial(_named, source.__iter__)
+        with contextlib.suppress(TypeError):  # PyTorch's loaders have a length, which some cannot tell
+            self.total = len(source) if isinstance(source, Sized) else None
+        return functools.partial(_numbered, source)
+
+    def _made(self, make: Callable[[], Any]) -> Iterable[tuple[str, Any]]:
+        """Return the batches that a function makes."""
+        batches = make()
+        if _is_samples(batches):
+            return self._rows(_ArrayRows(batches, self.spec), None)()
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"data: expected an iterable of batches, or arrays, got {type(batches).__name__}")
+        return _numbered(batches)
 
     def _directory(self, path: Path) -> Callable[[], Iterable[tuple[str, Any]]]:
         files = sorted(  # but for what systems hide beside files of that name
@@ -238,7 +308,7 @@ class Data:
         self.total = len(files)
         return lambda: ((str(file), _loaded(file)) for file in files)
 
-    def _one_file(self, rows: _NpzRows | _NpyRows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+    def _rows(self, rows: _Rows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
         fixed = self.spec.batch_size
         if fixed is not None and batch_size not in {None, fixed}:
             raise InvalidArgumentError(f"batch_size: expected {fixed}, as the model takes, got {batch_size}")
@@ -256,22 +326,32 @@ class Data:
 def _refuse_batch_size(batch_size: int | None, source: str) -> None:
     if batch_size is not None:
         raise InvalidArgumentError(
-            f"batch_size: expected one file of samples to make batches of, got {source}, which has batches already"
+            f"batch_size: expected one file or arrays of samples to make batches of, got {source}, which has batches "
+            "already"
         )
 
 
-def _named(make: Callable[[], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
-    batches = make()
-    if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
-        raise TypeError(f"data: expected an iterable of batches, got {type(batches).__name__}")
+def _numbered(batches: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     for index, batch in enumerate(batches):
         yield f"batch {index}", batch
 
 
-def _called(function: Callable[[], Iterable[Any]], name: str) -> Iterator[Any]:
-    """Yield what a function named by the user gives; whatever it raises is said in one line."""
+def _called(function: Callable[[], Any], name: str) -> Any:
+    """Return what a function named by the user gives; whatever it raises is said in one line."""
+
+    def told() -> Iterator[Any]:
+        with _said(name):
+            yield from given
+
+    with _said(name):
+        given = function()
+    return given if _is_samples(given) or not isinstance(given, Iterable) else told()
+
+
+@contextlib.contextmanager
+def _said(name: str) -> Iterator[None]:
     try:
-        yield from function()
+        yield
     except (Exception, SystemExit) as error:
         raise InvalidArgumentError(f"data: {name} raised {type(error).__name__}: {error}") from error
 
@@ -280,7 +360,7 @@ def _once(iterator: Iterator[Any], used: list[bool]) -> Iterator[tuple[str, Any]
     if used:
         raise InvalidArgumentError("data: expected what can be gone through again, got an iterator; pass a function")
     used.append(True)
-    return _named(lambda: iterator)
+    return _numbered(iterator)
 
 
 def imported(function: str, what: str) -> Callable[..., Any]:
@@ -339,6 +419,39 @@ class _NpyRows:
             yield f"{self.path}, samples {start} on", np.array(self._array[start : min(start + size, stop)])
 
 
+class _ArrayRows:
+    """The rows of arrays in memory."""
+
+    def __init__(self, source: Any, spec: InputSpec) -> None:
+        self.path = "what is given"
+        if not isinstance(source, Mapping):
+            if len(spec.names) > 1:
+                raise InvalidArgumentError(f"data: expected a dict with {spec}, got one array")
+            source = {spec.names[0]: source}
+        self._arrays = {str(name): as_plain_array(value, f"data: {name}") for name, value in source.items()}
+        self.samples = _samples({name: array.shape for name, array in self._arrays.items()}, spec, self.path)
+
+    def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
+        for start in range(0, stop, size):
+            rows = slice(start, min(start + size, stop))
+            yield f"samples {start} on", {name: array[rows] for name, array in self._arrays.items()}
+
+
+def _samples(shapes: dict[str, tuple[int, ...]], spec: InputSpec, where: str) -> int:
+    """Return how many samples arrays have, if all inputs are there and have as many."""
+    missing = [name for name in spec.names if name not in shapes]
+    if missing:
+        raise InvalidArgumentError(
+            f"data: {where} has no input {missing[0]!r} in it, only {', '.join(map(repr, shapes)) or 'nothing'}; "
+            f"the model takes {spec}"
+        )
+    counts = [shape[0] if shape else None for shape in shapes.values()]
+    if len(set(counts)) > 1 or counts[0] is None:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise InvalidArgumentError(f"data: expected as many samples of each array in {where}, got shapes {listed}")
+    return counts[0]
+
+
 class _NpzRows:
     """The rows of the arrays in a ``.npz`` file, unpacked as they are wanted: the file may be larger than memory."""
 
@@ -356,17 +469,7 @@ class _NpzRows:
             raise InvalidArgumentError(f"{path}: not a .npz file, or a damaged one: {error}") from error
         if not shapes:
             raise InvalidArgumentError(f"data: there is no array in {path}")
-        missing = [name for name in spec.names if name not in shapes]
-        if missing:
-            raise InvalidArgumentError(
-                f"data: {path} has no input {missing[0]!r} in it, only {', '.join(map(repr, shapes))}; "
-                f"the model takes {spec}"
-            )
-        samples = {shape[0] if shape else None for shape in shapes.values()}
-        if len(samples) > 1 or None in samples:
-            listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-            raise InvalidArgumentError(f"data: expected as many samples of each array in {path}, got shapes {listed}")
-        self.samples: int = next(iter(shapes.values()))[0]
+        self.samples = _samples(shapes, spec, str(path))
         self._names = list(shapes)
 
     def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
@@ -402,3 +505,6 @@ def _rows(archive: zipfile.ZipFile, member: str, size: int, stop: int) -> Iterat
             if len(content) < n * row * dtype.itemsize:
                 raise EOFError(f"{member} ends too early")
             yield np.frombuffer(content, dtype).reshape(n, *shape[1:])
+
+
+_Rows = _NpzRows | _NpyRows | _ArrayRows

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnx.inliner
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from ..errors import InvalidArgumentError
+from .opsets import inlined, upgraded
+from .protos import subgraphs
+from .sparse import make_dense
 
 #: What only gives a constant another form, and is computed where one is read through it.
 _FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
@@ -32,6 +32,8 @@ class Graph:
         The nodes that read it, once for each input.
     constants : dict of str to TensorProto
         The initializers that no input of the model can replace.
+    initializers : dict of str to TensorProto
+        All of them.
     inputs, outputs : list of str
         Of the model, without initializers.
     captured : set of str
@@ -50,11 +52,11 @@ class Graph:
                     self.readers.setdefault(name, []).append(node)
             for inner in subgraphs(node):
                 self.captured |= names_within(inner)
-        initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         given = [value.name for value in graph.input]
         replaceable = set(given)
-        self.constants = {name: tensor for name, tensor in initializers.items() if name not in replaceable}
-        self.inputs = [name for name in given if name not in initializers]
+        self.constants = {name: tensor for name, tensor in self.initializers.items() if name not in replaceable}
+        self.inputs = [name for name in given if name not in self.initializers]
         self.outputs = [value.name for value in graph.output]
 
     def value_of(self, name: str) -> npt.NDArray[Any] | None:
@@ -70,15 +72,6 @@ class Graph:
         """Return the node that is all there is to read a tensor, if there is one."""
         readers = self.readers.get(name, [])
         return readers[0] if len(readers) == 1 and not self.is_seen(name) else None
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the graphs inside of a node."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == onnx.AttributeProto.GRAPHS:
-            yield from attribute.graphs
 
 
 def names_within(graph: GraphProto) -> set[str]:
@@ -97,6 +90,13 @@ def all_names(model: ModelProto) -> set[str]:
     graph = model.graph
     names = names_within(graph) | {node.name for node in graph.node}
     return names | {value.name for value in (*graph.input, *graph.initializer, *graph.value_info)}
+
+
+def replace_input(node: NodeProto, name: str, other: str) -> None:
+    """Let a node read another tensor in all places where it reads one."""
+    for position, given in enumerate(node.input):
+        if given == name:
+            node.input[position] = other
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
@@ -125,18 +125,14 @@ def known_shapes(model: ModelProto) -> dict[str, list[int]]:
     }
 
 
-def opset_of(model: ModelProto) -> int:
-    """Return the version of ONNX's own operators that a model uses; 1 if it says none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
-
-
-def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
+def prepared(model: ModelProto, opset: int = 13, *, keep_inputs: bool = False) -> ModelProto:
     """Return a model that computes the same, in which what can be quantised is plain to see.
 
-    Local functions are inlined, constants are initializers, constants read through a change of form are computed,
+    Local functions are inlined, constants are dense initializers, constants read through a change of form are computed,
     batch norms and constant factors and terms behind a convolution are folded into it, the factors of a Gemm into its
     weights and bias, and the operators are at least those of `opset`.  Inputs, outputs and metadata, and the names of
-    all tensors that are left, stay as they are.
+    all tensors that are left, stay as they are; but for `initializers_among_inputs`, which are no inputs any more
+    unless `keep_inputs`.
 
     Raises
     ------
@@ -145,12 +141,15 @@ def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
     """
     result = ModelProto()
     result.CopyFrom(model)
-    if result.functions:
-        result = onnx.inliner.inline_local_functions(result)
-    if result.ir_version < 4:  # where every initializer had to be an input
-        _take_initializers_from_inputs(result)
-        result.ir_version = 4
-    result = _upgraded(result, opset)
+    make_dense(result)
+    result = inlined(result)
+    taken = initializers_among_inputs(result)
+    if taken and (result.ir_version < 4 or not keep_inputs):
+        kept = [value for value in result.graph.input if value.name not in taken]
+        del result.graph.input[:]
+        result.graph.input.extend(kept)
+    result.ir_version = max(result.ir_version, 4)
+    result = upgraded(result, opset)
     _constants_to_initializers(result.graph)
     _compute_forms(result)
     _fold_into_convolutions(result)
@@ -158,6 +157,18 @@ def prepared(model: ModelProto, opset: int = 13) -> ModelProto:
     drop_unread(result)
     _name_nodes(result.graph)
     return result
+
+
+def initializers_among_inputs(model: ModelProto) -> list[str]:
+    """Return the initializers that are inputs too, so that others could be given, if there are weights among them.
+
+    Before version 4 of the format all of them had to be.  From then on, lone numbers or rows of them may well be
+    inputs that have a default.
+    """
+    given = {value.name for value in model.graph.input}
+    among = [tensor for tensor in model.graph.initializer if tensor.name in given]
+    are_weights = model.ir_version < 4 or any(len(tensor.dims) > 1 for tensor in among)
+    return [tensor.name for tensor in among] if are_weights else []
 
 
 def _name_nodes(graph: GraphProto) -> None:
@@ -174,6 +185,10 @@ def drop_unread(model: ModelProto) -> None:
     """Remove initializers that nothing reads, and what is said of tensors that are gone."""
     graph = model.graph
     used = names_within(graph) | {value.name for value in graph.input}
+    said = [each for each in graph.quantization_annotation if each.tensor_name in used]
+    del graph.quantization_annotation[:]
+    graph.quantization_annotation.extend(said)
+    used |= {entry.value for each in said for entry in each.quant_parameter_tensor_names}
     for values in (graph.initializer, graph.value_info):
         kept = [value for value in values if value.name in used]
         if len(kept) < len(values):
@@ -187,26 +202,6 @@ def _set_initializer(graph: GraphProto, name: str, array: npt.NDArray[Any]) -> T
     tensor: TensorProto = next(present, None) or graph.initializer.add()
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
     return tensor
-
-
-def _take_initializers_from_inputs(model: ModelProto) -> None:
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in initializers]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-
-
-def _upgraded(model: ModelProto, opset: int) -> ModelProto:
-    if opset_of(model) < opset:
-        try:
-            model = onnx.version_converter.convert_version(model, opset)
-        except Exception as error:  # what it raises depends on the operator that it does not know
-            raise InvalidArgumentError(
-                f"model: its operators, of opset {opset_of(model)}, cannot be brought to opset {opset}: "
-                f"{str(error).splitlines()[0]}; export it with opset {opset}"
-            ) from error
-    model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(list(model.opset_import), True))
-    return model
 
 
 def _constants_to_initializers(graph: GraphProto) -> None:
@@ -235,20 +230,32 @@ def _constant_value(node: NodeProto) -> TensorProto | None:
 
 
 def _compute_forms(model: ModelProto) -> None:
-    """Compute what only changes the form of constants: weights are often read through a Transpose."""
+    """Compute what only changes the form of constants: weights are often read through a Transpose.
+
+    Where others see the result too the node stays, and nodes read a constant beside it.
+    """
     graph, done = model.graph, []
-    index = Graph(model)
+    index, taken = Graph(model), all_names(model)
     for node in graph.node:
         if (
-            node.op_type in _FORMS
-            and node.domain == ""
-            and not index.is_seen(node.output[0])
-            and all(name in index.constants for name in node.input if name)
+            node.op_type not in _FORMS
+            or node.domain != ""
+            or any(name not in index.constants for name in node.input if name)
         ):
+            continue
+        output = own = str(node.output[0])
+        if not index.is_seen(output):
+            done.append(node)
+        elif output not in index.readers:
+            continue
+        else:
+            own = node.input[0] if node.op_type == "Identity" else unused_name(f"{output}_constant", taken)
+            for reader in index.readers[output]:
+                replace_input(reader, output, own)
+        if own not in index.constants:
             values = {name: index.value_of(name) for name in node.input if name}
             [result] = _evaluate(node, values, model)
-            index.constants[node.output[0]] = _set_initializer(graph, node.output[0], result)
-            done.append(node)
+            index.constants[own] = _set_initializer(graph, own, result)
     _remove_nodes(graph, done)
 
 

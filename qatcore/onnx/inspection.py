@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .._threads import for_each
 from ..calibration import choose_scale, load_calibration
@@ -17,9 +17,11 @@ from ..errors import InvalidArgumentError
 from ..formats import as_code_format
 from ..storage import PathLike
 from .display import counted, figure
-from .graph import Graph, opset_of, prepared
+from .graph import Graph, prepared
 from .model import description
 from .plan import OPERATORS, plan
+from .protos import opset_of
+from .quantised import Quantised, computes_on_codes, told
 from .ranges import PERCENTILE
 from .rewriting import tensor_of_codes
 
@@ -87,14 +89,15 @@ def calibration_rows(path: PathLike) -> list[Rows]:
 
 
 def model_rows(model: ModelProto) -> list[Rows]:
-    """Return the activations and weights of a quantised model that have codes, or what can be quantised in another.
+    """Return what of a quantised model has codes or computes on them, and what can be quantised in another.
 
     Raises
     ------
     InvalidArgumentError
         If there is neither.
     """
-    index, about = Graph(model), description(model)
+    index, about, found = Graph(model), description(model), Quantised.of(model)
+    computing = [node for node in found.nodes if computes_on_codes(node)]
     activations: list[tuple[Any, ...]] = []
     weights: list[tuple[Any, ...]] = []
     for node in model.graph.node:
@@ -117,9 +120,16 @@ def model_rows(model: ModelProto) -> list[Rows]:
             ("node", "operator", "codes", "shape", "scales", "SQNR dB"),
             weights,
         ),
+        Rows(
+            "operators",
+            f"{counted(len(computing), 'node')} that compute on codes: {told(computing)}",
+            ("node", "op", "codes", "shape"),
+            ("node", "operator", "codes", "shape"),
+            [_operator(node, index) for node in computing],
+        ),
     ]
     tables = [table for table in tables if table.rows]
-    return tables or [_quantisable_rows(model)]
+    return tables if found.is_inside or about else [*tables, _quantisable_rows(model)]
 
 
 def _quantisable_rows(model: ModelProto) -> Rows:
@@ -161,6 +171,17 @@ def _weights(node: Any, index: Graph, about: dict[str, Any]) -> Iterator[tuple[A
     for reader in index.readers.get(node.output[0], []):
         said = about.get(reader.name, {})
         yield reader.name, reader.op_type, str(dtype), _shape(codes.dims), int(scale.size), _number(said.get("sqnr"))
+
+
+def _operator(node: NodeProto, index: Graph) -> tuple[Any, ...]:
+    """Return a node that computes on codes, and its weights, if it has any."""
+    constants = [index.constants[name] for name in node.input if name in index.constants]
+    codes = [t for t in constants if t.dims and helper.tensor_dtype_to_np_dtype(t.data_type).kind != "f"]
+    if not codes:
+        return node.name, node.op_type, "-", "-"
+    largest = max(codes, key=lambda tensor: math.prod(tensor.dims))
+    kind = str(helper.tensor_dtype_to_np_dtype(largest.data_type))
+    return node.name, node.op_type, kind, _shape(largest.dims)
 
 
 def _number(value: Any) -> float:

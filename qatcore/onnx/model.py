@@ -16,23 +16,26 @@ from onnx import ModelProto
 
 from ..errors import InvalidArgumentError
 from ..storage import PathLike, replace_file
-from .session import LARGEST_MESSAGE, save_with_data, weight_bytes
+from .session import LARGEST_MESSAGE, save_with_data, session_of, weight_bytes
+from .stored import check_stored, places_of, read_elsewhere
 
 #: Where a quantised model says how it was made.
 METADATA = "qatcore"
 
 
 def read_model(model: PathLike | ModelProto) -> ModelProto:
-    """Return a model from a file; one that is a model already is returned as it is.
+    """Return a model from a file, with its weights; one that is a model already is returned as it is.
 
     Raises
     ------
     InvalidArgumentError
-        If the file is no ONNX model.
+        If the file is no ONNX model, or not all values of its tensors are there.
     OSError
         If it cannot be read.
     """
     if isinstance(model, ModelProto):
+        check_stored(model)
+        _check_valid(model)
         return model
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model: expected a path or a ModelProto, got {type(model).__name__}")
@@ -47,29 +50,45 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
         what = "there is no node in the model" if result.opset_import else "not an ONNX model: there is no node in it"
         raise InvalidArgumentError(f"{path}: {what}")
     try:
-        onnx.load_external_data_for_model(result, os.path.dirname(path))
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
-        if "symbolic link" in said:
-            said += " Put a copy of it there (cp -L): ONNX reads no weights through links."
-        elif "not regular file" in said:
-            said += " Put that file beside the model, under this name."
+        read_elsewhere(result, path)
+        check_stored(result)
+    except InvalidArgumentError as error:
+        said = str(error).removeprefix("model: ")
         raise InvalidArgumentError(f"{path}: its weights cannot be read: {said}") from error
+    _check_valid(result)
     return result
 
 
-def fault_of(model: ModelProto) -> str | None:
-    """Return what ONNX's checker finds wrong with a model, shapes and types of all tensors included, if anything."""
+def _check_valid(model: ModelProto) -> None:
+    """Raise unless ONNX's checker or ONNX Runtime takes a model: what neither takes may end the process elsewhere.
+
+    Many a model that runs has a fault by the letter, such as an output without a shape.
+    """
+    if weight_bytes(model) >= LARGEST_MESSAGE or (fault := fault_of(model, full=False)) is None:
+        return
+    try:
+        session_of(model)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"model: it is not valid: {fault}") from error
+
+
+def fault_of(model: ModelProto, *, full: bool = True) -> str | None:
+    """Return what ONNX's checker finds wrong with a model, if anything; `full` is with shapes and types of all tensors.
+
+    Functions of another opset than the model's are a fault only then.
+    """
     try:
         if weight_bytes(model) < LARGEST_MESSAGE:
-            onnx.checker.check_model(model, full_check=True)
+            onnx.checker.check_model(model, full_check=full, skip_opset_compatibility_check=not full)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 path = os.path.join(folder, "model.onnx")
                 save_with_data(model, path, "model.data")
-                onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+                onnx.checker.check_model(path, full_check=full, skip_opset_compatibility_check=not full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         return str(error).strip().splitlines()[0]
+    except UnicodeDecodeError:  # what it says has a name of the model in it
+        return "there are names in it that are not UTF-8"
     return None
 
 
@@ -96,7 +115,8 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     Raises
     ------
     InvalidArgumentError
-        If it is one of the inputs, one of those in a directory, or where a model's weights or a function are.
+        If it is a link, through which nothing is written; if it is one of the inputs, one of those in a directory, or
+        where a model's weights or a function are, whatever links lead there.
     OSError
         If its directory is missing or cannot be written to.
     """
@@ -107,8 +127,13 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     for source in inputs:
         named = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
-        if named and target in _files_of(os.path.realpath(named), target):
+        if named and target in _files_of(named, target):
             raise InvalidArgumentError(f"output: {os.fspath(path)} is what is read; give another name")
+    if os.path.islink(path):
+        raise InvalidArgumentError(
+            f"output: {os.fspath(path)} is a link, and nothing is written through links; give the name of the file "
+            f"itself, {target}, or another one"
+        )
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(target)):
             pass
@@ -117,21 +142,25 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
         raise
 
 
-def _files_of(source: str, target: str) -> set[str]:
-    """Return what is read of an input: of a directory whatever has the name of an array, the target too.
+def _files_of(named: str, target: str) -> set[str]:
+    """Return what is read of an input, links resolved; an input may also be ``module:function``.
 
-    An input may also be ``module:function``.
+    Of a directory that is whatever has the name of an array, also a file that is to be written there.
     """
-    folder = os.path.dirname(source)
+    source = os.path.realpath(named)
     if os.path.isdir(source):
-        return {target} if os.path.dirname(target) == source and target.endswith((".npz", ".npy")) else set()
-    if source.endswith(".onnx") and os.path.isfile(source):
+        files = {entry.path for entry in os.scandir(source)} | {target}
+        return {
+            os.path.realpath(file)
+            for file in files
+            if file.endswith((".npz", ".npy")) and os.path.dirname(file) == source
+        }
+    if named.endswith(".onnx") and os.path.isfile(source):
         with contextlib.suppress(DecodeError):
-            tensors = onnx.load(source, load_external_data=False).graph.initializer
-            places = {e.value for tensor in tensors for e in tensor.external_data if e.key == "location"}
-            return {source} | {os.path.realpath(os.path.join(folder, place)) for place in places}
+            return {source} | places_of(onnx.load(named, load_external_data=False), named)
     module, colon, _ = os.path.basename(source).rpartition(":")
-    return {source, os.path.realpath(os.path.join(folder, f"{module.replace('.', os.sep)}.py")) if colon else source}
+    script = os.path.join(os.path.dirname(source), f"{module.replace('.', os.sep)}.py")
+    return {source, os.path.realpath(script) if colon else source}
 
 
 def describe(model: ModelProto, about: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from ..errors import InvalidArgumentError
 from .graph import Graph, attribute
+from .protos import nodes_within, subgraphs
 
 #: What can be quantised, and of which input the weights are.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -24,6 +26,7 @@ ACTIVATIONS = frozenset({"Relu", "Clip"})
 #: What gives elements of its first input another place and leaves them what they are.
 MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
 MOVES |= {"Unsqueeze"}
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 @dataclass
@@ -120,14 +123,7 @@ def plan(
     if unused:
         raise InvalidArgumentError(f"exclude: there is no node {min(unused)!r}; qatcore inspect MODEL lists them")
     if not result.nodes:
-        others = [node for node in everything.nodes if node.op_type not in ops]
-        why = ""
-        if len(everything.nodes) > len(others):
-            why = "; all were excluded"
-        elif obstacles:
-            why = f"; not {obstacles[0]}"
-        elif others:
-            why = f"; ops could name {others[0].op_type}"
+        why = _why_nothing(model, ops, everything.nodes, obstacles)
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} that can be{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
     # Which range a tensor has does not depend on which nodes are chosen, so that a calibration serves all choices.
@@ -190,12 +186,43 @@ def _obstacle(node: NodeProto, index: Graph) -> str | None:
         return "whose first operand is constant"
     weight = index.value_of(node.input[1])
     if weight is None:
-        return "whose weights are not constant"
+        given = node.input[1] in index.initializers
+        return "whose weights are an input, which keep_inputs keeps" if given else "whose weights are not constant"
     if weight.dtype.type not in (np.float32, np.float16):
         return f"whose weights are {weight.dtype}, not float32 or float16"
     if not weight.size:
         return "which has no weights"
     return None if np.isfinite(weight).all() else "whose weights are not finite"
+
+
+def _why_nothing(model: ModelProto, ops: tuple[str, ...], possible: list[NodeProto], obstacles: list[str]) -> str:
+    """Return why nothing of a model is quantised, as text, given the nodes that any operators would make possible."""
+    others = [node for node in possible if node.op_type not in ops]
+    if len(possible) > len(others):
+        return "; all were excluded"
+    if obstacles:
+        return f"; not {obstacles[0]}"
+    return f"; ops could name {others[0].op_type}" if others else _where_weights_are(model)
+
+
+def _where_weights_are(model: ModelProto) -> str:
+    """Return in what operators a model has its weights that are not quantised, and why they are not, as text."""
+    index = Graph(model)
+    weights = {name for name, tensor in index.initializers.items() if len(tensor.dims) > 1 and _is_float(tensor)}
+    holders = [node for node in model.graph.node if not weights.isdisjoint(node.input)]
+    inside = [n for node in model.graph.node for g in subgraphs(node) for n in nodes_within(g.node)]
+    inside = [node for node in inside if node.op_type in OPERATORS]
+    found = [f"{n} {op}" for op, n in Counter(node.op_type for node in holders).items()]
+    found += [f"{n} {op} inside of other nodes" for op, n in Counter(node.op_type for node in inside).items()]
+    if not found:
+        return ""
+    recurrent = sorted(_RECURRENT & {node.op_type for node in holders})
+    why = f": ONNX has no {' or '.join(recurrent)} on codes" if recurrent else ""
+    return f"; its weights are in {', '.join(found)}, and stay in float{why}"
+
+
+def _is_float(tensor: TensorProto) -> bool:
+    return tensor.data_type in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 
 
 def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
@@ -211,7 +238,7 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
     result.readers = {node.name for node in result.nodes}
     for name in list(result.inputs):
         source, moves = name, []
-        while (maker := index.makers.get(source)) is not None and maker.op_type in MOVES and maker.domain == "":
+        while (maker := index.makers.get(source)) is not None and is_move(maker, index):
             source = maker.input[0]
             moves.append(maker)
             if source in everything.outputs:
@@ -224,6 +251,16 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
                 if move.input[0] != source:
                     result.inputs[move.input[0]] = source
                     result.because[move.input[0]] = result.because[source]
+
+
+def is_move(node: NodeProto, index: Graph) -> bool:
+    """Return whether all that is read of a node is its first output, elements of its first input in other places.
+
+    The second output of a MaxPool is where they came from; of codes, which are often equal, it would be another one.
+    """
+    others = (name for name in node.output[1:] if name)
+    is_first = not any(name in index.readers or index.is_seen(name) for name in others)
+    return node.op_type in MOVES and node.domain == "" and is_first
 
 
 def tail(node: NodeProto, index: Graph) -> str:

@@ -19,11 +19,13 @@ from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
 from .bias import corrected_biases, with_biases
 from .data import Batch
-from .graph import Graph, known_shapes, opset_of, prepared
+from .graph import Graph, known_shapes, prepared
 from .judging import Judge, halves, helpful
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
+from .protos import opset_of
+from .quantised import Quantised, scale_given, told
 from .ranges import (
     ACTIVATIONS,
     PERCENTILE,
@@ -55,6 +57,7 @@ class Options:
     ops: tuple[str, ...] = DEFAULT_OPERATORS
     exclude: tuple[str, ...] = field(default=())
     bias_correction: bool = True
+    keep_inputs: bool = False
 
     @classmethod
     def checked(
@@ -69,6 +72,7 @@ class Options:
         ops: Iterable[str] = DEFAULT_OPERATORS,
         exclude: Iterable[str] = (),
         bias_correction: object = True,
+        keep_inputs: object = False,
     ) -> Options:
         """Return options if all of them are possible."""
         if weights not in WEIGHTS:
@@ -90,12 +94,18 @@ class Options:
             _names(ops, "ops"),
             _names(exclude, "exclude"),
             as_flag(bias_correction, "bias_correction"),
+            as_flag(keep_inputs, "keep_inputs"),
         )
 
     @property
     def needs_data(self) -> bool:
         """Whether activations get codes, whose ranges have to be observed."""
         return self.activations != "none"
+
+    @property
+    def needs_fp8_runtime(self) -> bool:
+        """Whether there is FP8 beside activations in codes, which ONNX Runtime before `FP8_RUNTIME` hardly loads."""
+        return self.needs_data and "fp8" in {self.weights, self.activations}
 
     @property
     def opset(self) -> int:
@@ -111,13 +121,17 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
     Raises
     ------
     InvalidArgumentError
-        If the model is one that was quantised.
+        If the model is one that was quantised, by this package or by others, or in a part.
     """
-    if description(model):
-        raise InvalidArgumentError("model: it is quantised already; give the float model")
-    result = prepared(model, options.opset)
+    found = Quantised.of(model)
+    if found.is_inside or description(model):
+        nodes = f": {told(found.nodes)}" if found.nodes else ""
+        raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
+    result = prepared(model, options.opset, keep_inputs=options.keep_inputs)
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
-    return prepared(model, 19) if half and opset_of(result) < 19 else result  # the first with codes of float16
+    if half and opset_of(result) < 19:  # the first with codes of float16
+        return prepared(model, 19, keep_inputs=options.keep_inputs)
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,10 +157,16 @@ class Quantizer:
     sample : sequence of dict
         Batches that biases are corrected with, if there are any.
 
+    Attributes
+    ----------
+    plan : Plan
+    unreached : tuple of str
+        Nodes that stay in float and are not in the plan, since no sample reached them.
+
     Raises
     ------
     InvalidArgumentError
-        If a tensor was not observed.
+        If a tensor was not observed, or no sample reached any node.
     """
 
     def __init__(
@@ -162,6 +182,7 @@ class Quantizer:
         self._is_faulty = fault_of(model) is not None
         self._shapes = known_shapes(model)
         self._activations: dict[str, Activation] = {}
+        self.unreached: tuple[str, ...] = ()
         if options.needs_data:
             missing = [name for name in self.plan.tensors if name not in collectors]
             if missing:
@@ -169,11 +190,15 @@ class Quantizer:
                     f"calibration: {missing[0]} was not observed, one of {len(missing)} such tensors that get codes; "
                     "calibrate with the same ops and nodes"
                 )
+            self._leave_unreached(collectors)
             needed = {name: collectors[name] for name in self.plan.tensors}
             types = {self._range_of(name): self._weight_of(node).dtype for name, node in self.plan.because.items()}
             self._activations = activation_scales(
                 needed, options.method, options.percentile, options.activations, types
             )
+            for name, given in self._activations.items():
+                if (scale := scale_given(name, self._index, given.scale.dtype)) is not None:
+                    self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
             for name, activation in self._activations.items():
                 maker = self._index.makers.get(name)
                 if maker is not None and maker.op_type == "Clip":
@@ -181,6 +206,22 @@ class Quantizer:
                     self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
         self._weights: dict[str, Weight] = {}
         self._choose_weights()
+
+    def _leave_unreached(self, collectors: dict[str, CalibrationCollector]) -> None:
+        """Leave nodes out of the plan whose tensors had no elements in any batch: they have no range."""
+        empty = {name for name in self.plan.tensors if not collectors[name].n_observed}
+        self.unreached = tuple(
+            node.name
+            for node in self.plan.nodes
+            if not empty.isdisjoint({self._range_of(node.input[0]), self.plan.outputs.get(tail(node, self._index), "")})
+        )
+        if len(self.unreached) == len(self.plan.nodes):
+            raise InvalidArgumentError(
+                f"calibration: there is nothing to quantise: no sample reached {', '.join(self.unreached)}; "
+                "calibrate with samples that do"
+            )
+        if self.unreached:
+            self.plan = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=self.unreached)
 
     def _choose_weights(self) -> None:
         options = self.options
@@ -231,7 +272,8 @@ class Quantizer:
     ) -> ModelProto:
         """Return the quantised model, in which some nodes stay in float, and biases are corrected if there is data."""
         kept = tuple(float_nodes)
-        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=kept)
+        left = (*kept, *self.unreached)
+        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=left)
 
         exact, n = self.float_model, (0, 0)
         if corrected and self.corrects:
@@ -316,6 +358,7 @@ class Quantizer:
                 for node in chosen.nodes
             },
             "float": list(kept),
+            "unreached": list(self.unreached),
             "tensors": {},
         }
         if options.needs_data:

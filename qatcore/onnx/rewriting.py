@@ -13,8 +13,9 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS, as_code_format
-from .graph import Graph, all_names, attribute, drop_unread, names_within, subgraphs, unused_name
-from .plan import ACTIVATIONS, MOVES, OPERATORS
+from .graph import Graph, all_names, attribute, drop_unread, names_within, replace_input, unused_name
+from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
+from .protos import subgraphs
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those
@@ -102,7 +103,7 @@ class Rewriter:
         self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
         for reader in self._index.readers.get(name, []):
             if readers is None or reader.name in readers:
-                _replace_input(reader, name, values)
+                replace_input(reader, name, values)
         unread = not any(name in reader.input for reader in self._index.readers.get(name, []))
         if source == name and unread and not self._index.is_seen(name):
             self._codes[name] = scale
@@ -175,7 +176,7 @@ class Rewriter:
         one = scale.reshape(-1)[0] if scale.size == 1 else scale
         inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one))]
         self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": codes.ndim - 1})
-        _replace_input(adder, name, values)
+        replace_input(adder, name, values)
         self._biased.add(node)
 
     def finished(self, *, all_activations: bool = False) -> ModelProto:
@@ -281,6 +282,7 @@ class Rewriter:
 
         It takes away Relu and Clip before FP8, as if its codes were unsigned.  It gives codes to the weights, with one
         scale for all, and the biases of nodes between codes that have none, also past an If whose branch it knows.
+        It takes codes past a MaxPool, also one whose places are read, which would then be those of codes.
         """
         while (maker := self._index.makers.get(name)) is not None:
             if maker.op_type in OPERATORS:
@@ -289,6 +291,8 @@ class Rewriter:
             if not self._chosen.isdisjoint((*maker.input, *maker.output)):
                 return True
             if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
+                return True
+            if maker.op_type in MOVES and not is_move(maker, self._index):
                 return True
             sources = {name for name in maker.input if name} - self._fixed
             if maker.op_type not in _PASSED or len(sources) != 1:
@@ -424,9 +428,3 @@ def _transposed(scale: Scale) -> Scale:
         return scale
     transposed = scale.scale.T, scale.zero_point.T
     return dataclasses.replace(scale, scale=transposed[0], zero_point=transposed[1], axis=1 - scale.axis)
-
-
-def _replace_input(node: NodeProto, name: str, other: str) -> None:
-    for position, given in enumerate(node.input):
-        if given == name:
-            node.input[position] = other

@@ -11,10 +11,15 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import ModelProto
+from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from ..errors import InvalidArgumentError
 from .graph import Graph
+from .notices import notice
+from .protos import all_nodes
 
+#: The first version of ONNX Runtime that loads models with FP8 beside activations in codes, all but a few.
+FP8_RUNTIME = (1, 32)
 #: A protocol buffer cannot be larger; the rest of a model is small beside its weights.
 LARGEST_MESSAGE = 2**31 - 2**26
 
@@ -24,8 +29,12 @@ def weight_bytes(model: ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.InferenceSession:
+def session_of(
+    model: ModelProto, *, as_written: bool = False, optimized_path: str = ""
+) -> onnxruntime.InferenceSession:
     """Return a session on the CPU that runs a model, optimised or node by node as it is written.
+
+    Where there is a path, the optimised model is written there.
 
     Raises
     ------
@@ -34,6 +43,7 @@ def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.In
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is worth telling is raised
+    options.optimized_model_filepath = optimized_path
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -44,7 +54,35 @@ def session_of(model: ModelProto, *, as_written: bool = False) -> onnxruntime.In
             save_with_data(model, path, "model.data")
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no base but this
-        raise InvalidArgumentError(f"model: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        raise InvalidArgumentError(
+            f"model: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}"
+        ) from error
+
+
+def lacks_fp8() -> bool:
+    """Return whether the installed ONNX Runtime is older than `FP8_RUNTIME`."""
+    return tuple(map(int, onnxruntime.__version__.split(".")[:2])) < FP8_RUNTIME
+
+
+def check_loads(model: ModelProto) -> None:
+    """Raise unless ONNX Runtime can load a quantised model; only warn if it has operators of other makers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If ONNX Runtime cannot, though it has operators of all domains of the model.
+    """
+    try:
+        session_of(model)
+    except InvalidArgumentError as error:
+        own = {schema.domain for schema in get_all_operator_schema()} | {"ai.onnx"}
+        others = sorted({node.domain for node in all_nodes(model)} - own - {each.domain for each in model.functions})
+        if not others:
+            raise InvalidArgumentError(f"quantised {error}") from error
+        notice(
+            f"model: it has operators of {', '.join(others)}, which ONNX Runtime lacks, and so was not loaded there; "
+            "try it where it is to run"
+        )
 
 
 def run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, batch: dict[str, Any]) -> list[Any]:

@@ -1,0 +1,62 @@
+"""Why a quantised model is slower than the float one in ONNX Runtime, and what can be tried."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+
+from .graph import Graph
+from .plan import OPERATORS
+from .quantised import converts
+from .session import LARGEST_MESSAGE, session_of, weight_bytes
+
+#: Of two times of the same: what is less is chance.
+_BY_CHANCE = 1.05
+_FLOAT8 = frozenset({TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2})
+
+
+def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | None:
+    """Return a line on what ONNX Runtime makes of a quantised model that is slower, and what has helped such models.
+
+    None if it is not slower than the float model, but for chance, or too large to be looked at.
+
+    Parameters
+    ----------
+    quantized : ModelProto
+    latency : tuple of float
+        Of the float model and of this one.
+    """
+    before, after = latency
+    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= LARGEST_MESSAGE:
+        return None
+    index = Graph(quantized)
+    kinds = {_kind_of_codes(node, index) for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    if kinds & _FLOAT8:
+        return "ONNX Runtime has no products of FP8; try --weights int8 --activations uint8"
+    if not kinds:
+        return "weights alone save memory, seldom time; try --activations uint8 or int8"
+    products = sum(node.op_type in OPERATORS for node in quantized.graph.node)
+    nodes = list(_optimized(quantized).graph.node)
+    in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
+    other = "uint8" if TensorProto.INT8 in kinds else "int8"
+    return (
+        f"{in_float} of {products} products run in float, {sum(map(converts, nodes))} conversions between; "
+        f"try --activations {other}, --exclude"
+    )
+
+
+def _kind_of_codes(node: NodeProto, index: Graph) -> int:
+    """Return the type of a QuantizeLinear's codes, which is that of its zero point."""
+    zero = index.constants.get(node.input[2]) if len(node.input) > 2 else None
+    return int(TensorProto.UINT8 if zero is None else zero.data_type)
+
+
+def _optimized(model: ModelProto) -> ModelProto:
+    """Return what ONNX Runtime runs in place of a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "optimized.onnx")
+        session_of(model, optimized_path=path)
+        return onnx.load(path, load_external_data=False)  # which some versions keep in memory
