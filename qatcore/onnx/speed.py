@@ -8,6 +8,7 @@ import tempfile
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from .display import counted
 from .graph import Graph
 from .plan import OPERATORS
 from .quantised import converts
@@ -42,10 +43,8 @@ def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | Non
     nodes = list(_optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
     other = "uint8" if TensorProto.INT8 in kinds else "int8"
-    return (
-        f"{in_float} of {products} products run in float, {sum(map(converts, nodes))} conversions between; "
-        f"try --activations {other}, --exclude"
-    )
+    between = counted(sum(map(converts, nodes)), "conversion")
+    return f"{in_float} of {products} products run in float, {between} between; try --activations {other}, --exclude"
 
 
 def _kind_of_codes(node: NodeProto, index: Graph) -> int:
