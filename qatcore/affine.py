@@ -432,9 +432,7 @@ def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) 
     return *shape[:position], shape[position] // size, *shape[position + 1 :]
 
 
-def _as_positive(
-    scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool
-) -> npt.NDArray[Any]:
+def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool) -> npt.NDArray[Any]:
     """Return scales of the expected shape, or a `scalar` one, positive and finite in the type computed in."""
     array = as_array(scale, "scale")
     if array.shape != expected and not (scalar and array.ndim == 0):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from . import __version__
@@ -29,6 +30,33 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with one line, where argparse would print the usage too."""
         self.exit(2, f"qatcore: {message}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse an unknown option first: that another one is missing may be because its name is misspelt."""
+        given = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        for argument in given:
+            # What comes after a command is its own parser's.
+            if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
+                break
+            name = argument.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in known:
+                self.error(f"unrecognized arguments: {name}{_suggestion(name, known)}")
+            if name.startswith("-") and f"-{name}" in known:  # which would be read as -o with a value
+                self.error(f"unrecognized arguments: {name}; did you mean -{name}?")
+        return super().parse_known_args(given, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is no choice, and suggest the one that was meant."""
+        if action.choices is not None and value not in action.choices:
+            message = f"invalid choice: {value!r} (choose from {', '.join(map(str, action.choices))})"
+            raise argparse.ArgumentError(action, message + _suggestion(value, action.choices))
+
+
+def _suggestion(given: str, known: Iterable[str]) -> str:
+    """Return a question after what was meant, if anything is near."""
+    near = difflib.get_close_matches(given.lower(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,8 +66,8 @@ def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | 
     elif isinstance(x, Iterable) and not isinstance(x, (str, bytes, Delayed, Mapping)):
         if kind.axis is not None and hasattr(x, "ndim"):
             raise InvalidArgumentError(
-                f"x: expected a dask array or batches where there is an axis, got another array of {x.ndim} dimensions; "
-                "pass [array] if it is one batch"
+                f"x: expected a dask array or batches where there is an axis, got another array of {x.ndim} "
+                "dimensions; pass [array] if it is one batch"
             )
         observed = [delayed(_observe)(kind, batch) for batch in iterate_batches("x", x)]
     else:

@@ -207,14 +207,14 @@ def test_no_array_at_all(make, kind):
 
 
 def test_complex_tensors():
-    with pytest.raises(TypeError, match="^x: expected real numbers .*, got complex64"):
+    with pytest.raises(TypeError, match=r"^x: expected real numbers .*, got complex64"):
         CalibrationCollector().observe(torch.ones(3, dtype=torch.complex64))
     negated = torch.tensor([1 + 2j, 3 - 4j]).conj().imag  # PyTorch's lazy negation
     assert qatcore.quantize(negated, 1.0).tolist() == [-2, 4]
 
 
 def test_uneven_tensors():
-    with pytest.raises(InvalidArgumentError, match="^x: expected an array: "):
+    with pytest.raises(InvalidArgumentError, match=r"^x: expected an array: "):
         qatcore.quantize_fp8([torch.ones(2), torch.ones(3)])
 
 

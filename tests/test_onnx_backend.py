@@ -42,8 +42,8 @@ def test_case(name):
         axis = attributes.get("axis", 1) if scale.ndim else None  # ONNX does not read it for one scale
         options = {"axis": axis, "block_size": attributes.get("block_size")}
         if name == "test_quantizelinear_float4e2m1":
-            # The case has 0 for the code of -0: its evaluator adds the zero point before it rounds.  It compares values,
-            # which do not tell; ONNX Runtime, in FP8, keeps the sign as this package does.
+            # The case has 0 for the code of -0: ONNX's evaluator adds the zero point before it rounds, and compares
+            # values, which do not tell.  ONNX Runtime, in FP8, keeps the sign as this package does.
             x = x + np.float32(0.0)
         result = FUNCTIONS[node.op_type](x, scale, *zero_point, dtype=expected.dtype, **options)
         assert_same(result, expected)
