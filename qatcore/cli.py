@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from . import __version__
+from . import __version__, _startup
 
 _SEED_MAX = 2**32 - 1  # NumPy's and scikit-learn's limit
 
@@ -72,17 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         After ``--help`` and ``--version``, and with code 2 if an argument is wrong.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        parser.print_help(sys.stderr)
-        return 2
     try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return 2
         code: int = arguments.run(arguments)
     except BrokenPipeError:
         return _without_a_reader()
     except KeyboardInterrupt:
-        print("qatcore: interrupted, nothing was written", file=sys.stderr)
+        print(f"qatcore: {_startup.INTERRUPTED}", file=sys.stderr)
         return 130
     try:
         if sys.stdout is not None:  # closed from the start
@@ -327,6 +327,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         from .demo import format_report, run_demo
     except ModuleNotFoundError as error:
         return _missing(error, "sklearn", "the demo needs scikit-learn", "demo")
+    _startup.hand_over()
     print(format_report(run_demo(arguments.seed)), flush=True)
     return 0
 
@@ -340,6 +341,7 @@ def _onnx(name: str) -> Callable[[argparse.Namespace], int]:
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             return _missing(error, missing, f"{name} needs {missing}", "onnx")
+        _startup.hand_over()
         return commands.run(name, arguments)
 
     return run
