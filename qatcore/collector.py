@@ -32,8 +32,8 @@ class CalibrationCollector:
 
     Every scale method takes ``bits`` (`QuantBits`, INT8), ``symmetric`` (False) and ``include_zero`` (False:
     the range is widened to hold 0; what is exported to a runtime needs it) and returns
-    ``(scale, zero_point)``.  Asking changes nothing.  Without a range to speak of (nothing observed, or one value
-    only where affine) they answer ``(1.0, 0)``.
+    ``(scale, zero_point)``.  Asking changes nothing.  Of zeros alone they answer ``(2**-12, 0)``, and without a range
+    to speak of (nothing observed, or one other value where affine) ``(1.0, 0)``.
 
     Without an axis all values share a histogram, and answers are Python floats and ints.  With one, each channel
     has its own, and answers are arrays of shape `shape`: float64, and int32 for zero points.  A channel's answer is

@@ -50,7 +50,9 @@ def percentile_range(h: LeadingBitHistogram, p: float) -> Range:
     lower = np.minimum(np.floor(n * outside).astype(np.int64), n - 1)
     upper = np.minimum(np.ceil(n * (1.0 - outside)).astype(np.int64), n - 1)
     low, high = h.values_at_ranks(lower), h.values_at_ranks(upper)
-    return np.where(n == 0, h.low, low), np.where(n == 0, h.high, high)
+    # Zeros among which other values are lost are no range, as is nothing observed.
+    lost = (n == 0) | ((low == 0.0) & (high == 0.0) & (h.low < h.high))
+    return np.where(lost, np.inf, low), np.where(lost, -np.inf, high)
 
 
 @np.errstate(all="ignore")
