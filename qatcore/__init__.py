@@ -1,6 +1,6 @@
 """The quantisation core for Python: observe, choose scales, quantise, infer exactly."""
 
-from . import reference
+from . import _startup, reference  # noqa: F401 (_startup before all else)
 from ._dispatch import cpu_level, show_config
 from ._threads import get_num_threads, set_num_threads
 from .affine import dequantize, fake_quantize, quantize

@@ -6,9 +6,11 @@ import contextlib
 import math
 import numbers
 import operator
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -21,9 +23,10 @@ INT32 = np.iinfo(np.int32)
 
 
 def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
-    """Return `x` as an array of any type, in whatever layout it has."""
+    """Return `x` as an array of any type, in whatever layout it has; PyTorch's tensors too."""
     if type(x) is np.ndarray:
         return x
+    x = _without_tensors(x, name)
     if isinstance(x, np.ma.MaskedArray) or (
         isinstance(x, (list, tuple)) and any(isinstance(item, np.ma.MaskedArray) for item in x)
     ):
@@ -32,6 +35,35 @@ def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
         return np.asarray(x)
     except ValueError as error:  # a ragged list
         raise InvalidArgumentError(f"{name}: expected an array: {error}") from None
+
+
+def _without_tensors(x: Any, name: str) -> Any:
+    """Return `x`, or lists that hold what it does, with arrays in place of PyTorch's tensors."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # who has one has imported it
+    if tensor is None:
+        return x
+    if isinstance(x, tensor):
+        return _array_of_tensor(x, name)
+    if isinstance(x, (list, tuple)) and any(isinstance(item, (tensor, list, tuple)) for item in x):
+        return [_without_tensors(item, name) for item in x]
+    return x
+
+
+def _array_of_tensor(tensor: Any, name: str) -> npt.NDArray[Any]:
+    """Return a view of a tensor's values, without the history that gradients need."""
+    if tensor.device.type != "cpu":
+        raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}; pass it with .cpu()")
+    kind = str(tensor.dtype).removeprefix("torch.")
+    try:
+        plain = tensor.detach().resolve_neg()
+        if kind != "bfloat16" and not kind.startswith("float8_"):
+            return np.asarray(plain.numpy())
+        # NumPy has these from ml_dtypes, which PyTorch does not know: they are read by their bits.
+        bits = sys.modules["torch"].int16 if kind == "bfloat16" else sys.modules["torch"].uint8
+        return np.asarray(plain.view(bits).numpy()).view(getattr(ml_dtypes, kind))
+    except (AttributeError, RuntimeError, TypeError) as error:  # of a type or layout that NumPy lacks, or no values
+        reason = str(error).partition("\n")[0]
+        raise TypeError(f"{name}: expected a dense tensor of real numbers, got one of {kind}: {reason}") from None
 
 
 def as_array(x: object, name: str) -> npt.NDArray[Any]:
@@ -155,10 +187,15 @@ def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], 
     return result[()] if isinstance(x, np.generic) else result
 
 
+def _single(value: object, name: str) -> object:
+    """Return the element of an array or a tensor of no dimensions, and all else as it is."""
+    value = _without_tensors(value, name)
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
+
 def as_number(value: object, name: str) -> float:
     """Return a real scalar as a float."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
+    value = _single(value, name)
     if isinstance(value, np.generic):
         kernel_dtype(value.dtype, name)
     elif not isinstance(value, numbers.Real):
@@ -187,8 +224,7 @@ def as_share(value: object, name: str) -> float:
 
 def as_zero_point(value: object, name: str = "zero_point") -> int:
     """Return a zero point as an int; those outside int32 are invalid."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
+    value = _single(value, name)
     try:
         zero_point = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

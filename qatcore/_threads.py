@@ -24,6 +24,7 @@ _Item = TypeVar("_Item")
 
 #: Elements that take a kernel at the speed of memory about 0.15 ms: splitting less does not pay.
 GRAIN = 1 << 18
+_MOST_DIGITS = 9  # no machine has more threads than they can tell
 
 
 def _available_cpus() -> int:
@@ -36,8 +37,9 @@ def _initial_threads() -> int:
     setting = os.environ.get("QATCORE_NUM_THREADS")
     if not setting:
         return _available_cpus()
-    if not setting.isdecimal() or int(setting) < 1:
-        raise InvalidArgumentError(f"QATCORE_NUM_THREADS: expected a positive integer, got {setting!r}")
+    if not setting.isdecimal() or len(setting) > _MOST_DIGITS or int(setting) < 1:
+        got = repr(setting) if len(setting) <= _MOST_DIGITS else f"{len(setting)} characters"
+        raise InvalidArgumentError(f"QATCORE_NUM_THREADS: expected a positive integer, got {got}")
     return int(setting)
 
 

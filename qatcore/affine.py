@@ -56,10 +56,10 @@ def quantize(
     ----------
     x : scalar or array_like, any shape
         float32, float64, float16 or bfloat16; integers are taken as float64.
-    scale : float, or array_like, shape (x.shape[axis],)
+    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
         Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
         ``x.shape[axis] // block_size`` along the axis.
-    zero_point : int, or array_like, of the shape of `scale`
+    zero_point : int, or array_like, of the shape that `scale` may have
         Among the codes; 0 for floating-point formats.
     dtype : str, dtype or QuantBits
         Of the codes: int2, uint2, int4, uint4, int8, uint8, int16, uint16, float8_e4m3fn, float8_e5m2 or
@@ -125,10 +125,10 @@ def dequantize(
     ----------
     codes : scalar or array_like, any shape
         Of one of the types that `quantize` gives.
-    scale : float, or array_like, shape (codes.shape[axis],)
+    scale : float, or array_like, shape (1,) without an axis or (codes.shape[axis],)
         Positive and finite, also as the type computed in.  With `block_size`, of the shape of `codes` but for
         ``codes.shape[axis] // block_size`` along the axis.
-    zero_point : int, or array_like, of the shape of `scale`
+    zero_point : int, or array_like, of the shape that `scale` may have
         Among the codes; 0 for floating-point formats.
     axis : int, optional
         Along which scales and zero points lie; without it there is one for all.
@@ -190,10 +190,10 @@ def fake_quantize(
     Parameters
     ----------
     x : scalar or array_like, any shape
-    scale : float, or array_like, shape (x.shape[axis],)
+    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
         Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
         ``x.shape[axis] // block_size`` along the axis.
-    zero_point : int, or array_like, of the shape of `scale`
+    zero_point : int, or array_like, of the shape that `scale` may have
         Among the codes; 0 for floating-point formats.
     dtype : str, dtype or QuantBits
         Of the codes in between, one of those that `quantize` gives.
@@ -356,8 +356,8 @@ def scaled_format(
     elif position is not None:
         expected = (shape[position],)
     else:
-        expected = ()
-    scales = _as_positive(scale, expected, computed)
+        expected = (1,)  # which ONNX takes for a scalar
+    scales = _as_positive(scale, expected, computed, scalar=position is None)
     zero_points = as_zero_points(zero_point, expected, "zero_point")
     right = (zero_points >= least) & (zero_points <= greatest)
     if not right.all():
@@ -366,7 +366,7 @@ def scaled_format(
             f"zero_point: expected {range_of_codes} for {code_format.dtype}, got {first_wrong(zero_points, right)}"
         )
     # Copies: `out` may lie where they do.
-    scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, scales.shape)).reshape(-1)
+    scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, expected)).reshape(-1)
     if position is None or not size:
         return constant(code_format, scales, zero_points, size)
     inner = math.prod(shape[position + 1 :])
@@ -432,11 +432,11 @@ def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) 
     return *shape[:position], shape[position] // size, *shape[position + 1 :]
 
 
-def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return scales of the expected shape, positive and finite in the type computed in."""
+def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool) -> npt.NDArray[Any]:
+    """Return scales of the expected shape, or a `scalar` one, positive and finite in the type computed in."""
     array = as_array(scale, "scale")
-    if array.shape != expected:
-        wanted = f"shape {expected}" if expected else "a scalar"
+    if array.shape != expected and not (scalar and array.ndim == 0):
+        wanted = f"{'a scalar or ' if scalar else ''}shape {expected}"
         raise InvalidArgumentError(f"scale: expected {wanted}, got {_shown_shape(array)}")
     with np.errstate(all="ignore"):
         scales = np.array(array, computed)  # a copy

@@ -531,7 +531,7 @@ def named_collectors(collectors: object) -> Mapping[str, CalibrationCollector]:
 
 def iterate_batches(name: str, batches: object) -> Iterator[Any]:
     """Return an iterator over a layer's batches; a one-dimensional array is one."""
-    if isinstance(batches, np.ndarray) and batches.ndim == 1:
+    if getattr(batches, "ndim", 0) == 1:  # another library's as well
         return iter([batches])
     try:
         return iter(batches)  # type: ignore[call-overload, no-any-return]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from . import __version__
+from . import __version__, _startup
 
 _SEED_MAX = 2**32 - 1  # NumPy's and scikit-learn's limit
 
@@ -30,6 +31,33 @@ class _Parser(argparse.ArgumentParser):
         """Exit with one line, where argparse would print the usage too."""
         self.exit(2, f"qatcore: {message}\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse an unknown option first: that another one is missing may be because its name is misspelt."""
+        given = sys.argv[1:] if args is None else list(args)
+        known = self._option_string_actions
+        for argument in given:
+            # What comes after a command is its own parser's.
+            if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
+                break
+            name = argument.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in known:
+                self.error(f"unrecognized arguments: {name}{_suggestion(name, known)}")
+            if name.startswith("-") and f"-{name}" in known:  # which would be read as -o with a value
+                self.error(f"unrecognized arguments: {name}; did you mean -{name}?")
+        return super().parse_known_args(given, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is no choice, and suggest the one that was meant."""
+        if action.choices is not None and value not in action.choices:
+            message = f"invalid choice: {value!r} (choose from {', '.join(map(str, action.choices))})"
+            raise argparse.ArgumentError(action, message + _suggestion(value, action.choices))
+
+
+def _suggestion(given: str, known: Iterable[str]) -> str:
+    """Return a question after what was meant, if anything is near."""
+    near = difflib.get_close_matches(given.lower(), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
@@ -44,17 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         After ``--help`` and ``--version``, and with code 2 if an argument is wrong.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        parser.print_help(sys.stderr)
-        return 2
     try:
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help(sys.stderr)
+            return 2
         code: int = arguments.run(arguments)
     except BrokenPipeError:
         return _without_a_reader()
     except KeyboardInterrupt:
-        print("qatcore: interrupted, nothing was written", file=sys.stderr)
+        print(f"qatcore: {_startup.INTERRUPTED}", file=sys.stderr)
         return 130
     try:
         if sys.stdout is not None:  # closed from the start
@@ -306,6 +334,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         from .demo import format_report, run_demo
     except ModuleNotFoundError as error:
         return _missing(error, "sklearn", "the demo needs scikit-learn", "demo")
+    _startup.hand_over()
     print(format_report(run_demo(arguments.seed)), flush=True)
     return 0
 
@@ -319,6 +348,7 @@ def _onnx(name: str) -> Callable[[argparse.Namespace], int]:
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             return _missing(error, missing, f"{name} needs {missing}", "onnx")
+        _startup.hand_over()
         return commands.run(name, arguments)
 
     return run

@@ -177,9 +177,11 @@ class QuantizationSpec:
 
 def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
     """Return a scale or zero point of a specification as a read-only array of its own."""
+    from ._arrays import as_plain_array  # which imports this module, for the names of formats
+
     try:
-        array = np.array(value)
-    except ValueError:
+        array = as_plain_array(value, name)
+    except InvalidArgumentError:
         raise InvalidArgumentError(f"{name}: expected numbers in equal rows, got {value!r}") from None
     if array.ndim != dimensions:
         expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, as the axis has"

@@ -19,7 +19,7 @@ except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
 from ._arrays import as_array, kernel_dtype
-from .calibration import checked_options, choose_specs, distinct_layers
+from .calibration import checked_options, choose_specs, distinct_layers, iterate_batches
 from .collector import CalibrationCollector
 from .config import CalibMethod, QuantBits, QuantizationSpec
 from .errors import InvalidArgumentError
@@ -35,7 +35,7 @@ def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | 
     Parameters
     ----------
     x : dask.array.Array, or iterable of delayed or array_like
-        An array of any chunks, or batches, each as `CalibrationCollector.observe` takes it.  A NumPy array of one
+        An array of any chunks, or batches, each as `CalibrationCollector.observe` takes it.  Another array of one
         dimension is one batch.
     axis, groups : optional
         As `CalibrationCollector` takes them.  An array may be cut along its channels as well.
@@ -63,15 +63,13 @@ def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | 
     if isinstance(x, dask.array.Array):
         kernel_dtype(x.dtype, "x")
         observed = list(_blocks(x, kind))
-    elif isinstance(x, np.ndarray) and kind.axis is not None:
-        raise InvalidArgumentError(
-            f"x: expected a dask array or batches where there is an axis, got a NumPy array of {x.ndim} dimensions; "
-            "pass [array] if it is one batch"
-        )
-    elif isinstance(x, np.ndarray) and x.ndim == 1:
-        observed = [delayed(_observe)(kind, x)]
     elif isinstance(x, Iterable) and not isinstance(x, (str, bytes, Delayed, Mapping)):
-        observed = [delayed(_observe)(kind, batch) for batch in x]
+        if kind.axis is not None and hasattr(x, "ndim"):
+            raise InvalidArgumentError(
+                f"x: expected a dask array or batches where there is an axis, got another array of {x.ndim} "
+                "dimensions; pass [array] if it is one batch"
+            )
+        observed = [delayed(_observe)(kind, batch) for batch in iterate_batches("x", x)]
     else:
         raise TypeError(f"x: expected a dask array or an iterable of batches, got {type(x).__name__}")
     while len(observed) > 1:

@@ -35,9 +35,9 @@ def fake_quantize_backward(
     grad : array_like, shape of `x`
         The loss's gradient for the result of ``fake_quantize(x, scale, zero_point, dtype=dtype, axis=axis)``.
     x : array_like, any shape
-    scale : float, or array_like, shape (x.shape[axis],)
+    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
         Positive and finite, also as float32 if `x` is computed in float32.
-    zero_point : int, or array_like, of the shape of `scale`
+    zero_point : int, or array_like, of the shape that `scale` may have
         Among the codes; 0 for floating-point formats.
     dtype : str, dtype or QuantBits
         Of the codes in between, one of those that `quantize` gives.
@@ -90,7 +90,7 @@ def fake_quantize_backward(
     with np.errstate(all="ignore"), floats_for(grad_x, floats.dtype) as target:
         sums = add_gradients(scaled, np.require(gradient, floats.dtype, ["C", "A"]), floats, target)
         of_scale, of_zero_point = channel_sums(sums, floats.shape, axis) * factor
-        of_zero_point *= -np.asarray(scale, floats.dtype).astype(np.float64)
+        of_zero_point *= -as_array(scale, "scale").astype(floats.dtype).astype(np.float64)
     if axis is None:
         return grad_x, float(of_scale[0]), float(of_zero_point[0])
     return grad_x, of_scale, of_zero_point

@@ -15,6 +15,7 @@ from ._threads import GRAIN, for_ranges
 from .affine import FLOATS, ScaledFormat, as_axis, as_blocks, blockwise, floats_for
 from .errors import InvalidArgumentError
 from .formats import E4M3, E4M3_MAX, CodeFormat, as_code_format
+from .scale import MIN_SCALE
 
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
@@ -158,7 +159,8 @@ def quantize_nvfp4(
     x : array_like, at least one dimension
         float32, float64, float16 or bfloat16; integers are taken as float64.
     tensor_scale : float, optional
-        Positive and finite, also as float32; else the greatest finite magnitude / (6 * 448), or 1 if that is 0.
+        Positive and finite, also as float32; else the greatest finite magnitude / (6 * 448), at least 2**-126, or
+        1 if that magnitude is 0.
     axis : int
         Along which blocks lie.
 
@@ -213,7 +215,7 @@ def quantize_nvfp4(
     else:
         finite = greatest if np.isfinite(greatest).all() else np.abs(floats[np.isfinite(floats)])
         limited = min(finite.max(initial=0.0), np.finfo(np.float32).max)
-        all_scale = np.float32(limited / (_E2M1_MAX * E4M3_MAX)) or np.float32(1.0)
+        all_scale = np.float32(max(limited / (_E2M1_MAX * E4M3_MAX), MIN_SCALE) if limited else 1.0)
     greatest = np.minimum(np.where(has_nan, 0.0, greatest), np.finfo(np.float32).max).astype(floats.dtype)
     with np.errstate(over="ignore"):
         scale = np.clip(greatest / floats.dtype.type(_E2M1_MAX) / floats.dtype.type(all_scale), _LEAST_E4M3, E4M3_MAX)

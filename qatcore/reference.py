@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _dispatch, codes
-from ._arrays import as_array, as_count, as_float64, as_number, as_plain_array, as_zero_point, elementwise
+from ._arrays import INT32, as_array, as_count, as_float64, as_number, as_plain_array, as_zero_point, elementwise
 from .calibration import CalibrationDataset, iterate_batches, named_layers
 from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
 from .errors import InvalidArgumentError
+from .formats import INTEGERS
 from .gemm import int8_matmul
-from .scale import scale_and_zero_point
+from .scale import round_half_away
 from .weights import as_config
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
 HISTOGRAM_BINS = 256
 MAX_SAMPLES = 100_000
 _LEVELS = 256
+_LEAST_SCALE = 1e-12
 
 
 def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
@@ -269,8 +271,14 @@ class CalibrationCollector:
 
 
 def _affine(low: float, high: float) -> tuple[float, int]:
-    scale, zero_point = scale_and_zero_point(low, high, QuantBits.INT8, symmetric=False, include_zero=False)
-    return float(scale), int(zero_point)
+    """Return scale and zero point for a range: a scale of at least 1e-12, a zero point from the scale before that."""
+    if not low < high:
+        return 1.0, 0
+    with np.errstate(all="ignore"):
+        scale = np.asarray((np.float64(high) - low) / INTEGERS[QuantBits.INT8].steps)
+        offset = np.nan_to_num(round_half_away(low / scale), nan=0.0, posinf=INT32.max, neginf=INT32.min)
+    saturated = np.int64(np.clip(offset, INT32.min, INT32.max))
+    return max(float(scale), _LEAST_SCALE), int((INTEGERS[QuantBits.INT8].low - saturated).astype(np.int32))  # it wraps
 
 
 class QatLayer:

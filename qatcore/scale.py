@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ._arrays import INT32
 from .config import QuantBits
 from .formats import E4M3_MAX, INTEGERS
 
-#: No scale is smaller.  The zero point is computed before this floor applies, as in the reference.
-MIN_SCALE = 1e-12
+#: No scale is smaller: float32's least normal number, for scales are stored as float32 and computed with as such.
+MIN_SCALE = 2.0**-126
+#: Of a range that holds nothing but 0, for which every scale is exact.  What matters is a bias behind it: runtimes give
+#: that codes of 32 bits in steps of this scale times the weights', which should be fine beside the bias and hold it.
+#: Of a bias as large as the greatest of int8 weights the code is 127 * 2**12, in octaves midway between 8 and 31 bits:
+#: the bias may be 2,000 times smaller or 4,000 times larger.
+ZEROS_SCALE = 2.0**-12
+#: How far a zero point may be from the least code, so as to fit int32.
+_FARTHEST = 2.0**31 - 2.0**8
 
 _FloatsOrOne = float | npt.NDArray[np.float64]
 
@@ -29,12 +35,12 @@ def scale_and_zero_point(
 
     With L the steps between the extreme codes and q the least code,
 
-    * affine: ``scale = (high - low) / L``, ``zero_point = q - round_half_away(low / scale)``,
-      the difference wrapping in int32;
+    * affine: ``scale = (high - low) / L``, ``zero_point = q - round_half_away(low / scale)``;
     * symmetric: ``scale = max(|low|, |high|) / greatest code``, ``zero_point = 0``;
     * FP8: ``scale = max(|low|, |high|) / 448``, ``zero_point = 0``.
 
-    A range without extent (none observed, or one value only where affine) gives (1, 0).
+    A scale is at least `MIN_SCALE`, and large enough for the zero point to be an int32.  A range of 0 alone gives
+    (`ZEROS_SCALE`, 0).  No range, since nothing was observed, or one of another value only where affine, gives (1, 0).
 
     Parameters
     ----------
@@ -46,18 +52,17 @@ def scale_and_zero_point(
         Widen the range to hold 0, so that 0 has a code and the zero point is one.
     """
     start, stop = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    empty = ~(start <= stop)
+    zeros, unknown = (start == 0.0) & (stop == 0.0), ~(start <= stop)
     with np.errstate(all="ignore"):
+        clip = np.maximum(np.abs(start), np.abs(stop))
         if symmetric or bits is QuantBits.FP8:
             greatest = E4M3_MAX if bits is QuantBits.FP8 else float(INTEGERS[bits].high)
-            clip = np.maximum(np.abs(start), np.abs(stop))
-            scale = np.where(empty | (clip == 0.0), 1.0, np.maximum(clip / greatest, MIN_SCALE))
-            return scale, np.zeros(scale.shape, np.int32)
-        if include_zero:
-            start, stop = np.minimum(start, 0.0), np.maximum(stop, 0.0)
-        scale = (stop - start) / INTEGERS[bits].steps
-        offset = np.nan_to_num(round_half_away(start / scale), nan=0.0, posinf=INT32.max, neginf=INT32.min)
-        offset = np.clip(offset, INT32.min, INT32.max).astype(np.int64)
-    degenerate = empty | ~(start < stop)
-    zero_point = np.where(degenerate, 0, (INTEGERS[bits].low - offset).astype(np.int32))
-    return np.where(degenerate, 1.0, np.maximum(scale, MIN_SCALE)), zero_point.astype(np.int32)
+            scale, zero_point = np.maximum(clip / greatest, MIN_SCALE), np.zeros(clip.shape)
+        else:
+            if include_zero:
+                start, stop = np.minimum(start, 0.0), np.maximum(stop, 0.0)
+            unknown |= ~(start < stop)
+            scale = np.maximum((stop - start) / INTEGERS[bits].steps, np.maximum(clip / _FARTHEST, MIN_SCALE))
+            zero_point = INTEGERS[bits].low - round_half_away(np.nan_to_num(start / scale))
+    scale = np.where(zeros, ZEROS_SCALE, np.where(unknown, 1.0, scale))
+    return scale, np.where(zeros | unknown, 0.0, zero_point).astype(np.int32)

@@ -348,9 +348,9 @@ def test_scales_at_the_ends(call):
 @pytest.mark.parametrize(
     ("scale", "options", "message"),
     [
-        ([1.0] * 3, {}, "scale: expected a scalar, got shape (3,)"),
-        ([1.0], {}, "scale: expected a scalar, got shape (1,)"),
-        ([], {}, "scale: expected a scalar, got shape (0,)"),
+        ([1.0] * 3, {}, "scale: expected a scalar or shape (1,), got shape (3,)"),
+        ([[1.0]], {}, "scale: expected a scalar or shape (1,), got shape (1, 1)"),
+        ([], {}, "scale: expected a scalar or shape (1,), got shape (0,)"),
         (1.0, {"axis": 0}, "scale: expected shape (3,), got a scalar"),
         ([1.0] * 4, {"axis": 0}, "scale: expected shape (3,), got shape (4,)"),
         ([1.0], {"axis": 0}, "scale: expected shape (3,), got shape (1,)"),
@@ -360,7 +360,8 @@ def test_scales_at_the_ends(call):
         (1.0, {"axis": 2}, "axis: expected one of an array with 2 dimensions, got 2"),
         (1.0, {"axis": -3}, "axis: expected one of an array with 2 dimensions, got -3"),
         (1.0, {"axis": 2**70}, f"axis: expected one of an array with 2 dimensions, got {2**70}"),
-        (1.0, {"zero_point": [0]}, "zero_point: expected a scalar, got shape (1,)"),
+        (1.0, {"zero_point": [0, 0]}, "zero_point: expected a scalar or shape (1,), got shape (2,)"),
+        (1.0, {"zero_point": [[0]]}, "zero_point: expected a scalar or shape (1,), got shape (1, 1)"),
         ([1.0] * 3, {"axis": 0, "zero_point": [0] * 4}, "zero_point: expected a scalar or shape (3,), got shape (4,)"),
         ([1.0] * 3, {"axis": 0, "zero_point": [[0]] * 3}, "a scalar or shape (3,), got shape (3, 1)"),
         (1.0, {"zero_point": 128}, "zero_point: expected -128 to 127 for int8, got 128"),

@@ -84,6 +84,50 @@ def test_a_wrong_argument_is_one_line(argv, said, capsys):
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        ("quantise model.onnx", "quantize"),
+        ("QUANTIZE model.onnx", "quantize"),
+        ("calibrte model.onnx", "calibrate"),
+        ("compair a.onnx b.onnx", "compare"),
+        ("--versoin", "--version"),
+        ("quantize model.onnx --dta x.npz -o y.onnx", "--data"),
+        ("compare a.onnx b.onnx --dat=x.npz", "--data"),  # what is required is missing as well
+        ("quantize model.onnx --per-tenser -o y.onnx", "--per-tensor"),
+        ("quantize model.onnx --outptu=y.onnx", "--output"),
+        ("quantize model.onnx -output y.onnx", "--output"),
+        ("inspect model.onnx -json", "--json"),
+        ("quantize model.onnx --method min_max -o y.onnx", "minmax"),
+        ("quantize model.onnx --method precentile -o y.onnx", "percentile"),
+        ("quantize model.onnx --weights INT8 -o y.onnx", "int8"),
+        ("quantize model.onnx --activations unit8 -o y.onnx", "uint8"),
+        ("demo --sed 1", "--seed"),
+    ],
+)
+def test_a_near_miss_suggests_what_was_meant(argv, meant, capsys):
+    assert exit_code(*argv.split()) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("qatcore: ")
+    assert err.endswith(f"; did you mean {meant}?\n")
+    assert err.count("\n") == 1
+
+
+def test_what_is_near_nothing_suggests_nothing(capsys):
+    for argv in (["fly"], ["--fly"], ["quantize", "model.onnx", "--weights", "x", "-o", "y"]):
+        assert exit_code(*argv) == 2
+        assert "did you mean" not in capsys.readouterr().err
+
+
+def test_values_are_not_taken_for_options(capsys):
+    """Nor what comes after --, or after a command for an option of the whole."""
+    assert exit_code("quantize", "--help") == 0
+    capsys.readouterr()
+    assert exit_code("inspect", "--", "--jsn", "x") == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
 def test_demo_without_scikit_learn():
     # None in sys.modules makes the import fail just as a missing package does.
     done = run_python(

@@ -40,7 +40,16 @@ def test_nothing_finite(batches):
 @pytest.mark.parametrize("n", [1, 300, 20_000])
 def test_only_zeros(n):
     for *_, answer in every_answer(np.zeros(n), -np.zeros(n)):
-        assert answer == NOTHING
+        assert answer == (2.0**-12, 0)
+
+
+@pytest.mark.parametrize("n", [300, 20_000])
+def test_zeros_that_hide_the_rest(n):
+    """A percentile that leaves nothing but zeros leaves no range: what is not 0 would all be clipped."""
+    collector = CalibrationCollector()
+    collector.observe([*np.zeros(n), 1.0, 2.0])
+    for bits, symmetric in FORMATS:
+        assert collector.percentile_scale(50.0, bits=bits, symmetric=symmetric) == NOTHING
 
 
 @pytest.mark.parametrize("n", [1, 300, 20_000])
@@ -63,13 +72,27 @@ def test_an_all_zero_first_batch(n):
 
 
 @pytest.mark.parametrize("n", [300, 20_000])
-@pytest.mark.parametrize("unit", [5e-324, 1e-310, 1e-40, 1e-20])
+@pytest.mark.parametrize("unit", [5e-324, 1e-310, 1e-42])
 def test_tiny_values(n, unit):
-    """No scale is below 1e-12, whose codes for such values are one and the same."""
+    """No scale is below float32's least normal number; codes for values far below it are one and the same."""
     x = np.random.default_rng(1).integers(-1000, 1000, n) * unit
     for *_, (scale, zero_point) in every_answer(x):
-        assert scale == 1e-12
+        assert scale == 2.0**-126 == np.finfo(np.float32).tiny
         assert -128 <= zero_point <= 127
+
+
+@pytest.mark.parametrize("exponent", [-126, -100, -40, -39, 0, 40, 115])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [300, 20_000])
+def test_scales_are_in_proportion(n, kind, exponent):
+    """Multiples of another power of two have that multiple of the scale, to the bit, at every magnitude."""
+    x = np.random.default_rng(2).integers(-2000, 3000, n).astype(kind)  # exact in float32 at each of these powers
+    with np.errstate(over="ignore"):
+        moved = np.ldexp(x, exponent)
+    assert np.isfinite(moved).all()
+    for (*_, (scale, zero_point)), (*_, answer) in zip(every_answer(x), every_answer(moved), strict=True):
+        assert scale > 1.0 or exponent > -126  # so that none is below the least one
+        assert answer == (scale * 2.0**exponent, zero_point)
 
 
 @pytest.mark.parametrize("n", [300, 20_000])
@@ -100,7 +123,15 @@ def test_float16_overflow():
     assert (collector.n_posinf, collector.n_neginf, collector.max_val) == (1, 1, 65504.0)
 
 
-def test_two_neighbouring_values():
-    for _, _, symmetric, (scale, zero_point) in every_answer([1.0, np.nextafter(1.0, 2.0)] * 200):
-        assert scale >= 1e-12
-        assert zero_point == 0 or not symmetric
+@pytest.mark.parametrize("value", [1.1, -1.7, 1e30])
+def test_two_neighbouring_values(value):
+    """The scale is large enough for an int32 to be the zero point, and both values have codes."""
+    x = np.sort([value, np.nextafter(value, np.inf)])
+    for _, bits, symmetric, (scale, zero_point) in every_answer([*x] * 200):
+        if symmetric:
+            assert zero_point == 0
+            continue
+        low, high = -(STEPS[bits] + 1) // 2, STEPS[bits] // 2
+        assert abs(x).min() <= scale * (2**31 - 2**8) <= abs(x).max() * (1.0 + 2.0**-52)
+        assert low <= round(x[0] / scale) + zero_point <= high
+        assert abs((round(x[0] / scale)) * scale - x[0]) <= scale / 2
