@@ -102,11 +102,10 @@ def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
 
 
 def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    # What `require` finds out takes longer.
     if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
         return array
     with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error
-        return np.require(array, dtype, ["C", "A"])
+        return array.astype(dtype, order="C")
 
 
 SINGLE_OR_DOUBLE: tuple[type, ...] = (np.float32, np.float64)

@@ -6,10 +6,12 @@ cdef extern from *:
     #define QATCORE_PREFETCH(p) __builtin_prefetch(p)
     #define QATCORE_PREFETCH_TO_WRITE(p) __builtin_prefetch(p, 1)
     #define QATCORE_INLINED __attribute__((always_inline)) void
+    #define QATCORE_APART() __asm__ volatile("")
     #else
     #define QATCORE_PREFETCH(p) ((void)(p))
     #define QATCORE_PREFETCH_TO_WRITE(p) ((void)(p))
     #define QATCORE_INLINED void
+    #define QATCORE_APART() ((void)0)
     #endif
     """
     # Ask for memory before it is needed, where the processor's own prefetching cannot know.
@@ -18,3 +20,5 @@ cdef extern from *:
     # The result of functions that are too large to be inlined several times, by a compiler's own judgement, but
     # whose arguments have to be constants.
     ctypedef void inlined "QATCORE_INLINED"
+    # Keep vectors within an iteration of the loop that this stands in.
+    void keep_iterations_apart "QATCORE_APART"() noexcept nogil

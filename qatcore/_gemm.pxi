@@ -4,9 +4,11 @@
 #
 #   code_t                       what it takes the left operand's codes as
 #   TILE_ROWS, TILE_COLUMNS      the largest block of results it computes at once
+#   SUM_TILES                    how many tiles of sums it has in use: one, or two if one waits to be finished
 #   DEPTH_SEGMENTS               how much of K it works through while its operands stay in cache
+#   BLOCK_BYTES, COLUMN_BYTES    of the left operand's codes and of the right operand, what stays in L2 together
 #   row_offset(), SEGMENT_STRIDE where it wants row r's codes, and how far its segments of 64 are apart
-#   multiply_tile()              sums (rows, TILE_COLUMNS) of int32 = or += products
+#   multiply_and_finish()        multiplies a tile, and makes results of its sums or of those of one that waits
 #   begin_tiles(), end_tiles()   the state of the matrix unit, where there is one
 #
 # The right operand is packed, in one layout for all micro-kernels: panels of 16 columns; in a panel, for
@@ -25,16 +27,10 @@ cdef enum:
     PANEL = 16              # columns
     TILE_BYTES = 1024       # a segment of a panel
     EXACT_SEGMENTS = 1024   # int32 sums stay exact
-    BLOCK_BYTES = 1 << 19   # of the left operand's codes: half of a usual L2
     ROW_QUANTUM = 96        # a multiple of every TILE_ROWS
 
 ctypedef fused source:
     int8_t
-    float
-    double
-
-ctypedef fused result:
-    int64_t
     float
     double
 
@@ -124,80 +120,8 @@ cdef inline int32_t encode_row(
     return total
 
 
-cdef inline int32_t centred(int32_t total, int32_t row_sum) noexcept nogil:
-    """sum a b of sum a (b + 128) and sum a; with at most 65,536 products everything fits."""
-    return total - 128 * row_sum
-
-
-cdef inline inlined finish_row(
-    const int32_t* sums,
-    Py_ssize_t width,
-    int32_t row_sum,
-    const double* column,
-    Py_ssize_t n,
-    bint simple,
-    result* out,
-) noexcept nogil:
-    """Take a row of a tile to `out`; with a constant width it becomes vectors and nothing else.
-
-    Floating point: ``(sum - row sum * columns[0] - columns[1]) * columns[2] + columns[3]``, where all
-    but the last two operations are exact.  If `simple`, columns[0] is all zero; or, for integers, `out` has
-    nothing yet to add to.
-    """
-    cdef Py_ssize_t j
-    cdef double total
-    for j in range(width):
-        if result is int64_t:
-            if simple:
-                out[j] = centred(sums[j], row_sum)
-            else:
-                out[j] += centred(sums[j], row_sum)
-        else:
-            total = centred(sums[j], row_sum)
-            if not simple:
-                total -= <double> row_sum * column[j]
-            out[j] = <result> ((total - column[n + j]) * column[2 * n + j] + column[3 * n + j])
-
-
-cdef inline void finish_rows(
-    const int32_t* sums,
-    Py_ssize_t rows,
-    Py_ssize_t width,
-    const int32_t* row_sums,
-    const double* columns,
-    Py_ssize_t j0,
-    Py_ssize_t n,
-    bint simple,
-    result* out,
-) noexcept nogil:
-    """Take a tile's sums to their place in rows of `out`, from column j0 of n."""
-    cdef Py_ssize_t i
-    cdef const double* column = NULL
-    if result is not int64_t:
-        column = columns + j0
-    for i in range(rows):
-        if width == TILE_COLUMNS:  # a constant
-            if simple:
-                finish_row(sums, TILE_COLUMNS, row_sums[i], column, n, True, out + j0)
-            else:
-                finish_row(sums, TILE_COLUMNS, row_sums[i], column, n, False, out + j0)
-        else:
-            finish_row(sums, width, row_sums[i], column, n, simple, out + j0)
-        sums += TILE_COLUMNS
-        out += n
-
-
-cdef inline void prefetch_results(result* out, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
-    """Fetch where a tile's results go while they are computed: rows lie too far apart to be foreseen."""
-    cdef Py_ssize_t i, j
-    for i in range(rows):
-        for j in range(0, width * <Py_ssize_t> sizeof(result), 64):
-            prefetch_to_write(<char*> out + j)
-        out += n
-
-
 cdef inline void prefetch_columns(const double* column, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
-    """Fetch what the results of a tile are finished with, which a product of few rows would wait for."""
+    """Fetch what a block's results are finished with, which a product of few rows would wait for."""
     cdef Py_ssize_t i, j
     for i in range(4):
         for j in range(0, width, 8):
@@ -219,30 +143,38 @@ cdef int multiply_blocks(
     result* out,
     Py_ssize_t n,
 ) noexcept nogil:
-    """Rows in blocks that stay in L2, columns `first` to `stop` in tiles; 0, or -1 if memory is short."""
+    """Rows, and columns `first` to `stop`, in blocks that stay in L2; 0, or -1 if memory is short."""
     cdef Py_ssize_t chunk_segments = min(segments, <Py_ssize_t> EXACT_SEGMENTS)
     cdef Py_ssize_t row_codes = (chunk_segments + 1) * SEGMENT  # one to spare: rows 2**n bytes apart share cache sets
     cdef Py_ssize_t block = max(
         BLOCK_BYTES // (row_codes * <Py_ssize_t> sizeof(code_t)) // ROW_QUANTUM, <Py_ssize_t> 1
     ) * ROW_QUANTUM
-    cdef Py_ssize_t chunk, depth, i0, j0, k0, rows, columns_here, i, span, tile_rows, padded
-    cdef const uint8_t* panel
+    cdef Py_ssize_t column_block = max(
+        COLUMN_BYTES // (chunk_segments * SEGMENT) // TILE_COLUMNS, <Py_ssize_t> 1
+    ) * TILE_COLUMNS
+    cdef bint in_parts = chunk_segments > DEPTH_SEGMENTS
+    cdef Py_ssize_t chunk, depth, i0, j0, k0, rows, i, j, end, padded, turn = 0
+    cdef bint simple
     cdef code_t* codes
     cdef int32_t* sums
     cdef int32_t* row_sums
+    cdef Tile tile, waiting
     block = min(block, (m + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
     codes = <code_t*> allocate(block * row_codes * <Py_ssize_t> sizeof(code_t))
-    sums = <int32_t*> allocate(block * TILE_COLUMNS * 4)
+    # Sums that grow part by part are kept, for all tiles of a block.
+    sums = <int32_t*> allocate((block * column_block if in_parts else SUM_TILES * TILE_ROWS * TILE_COLUMNS) * 4)
     row_sums = <int32_t*> allocate(block * 4)
     if codes == NULL or sums == NULL or row_sums == NULL:
         release(codes)
         release(sums)
         release(row_sums)
         return -1
+    memset(&waiting, 0, sizeof(waiting))
     begin_tiles()
     for chunk in range(0, segments, 1024):  # EXACT_SEGMENTS
         chunk_segments = min(segments - chunk, <Py_ssize_t> EXACT_SEGMENTS)
         depth = min(k - chunk * SEGMENT, chunk_segments * SEGMENT)
+        simple = chunk == 0 if result is int64_t else not row_terms
         i0 = 0
         while i0 < m:
             rows = min(m - i0, block)
@@ -255,46 +187,46 @@ cdef int multiply_blocks(
                 clear_row(codes + row_offset(i, row_codes), chunk_segments)
             j0 = first
             while j0 < stop:
-                columns_here = min((stop - j0 + PANEL - 1) // PANEL * PANEL, <Py_ssize_t> TILE_COLUMNS)
+                end = min(j0 + column_block, stop)
                 if result is not int64_t:
-                    prefetch_columns(columns + j0, min(columns_here, stop - j0), n)
-                panel = packed + ((j0 // PANEL) * segments + chunk) * TILE_BYTES + (j0 % PANEL) * 4
+                    prefetch_columns(columns + j0, end - j0, n)
                 k0 = 0
                 while k0 < chunk_segments:
-                    span = min(depth - k0 * SEGMENT, <Py_ssize_t> DEPTH_SEGMENTS * SEGMENT)
-                    i = 0
+                    i, j = 0, j0
                     while i < rows:
-                        tile_rows = min(rows - i, <Py_ssize_t> TILE_ROWS)
-                        if k0 + DEPTH_SEGMENTS >= chunk_segments:
-                            prefetch_results(
-                                out + (i0 + i) * n + j0, tile_rows, min(columns_here, stop - j0), n
-                            )
-                        multiply_tile(
-                            <int> tile_rows,
-                            <int> columns_here,
+                        tile.sums = sums + (
+                            i * column_block + (j - j0) * TILE_ROWS if in_parts else turn * TILE_ROWS * TILE_COLUMNS
+                        )
+                        tile.row_sums = row_sums + i
+                        tile.rows = min(rows - i, <Py_ssize_t> TILE_ROWS)
+                        tile.width = min(end - j, <Py_ssize_t> TILE_COLUMNS)
+                        tile.column = j
+                        tile.place = (i0 + i) * n + j
+                        multiply_and_finish(
+                            &tile,
                             codes + row_offset(i, row_codes) + k0 * SEGMENT_STRIDE,
                             row_codes,
-                            panel + k0 * TILE_BYTES,
+                            packed + (j // PANEL * segments + chunk + k0) * TILE_BYTES + j % PANEL * 4,
                             segments * TILE_BYTES,
-                            (span + 3) // 4,
+                            min(depth - k0 * SEGMENT, <Py_ssize_t> DEPTH_SEGMENTS * SEGMENT),
                             k0 > 0,
-                            sums + i * TILE_COLUMNS,
+                            k0 + DEPTH_SEGMENTS >= chunk_segments,
+                            &waiting,
+                            columns,
+                            n,
+                            simple,
+                            out,
                         )
-                        if k0 + DEPTH_SEGMENTS >= chunk_segments:
-                            finish_rows(
-                                sums + i * TILE_COLUMNS,
-                                tile_rows,
-                                min(columns_here, stop - j0),
-                                row_sums + i,
-                                columns,
-                                j0,
-                                n,
-                                chunk == 0 if result is int64_t else not row_terms,
-                                out + (i0 + i) * n,
-                            )
-                        i += TILE_ROWS
+                        turn = (turn + 1) % SUM_TILES
+                        if COLUMN_BYTES and j + TILE_COLUMNS < end:
+                            j += TILE_COLUMNS
+                        else:  # always if a block is one tile wide, so that a compiler sees that j stays
+                            j = j0
+                            i += TILE_ROWS
                     k0 += DEPTH_SEGMENTS
-                j0 += TILE_COLUMNS
+                if SUM_TILES > 1:
+                    finish_tile(&waiting, columns, n, simple, out)
+                j0 += column_block
             i0 += block
     end_tiles()
     release(codes)

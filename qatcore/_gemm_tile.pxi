@@ -62,6 +62,14 @@ cdef extern from *:
     ) noexcept nogil
 
 
+include "_gemm_results.pxi"
+
+cdef enum:
+    SUM_TILES = 1
+    BLOCK_BYTES = 1 << 19  # half of a usual L2
+    COLUMN_BYTES = 0       # a tile's columns
+
+
 cdef inline Py_ssize_t row_offset(Py_ssize_t row, Py_ssize_t row_codes) noexcept nogil:
     return row * row_codes
 
@@ -120,3 +128,45 @@ cdef void multiply_tile(
         multiply_row_tile(rows, 4, a, row_codes, b, panel_bytes, quads, add, out)
     else:
         multiply_row_tile(rows, 2, a, row_codes, b, panel_bytes, quads, add, out)
+
+
+cdef inline void prefetch_results(result* out, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
+    """Fetch where a tile's results go while they are computed: rows lie too far apart to be foreseen."""
+    cdef Py_ssize_t i, j
+    for i in range(rows):
+        for j in range(0, width * <Py_ssize_t> sizeof(result), 64):
+            prefetch_to_write(<char*> out + j)
+        out += n
+
+
+cdef inline inlined multiply_and_finish(
+    Tile* tile,
+    const code_t* codes,
+    Py_ssize_t row_codes,
+    const uint8_t* panels,
+    Py_ssize_t panel_bytes,
+    Py_ssize_t depth,
+    bint add,
+    bint last,
+    Tile* waiting,
+    const double* columns,
+    Py_ssize_t n,
+    bint simple,
+    result* out,
+) noexcept nogil:
+    """Multiply a tile and, after the last part of the depth, finish it at once, while its sums are in L1."""
+    if last:
+        prefetch_results(out + tile.place, tile.rows, tile.width, n)
+    multiply_tile(
+        <int> tile.rows,
+        <int> min((tile.width + PANEL - 1) // PANEL * PANEL, <Py_ssize_t> TILE_COLUMNS),
+        codes,
+        row_codes,
+        panels,
+        panel_bytes,
+        (depth + 3) // 4,
+        add,
+        tile.sums,
+    )
+    if last:
+        finish_tile(tile, columns, n, simple, out)

@@ -31,11 +31,26 @@ def test_sizes(product, k):
             assert np.array_equal(qatcore.int8_matmul(a, qatcore.PackedInt8Matrix(b)), expected)
 
 
-@pytest.mark.parametrize("shape", [(700, 40, 100), (300, 3000, 20), (97, 66_000, 3), (1000, 1, 1)])
-def test_rows_in_several_blocks(product, shape):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (700, 40, 100),
+        (300, 3000, 20),
+        (97, 66_000, 3),
+        (1000, 1, 1),
+        (200, 4200, 200),
+        (70, 1000, 600),
+        (100, 66_000, 70),
+    ],
+)
+def test_several_blocks(product, shape):
+    """Of rows, of columns, of both, and with sums that grow part by part of the depth."""
     m, k, n = shape
     a, b = random_codes(0, m, k), random_codes(1, k, n)
     assert np.array_equal(qatcore.int8_matmul(a, b), a.astype(np.float64) @ b.astype(np.float64))
+    zero_point = np.arange(n) - n // 2
+    linear = qatcore.int8_linear(a, b, 1.0, a_zero_point=3, b_zero_point=zero_point, dtype="float64")
+    assert np.array_equal(linear, (a - 3.0) @ (b - np.float64(zero_point)))
 
 
 @pytest.mark.parametrize("k", [65_535, 65_536, 65_537, 131_072, 131_073])
