@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +19,7 @@ from ..affine import fake_quantize as fake_quantize_array
 from ..errors import InvalidArgumentError
 from ..formats import CodeFormat, as_code_format
 from ..gradients import as_grad_factor, fake_quantize_backward, lsq_factor
+from .operators import operator
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -71,8 +74,11 @@ def fake_quantize(
     >>> x.grad
     tensor([1., 1., 0.])
     """
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
+    if torch.overrides.has_torch_function_unary(x):  # such as what torch.fx traces with
+        result: torch.Tensor = torch.overrides.handle_torch_function(
+            fake_quantize, (x,), x, scale, zero_point, dtype=dtype, axis=axis, grad_factor=grad_factor
+        )
+        return result
     check_floating(x)
     if axis is not None:
         axis = as_axis(axis, x.ndim)
@@ -82,74 +88,141 @@ def fake_quantize(
         scale = torch.tensor(as_number(scale, "scale"), dtype=torch.float64)
     if not isinstance(zero_point, torch.Tensor):
         zero_point = torch.tensor(as_zero_point(zero_point))
+    return fake_quantize_checked(x, scale, zero_point, _name_of(dtype), False, axis, grad_factor)
+
+
+@torch.compiler.assume_constant_result
+def _name_of(dtype: Any) -> str:
+    """Return the name of a format that is given in one of several ways, PyTorch's among them."""
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
-    code_format = as_code_format(dtype, "dtype")
-    if torch.compiler.is_exporting():  # in operators that a graph can hold; what is exported is not trained
-        return _by_operators(x, scale, zero_point, code_format, axis, False)[0]
-    return _fake_quantize_tensor(x, scale, zero_point, code_format, axis, grad_factor)
+    return str(as_code_format(dtype, "dtype").dtype)
 
 
 def check_floating(x: torch.Tensor) -> None:
-    """Refuse a tensor of another type than the kernels take."""
+    """Refuse what the kernels do not take: no tensors, those of other types, and those without memory."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
     if x.dtype not in _FLOATS:
         raise TypeError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
+        raise TypeError("x: expected a Tensor, got one within torch.vmap, which is not supported: give it all samples")
 
 
-@torch.compiler.disable(recursive=True)
-def _fake_quantize_tensor(
+def fake_quantize_checked(
     x: torch.Tensor,
     scale: torch.Tensor,
     zero_point: torch.Tensor,
-    code_format: CodeFormat,
+    dtype: str,
+    symmetric: bool,
+    axis: int | None,
+    grad_factor: float | None = None,
+) -> torch.Tensor:
+    """Do as `fake_quantize` does, for arguments of the right types; symmetric codes leave out the least one."""
+    if torch.compiler.is_exporting():  # in operators that a graph can hold; what is exported is not trained
+        return _by_operators(x, scale, zero_point, _format(dtype, symmetric), axis, False)[0]
+    with_mask = x.requires_grad and not scale.requires_grad and torch.is_grad_enabled()
+    arguments = x, scale, zero_point, dtype, symmetric, axis, grad_factor, with_mask
+    apply = _fake_quantize_values if torch.compiler.is_compiling() else _FakeQuantize.apply
+    out: torch.Tensor = apply(*arguments)[0]
+    return out
+
+
+@functools.cache
+def _format(dtype: str, symmetric: bool) -> CodeFormat:
+    code_format = as_code_format(dtype, "dtype")
+    return code_format.symmetric() if symmetric else code_format
+
+
+def _like_values(x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool) if arguments[-1] else _no_mask(x)
+
+
+def _no_mask(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.bool, device=x.device)
+
+
+@operator(_like_values)
+def _fake_quantize_values(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    dtype: str,
+    symmetric: bool,
     axis: int | None,
     grad_factor: float | None,
-) -> torch.Tensor:
-    result: torch.Tensor = _FakeQuantize.apply(x, scale, zero_point, code_format, axis, grad_factor)
-    return result
+    with_mask: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return values, and if it is wanted what was not clipped."""
+    code_format = _format(dtype, symmetric)
+    if x.device.type == "cpu":
+        compute = _by_kernels
+    else:
+        _say_that_kernels_are_for_cpu(x.device.type)
+        _check_parameters(x, scale, zero_point, code_format, axis)
+        compute = _by_operators
+    out, mask = compute(x, scale, zero_point, code_format, axis, with_mask)
+    return out, _no_mask(x) if mask is None else mask
+
+
+def _like_gradients(grad: torch.Tensor, x: torch.Tensor, scale: torch.Tensor, *_: Any) -> tuple[torch.Tensor, ...]:
+    return torch.empty_like(x), torch.empty_like(scale)
+
+
+@operator(_like_gradients)
+def _fake_quantize_gradients(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor,
+    dtype: str,
+    symmetric: bool,
+    axis: int | None,
+    grad_factor: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients for x and the scale."""
+    compute = _gradients_by_kernels if x.device.type == "cpu" else _gradients_by_operators
+    of_x, of_scale = compute(grad, x, scale, zero_point, _format(dtype, symmetric), axis, grad_factor)
+    return of_x, of_scale.to(scale.dtype).reshape(scale.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Keep what the gradients take: for the scale's the values; without it a byte each is enough."""
+    x, scale, zero_point, *ctx.how, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.for_scale = ctx.needs_input_grad[1]
+    ctx.save_for_backward(*((x, scale, zero_point) if ctx.for_scale else output[1:]))
+
+
+def _backward(
+    ctx: Any, grad: torch.Tensor | None, _: None, gradients: Callable[..., Any] = _fake_quantize_gradients
+) -> tuple[Any, ...]:
+    of_x = of_scale = None
+    if grad is None:  # nothing depends on the values
+        pass
+    elif ctx.for_scale:
+        of_x, of_scale = gradients(grad, *ctx.saved_tensors, *ctx.how)
+    else:
+        (mask,) = ctx.saved_tensors
+        of_x = torch.where(mask, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
+    return of_x, of_scale, None, *(None for _ in ctx.how), None
+
+
+_fake_quantize_values.operator.register_autograd(
+    functools.partial(_backward, gradients=_fake_quantize_gradients.operator), setup_context=_keep
+)
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Fake quantisation of a tensor on any device."""
+    """The operator without PyTorch's dispatcher."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        scale: torch.Tensor,
-        zero_point: torch.Tensor,
-        code_format: CodeFormat,
-        axis: int | None,
-        grad_factor: float | None,
-    ) -> torch.Tensor:
-        ctx.code_format, ctx.axis, ctx.grad_factor = code_format, axis, grad_factor
-        ctx.on_cpu = x.device.type == "cpu"
-        if ctx.on_cpu:
-            compute = _by_kernels
-        else:
-            _say_that_kernels_are_for_cpu(x.device.type)
-            _check_parameters(x, scale, zero_point, code_format, axis)
-            compute = _by_operators
-        ctx.for_scale = ctx.needs_input_grad[1]
-        out, mask = compute(x, scale, zero_point, code_format, axis, ctx.needs_input_grad[0] and not ctx.for_scale)
-        # The scale's gradient takes the values; without it a byte each is enough.
-        if ctx.for_scale:
-            ctx.save_for_backward(x, scale, zero_point)
-        elif mask is not None:
-            ctx.save_for_backward(mask)
-        return out
+    def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:  # a setup_context would take longer
+        output: tuple[torch.Tensor, torch.Tensor] = _fake_quantize_values(*inputs)
+        _keep(ctx, inputs, output)
+        return output
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
-        none = (None,) * 4
-        if not ctx.for_scale:
-            (mask,) = ctx.saved_tensors
-            return torch.where(mask, grad, torch.zeros((), dtype=grad.dtype, device=grad.device)), None, *none
-        x, scale, zero_point = ctx.saved_tensors
-        gradients = _gradients_by_kernels if ctx.on_cpu else _gradients_by_operators
-        grad_x, grad_scale = gradients(grad, x, scale, zero_point, ctx.code_format, ctx.axis, ctx.grad_factor)
-        return grad_x, grad_scale.to(scale.dtype).reshape(scale.shape), *none
+    backward = staticmethod(once_differentiable(_backward))
 
 
 def as_numpy(x: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -18,8 +18,10 @@ from ..config import CalibMethod, QatConfig, as_flag, as_member
 from ..errors import InvalidArgumentError
 from ..weights import as_config
 from . import onnx
+from .calls import SAMPLES, in_backward, no_calls, recall, remember, sample
 from .functional import FLOAT_CODES, as_numpy, broadcast, parameter
-from .module import FakeQuantize, KeepsTypes, RangeMode
+from .module import FakeQuantize, KeepsTypes, RangeMode, as_leaf
+from .operators import operator
 
 
 def _product(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -31,61 +33,75 @@ def _product(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 class _QatLayer:
-    """A layer that computes with fake-quantised inputs and weights, with a batch norm folded into the latter.
+    """A layer that computes with fake-quantised inputs and weights; a batch norm may be folded into the latter.
 
     The weights are quantised as they will be once the batch norm is gone, by its running statistics, and scaled back,
-    so that the batch norm sees what it would see, and learns (Jacob et al. 2018, as PyTorch has it).
+    so that the batch norm, which goes on computing in its place, sees what it would see, and learns (Jacob et al. 2018,
+    as PyTorch has it).
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
     input_quantizer: FakeQuantize
     weight_quantizer: FakeQuantize
+    _place: tuple[nn.Module, str] | None
+    _calls: torch.Tensor
 
     @property
     def batch_norm(self) -> nn.Module | None:
-        """The folded batch norm.  It belongs to the model, where it was: a second place would be one more state."""
-        norm: nn.Module | None = self.__dict__["_batch_norm"]
+        """The batch norm that is folded: whatever is in its place in the model now.
+
+        It belongs to the model: a second place would be one more state.
+        """
+        if self._place is None:
+            return None
+        parent, name = self._place
+        norm = there = parent._modules.get(name)
+        while norm is not None and type(norm) not in _FOLDED and len(norm._modules) == 1:  # what wraps it
+            (norm,) = norm._modules.values()
+        if type(norm) not in _FOLDED or norm.running_var is None or norm.num_features != len(self.weight):
+            raise InvalidArgumentError(
+                "model: expected the batch norm that is folded into the layer before it, or a BatchNorm or "
+                f"SyncBatchNorm with running statistics of {len(self.weight)} channels in its place, {name!r}, got "
+                f"{type(there).__name__}; prepare_qat(..., fold_batch_norms=False) folds none"
+            )
         return norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return as_leaf(self, x)
         norm = self.batch_norm
-        x = self.input_quantizer(x)
-        if norm is None:
-            return _product(self, x, self.weight_quantizer(self.weight), self.bias)
-        if isinstance(self, nn.Linear) and x.ndim != 2:
+        if norm is not None and isinstance(self, nn.Linear) and x.ndim != 2:
             raise InvalidArgumentError(
                 f"x: expected 2 dimensions for a Linear into which a batch norm is folded, got shape {tuple(x.shape)}; "
                 "prepare_qat(..., fold_batch_norms=False) folds none"
             )
-        factor = broadcast(_norm_factor(norm), 0, self.weight.ndim)
+        given, x = x, self.input_quantizer(x)
+        if norm is None:
+            return _product(self, x, self.weight_quantizer(self.weight), self.bias)
+        variance = norm.running_var
+        if norm.training:  # it moves its statistics
+            variance = _variance(given.detach(), variance, self._calls)
+        factor = broadcast(_norm_factor(norm, variance), 0, self.weight.ndim)
         lost = factor == 0.0  # such a channel has no weights once it is folded, and cannot be scaled back
         quantised = self.weight_quantizer(self.weight * factor) / torch.where(lost, 1.0, factor)
-        return norm.normalize(_product(self, x, torch.where(lost, self.weight, quantised), self.bias))
+        return _product(self, x, torch.where(lost, self.weight, quantised), self.bias)
 
 
-class _Folded:
-    """A batch norm that the layer before it computes."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = super().forward(x)  # type: ignore[misc]
-        return result
-
-
-class FoldedBatchNorm1d(_Folded, nn.BatchNorm1d):
-    """What `prepare_qat` makes of a BatchNorm1d that it folds."""
+@operator(lambda x, variance, calls: torch.empty_like(variance), changes=("calls",))
+def _variance(x: torch.Tensor, variance: torch.Tensor, calls: torch.Tensor) -> torch.Tensor:
+    """Return the variance to fold with: what it is, or, in a backward pass, what it was in the forward pass."""
+    key = sample(x)
+    if in_backward():
+        used = recall(calls, key)
+        return variance.clone() if used is None else torch.as_tensor(used).to(variance)
+    remember(calls, key, variance.double().cpu().numpy())
+    return variance.clone()
 
 
-class FoldedBatchNorm2d(_Folded, nn.BatchNorm2d):
-    """What `prepare_qat` makes of a BatchNorm2d that it folds."""
-
-
-def _norm_factor(norm: nn.Module) -> torch.Tensor:
-    """Return what a batch norm with its running statistics multiplies each channel by."""
-    factor = torch.rsqrt(norm.running_var + norm.eps)
+def _norm_factor(norm: nn.Module, variance: torch.Tensor) -> torch.Tensor:
+    """Return what a batch norm with a variance multiplies each channel by."""
+    factor = torch.rsqrt(variance + norm.eps)
     return factor if norm.weight is None else factor * norm.weight
 
 
@@ -101,6 +117,8 @@ class _QuantizedLayer(KeepsTypes):
     weight_zero_point: torch.Tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return as_leaf(self, x)
         x = self.input_quantizer(x)
         if onnx.is_exporting():
             axis = 0 if self.weight_scale.ndim else None
@@ -143,7 +161,7 @@ class QuantizedConv2d(_QuantizedLayer, nn.Conv2d):
 
 _QAT = {nn.Linear: QatLinear, nn.Conv1d: QatConv1d, nn.Conv2d: QatConv2d}
 _QUANTIZED = {QatLinear: QuantizedLinear, QatConv1d: QuantizedConv1d, QatConv2d: QuantizedConv2d}
-_FOLDED = {nn.BatchNorm1d: FoldedBatchNorm1d, nn.BatchNorm2d: FoldedBatchNorm2d}
+_FOLDED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 _NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d}
 
 
@@ -214,7 +232,7 @@ def prepare_qat(
     fold = as_flag(fold_batch_norms, "fold_batch_norms")
     if any(isinstance(module, (_QatLayer, _QuantizedLayer)) for module in model.modules()):
         raise InvalidArgumentError("model: expected one that is not prepared or converted already")
-    prepared = copy.deepcopy(model)
+    prepared = _copy(model)
     layers = {name: layer for name, layer in prepared.named_modules() if type(layer) in _QAT}
     configs: dict[str, QatConfig | None] = dict.fromkeys(layers, config)
     if overrides is not None and not isinstance(overrides, Mapping):
@@ -233,16 +251,39 @@ def prepare_qat(
     for name, layer in layers.items():
         own = configs[name]
         if own is not None:
-            norm = norms.get(name)
-            _prepare(layer, own, mode, averaging_constant, None if norm is None else prepared.get_submodule(norm))
+            place = None
+            if name in norms:
+                parent, _, child = norms[name].rpartition(".")
+                place = prepared.get_submodule(parent), child
+            _prepare(layer, own, mode, averaging_constant, place)
     for module in prepared.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # what its fast path asks for
     return prepared
 
 
+def _copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, or say what PyTorch cannot copy in it."""
+    for name, module in model.named_modules():
+        computed = [key for key, value in vars(module).items() if isinstance(value, torch.Tensor) and not value.is_leaf]
+        if type(module) in (*_QAT, *_QUANTIZED) and "weight" not in module._parameters:
+            computed.append("weight")
+        if computed:
+            key = computed[0]
+            raise InvalidArgumentError(
+                f"model: expected parameters, got {key!r} of {name or 'the model'!r}, which is computed from others "
+                "and cannot be copied; end its pruning or its norm first: torch.nn.utils.prune.remove, "
+                "remove_spectral_norm or remove_weight_norm; delete what a forward pass has left"
+            )
+    return copy.deepcopy(model)
+
+
 def _prepare(
-    layer: nn.Module, config: QatConfig, mode: RangeMode, averaging_constant: float, norm: nn.Module | None
+    layer: nn.Module,
+    config: QatConfig,
+    mode: RangeMode,
+    averaging_constant: float,
+    place: tuple[nn.Module, str] | None,
 ) -> None:
     """Turn a layer into one that computes with fake-quantised inputs and weights."""
     channels = layer.weight.shape[0] if config.per_channel else None
@@ -258,11 +299,12 @@ def _prepare(
     layer.__class__ = _QAT[type(layer)]
     device = layer.weight.device
     layer.weight_quantizer, layer.input_quantizer = weights.to(device), inputs.to(device)
-    layer.__dict__["_batch_norm"] = norm
+    layer._place = place
     weight = layer.weight
+    norm = layer.batch_norm
     if norm is not None:
-        weight = weight * broadcast(_norm_factor(norm), 0, weight.ndim)
-        norm.__class__ = _FOLDED[type(norm)]
+        layer._calls = no_calls(SAMPLES + norm.num_features)
+        weight = weight * broadcast(_norm_factor(norm, norm.running_var), 0, weight.ndim)
     # For those who evaluate at once; what is followed or learned begins anew with the first batch.
     weights.calibrate(weight.detach(), CalibMethod.MSE if mode is RangeMode.LEARNED else CalibMethod.MIN_MAX)
     weights.forget_range()
@@ -296,7 +338,7 @@ def _followers(model: nn.Module) -> dict[str, str]:
         and modules[second].track_running_stats
         and modules[second].num_features == modules[first].weight.shape[0]
     }
-    if reason is not None and any(type(m) in _FOLDED and n not in found.values() for n, m in modules.items()):
+    if reason is not None and any(type(m) in _NORMS.values() and n not in found.values() for n, m in modules.items()):
         warnings.warn(
             f"the model cannot be traced ({reason}): batch norms are folded in its Sequentials only", stacklevel=3
         )
@@ -361,19 +403,18 @@ def convert(model: nn.Module) -> nn.Module:
         raise InvalidArgumentError("model: expected one that is not converted already")
     if not any(isinstance(module, _QatLayer) for module in model.modules()):
         raise InvalidArgumentError("model: expected one that prepare_qat returned, got one without its layers")
-    converted = copy.deepcopy(model).eval()
+    converted = _copy(model).eval()
     unseen = []
     for name, module in list(converted.named_modules()):
         if isinstance(module, _QatLayer):
             if not module.input_quantizer.has_range():
                 unseen.append(name)
-            _convert(module)
+            norm = module.batch_norm
+            _convert(module, norm)
+            if norm is not None:
+                _remove(norm, converted, name)
         elif isinstance(module, FakeQuantize):
             module.freeze()
-    for name, module in list(converted.named_modules(remove_duplicate=False)):
-        if isinstance(module, _Folded):
-            parent, _, child = name.rpartition(".")
-            setattr(converted.get_submodule(parent), child, nn.Identity())
     if unseen:
         warnings.warn(
             f"no range was observed for the inputs of {', '.join(unseen)}: their scales are what they were set to, or "
@@ -413,12 +454,30 @@ def set_mode(model: nn.Module, mode: RangeMode) -> None:
             module.set_mode(mode)
 
 
+def _remove(norm: nn.Module, model: nn.Module, layer: str) -> None:
+    """Put an Identity in each place of a batch norm that a layer computes now."""
+    names = [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        # Two places of one batch norm become two that share their statistics by convert_sync_batchnorm.
+        if type(module) in _FOLDED and module.running_var is norm.running_var
+    ]
+    if not names:
+        raise InvalidArgumentError(
+            f"model: expected the batch norm that is folded into {layer!r}, got one without it: give the model that "
+            "holds both, and replace batch norms in it, not in one made of its parts"
+        )
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())
+
+
 @torch.no_grad()
-def _convert(layer: nn.Module) -> None:
-    """Turn a trained layer into one that has codes."""
-    weight, bias, norm, quantizer = layer.weight, layer.bias, layer.batch_norm, layer.weight_quantizer
+def _convert(layer: nn.Module, norm: nn.Module | None) -> None:
+    """Turn a trained layer, and the batch norm that is folded into it, into one that has codes."""
+    weight, bias, quantizer = layer.weight, layer.bias, layer.weight_quantizer
     if norm is not None:
-        factor = _norm_factor(norm)
+        factor = _norm_factor(norm, norm.running_var)
         weight = weight * broadcast(factor, 0, weight.ndim)
         shift = -norm.running_mean if bias is None else bias - norm.running_mean
         bias = shift * factor if norm.bias is None else shift * factor + norm.bias
@@ -435,7 +494,8 @@ def _convert(layer: nn.Module) -> None:
     else:
         stored = torch.from_numpy(codes.view(np.uint8)).view(FLOAT_CODES[str(code_format.dtype)])
     device = layer.weight.device
-    del layer.weight, layer.bias, layer.weight_quantizer, layer.__dict__["_batch_norm"]
+    del layer.weight, layer.bias, layer.weight_quantizer, layer._place
+    layer.__dict__.pop("_calls", None)
     layer.__class__ = _QUANTIZED[type(layer)]
     layer.register_buffer("weight_codes", stored.to(device))
     layer.register_buffer("weight_scale", quantizer.positive_scale().clone())

@@ -6,22 +6,19 @@ import enum
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .._arrays import as_count, as_share
-from ..calibration import choose_scale
-from ..collector import CalibrationCollector
 from ..config import CalibMethod, QuantBits, as_flag, as_member
 from ..errors import InvalidArgumentError
 from ..formats import CodeFormat, as_code_format
-from ..scale import MIN_SCALE, scale_and_zero_point
+from ..scale import MIN_SCALE
 from ..weights import default_scale
 from . import onnx
-from .functional import as_numpy, check_floating, fake_quantize
-
-_GREATEST = 1e38  # of a range, so that its width is a float32 too
+from .calls import no_calls
+from .functional import check_floating, fake_quantize_checked
+from .observing import begin, calibrate, follow
 
 
 class RangeMode(enum.Enum):
@@ -83,7 +80,9 @@ class FakeQuantize(KeepsTypes, nn.Module):
 
     Notes
     -----
-    Ranges are followed, and learned scales begin, in training mode only: validation leaves no trace.  While a model is
+    Ranges are followed, and learned scales begin, in training mode only: validation leaves no trace.  Zeros, one value
+    or no finite ones are no range to begin with.  What a backward pass computes again, as activation checkpointing
+    does, has the range that it had in the forward pass, and is not observed again.  While a model is
     exported to ONNX the module becomes a QuantizeLinear and a DequantizeLinear.  Scale and range stay float32 when a
     model is cast.  The mode is no part of a state_dict; states of other codes are refused.
 
@@ -124,6 +123,8 @@ class FakeQuantize(KeepsTypes, nn.Module):
         self.register_buffer("high", torch.full(shape, -math.inf))
         self.register_buffer("code_range", torch.tensor(self.code_format.ends, dtype=torch.float32))
         self.averaging_constant = as_share(averaging_constant, "averaging_constant")
+        self._dtype = str(self.code_format.dtype)
+        self._calls = no_calls(4 * self.scale.numel())
         self.set_mode(mode)
 
     @property
@@ -181,7 +182,6 @@ class FakeQuantize(KeepsTypes, nn.Module):
         self.low.fill_(math.inf)
         self.high.fill_(-math.inf)
 
-    @torch.no_grad()
     def calibrate(self, x: torch.Tensor, method: CalibMethod = CalibMethod.MSE) -> None:
         """Choose the scale for the values of a tensor.
 
@@ -199,20 +199,13 @@ class FakeQuantize(KeepsTypes, nn.Module):
         """
         method = as_member(CalibMethod, method, "method")
         self._check(x)
-        collector = CalibrationCollector(self.axis)
-        collector.observe(as_numpy(x.cpu()))
-        if not np.any(np.isfinite(collector.min_val)):
-            raise InvalidArgumentError("x: expected some finite values, got none")
-        scale, zero_point, _ = choose_scale(
-            collector, method, bits=self.bits, symmetric=self.symmetric, include_zero=True
-        )
-        self._assign(scale, zero_point)
-        self.low.copy_(torch.as_tensor(collector.min_val))
-        self.high.copy_(torch.as_tensor(collector.max_val))
+        calibrate(x, *self._state(), method=method, bits=self.bits, symmetric=self.symmetric, axis=self.axis)
+
+    def _state(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what batches change; as data what graphs of earlier calls may hold, which need not know of it."""
+        return self.scale.data, self.zero_point.data, self.low, self.high
 
     def _check(self, x: torch.Tensor) -> None:
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
         check_floating(x)
         axis, channels = self.axis, self.scale.numel()
         if axis is not None and not (-x.ndim <= axis < x.ndim and x.shape[axis] == channels):
@@ -222,57 +215,30 @@ class FakeQuantize(KeepsTypes, nn.Module):
         """Return the scale that is used: an optimiser does not know that it is positive."""
         return self.scale.clamp(min=MIN_SCALE)
 
-    def _assign(self, scale: Any, zero_point: Any) -> None:
-        self.scale.copy_(torch.as_tensor(scale))
-        self.zero_point.copy_(torch.as_tensor(zero_point))
-
-    @torch.no_grad()
-    def _follow(self, x: torch.Tensor) -> None:
-        low, high = _finite_range(x, self.axis)
-        seen = low <= high
-        for average, new in ((self.low, low), (self.high, high)):
-            moved = (1.0 - self.averaging_constant) * average + self.averaging_constant * new
-            moved = torch.where(average.isinf(), new, moved)
-            average.copy_(torch.where(seen, moved, average))
-        low, high = (as_numpy(each.cpu()).astype(np.float64) for each in (self.low, self.high))
-        scale, zero_point = scale_and_zero_point(low, high, self.bits, symmetric=self.symmetric, include_zero=True)
-        observed = low <= high
-        self._assign(
-            np.where(observed, scale, as_numpy(self.scale.cpu())),
-            np.where(observed, zero_point, as_numpy(self.zero_point.cpu())),
-        )
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the values of the codes."""
+        if isinstance(x, torch.fx.Proxy):
+            return as_leaf(self, x)
         self._check(x)
-        code_format = self.code_format
         if onnx.is_exporting():
-            return onnx.quantize_dequantize(x, self.positive_scale(), self.zero_point, code_format, self.axis)
-        if self.training and x.numel():
-            if self._mode is RangeMode.MOVING_AVERAGE:
-                self._follow(x)
-            elif self._mode is RangeMode.LEARNED:
-                if not self.has_range() and bool(x.isfinite().any()):
-                    self.calibrate(x)
-                # Below there would be no gradient.  As data, since a graph may hold the scale: nothing in it changes.
-                self.scale.data.clamp_(min=MIN_SCALE)
-        scale = self.positive_scale()
+            return onnx.quantize_dequantize(x, self.positive_scale(), self.zero_point, self.code_format, self.axis)
+        scale, zero_point = self.scale, self.zero_point
         if self._mode is not RangeMode.LEARNED:  # whatever a model's requires_grad_ has done to it
             scale = scale.detach()
-        return fake_quantize(x, scale, self.zero_point, dtype=code_format, axis=self.axis)
+        if self.training and x.numel():
+            how = self.bits.value, self.symmetric, self.axis
+            if self._mode is RangeMode.MOVING_AVERAGE:
+                scale, zero_point = follow(x.detach(), *self._state(), self._calls, self.averaging_constant, *how)
+            elif self._mode is RangeMode.LEARNED:
+                begin(x.detach(), *self._state(), self._calls, *how)
+        scale = scale.clamp(min=MIN_SCALE)
+        return fake_quantize_checked(x, scale, zero_point, self._dtype, self.symmetric, self.axis)
 
 
-def _finite_range(x: torch.Tensor, axis: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the least and greatest finite values, inf and -inf where there is none, as float32."""
-    x = x.detach().reshape(1, -1) if axis is None else x.detach().transpose(0, axis).flatten(1)
-    low, high = torch.aminmax(x, dim=1)
-    if not bool((low.isfinite() & high.isfinite()).all()):
-        finite = x.isfinite()
-        low = torch.where(finite, x, math.inf).amin(1)
-        high = torch.where(finite, x, -math.inf).amax(1)
-    if axis is None:
-        low, high = low[0], high[0]
-    low, high = (
-        torch.where(end.isinf(), end, end.clamp(-_GREATEST, _GREATEST)) for end in (low.double(), high.double())
-    )
-    return low.float(), high.float()
+def as_leaf(module: nn.Module, x: torch.fx.Proxy) -> torch.Tensor:
+    """Return what stands for a module's result while torch.fx traces a model: the module stays one."""
+    path = x.tracer.path_of_module(module)
+    if not path:
+        raise TypeError(f"model: expected one with its {type(module).__name__} within, to be traced, got that alone")
+    result: torch.Tensor = x.tracer.create_proxy("call_module", path, (x,), {})
+    return result
