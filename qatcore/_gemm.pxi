@@ -4,7 +4,6 @@
 #
 #   code_t                       what it takes the left operand's codes as
 #   TILE_ROWS, TILE_COLUMNS      the largest block of results it computes at once
-#   SUM_TILES                    how many tiles of sums it has in use: one, or two if one waits to be finished
 #   DEPTH_SEGMENTS               how much of K it works through while its operands stay in cache
 #   BLOCK_BYTES, COLUMN_BYTES    of the left operand's codes and of the right operand, what stays in L2 together
 #   row_offset(), SEGMENT_STRIDE where it wants row r's codes, and how far its segments of 64 are apart
@@ -153,7 +152,7 @@ cdef int multiply_blocks(
         COLUMN_BYTES // (chunk_segments * SEGMENT) // TILE_COLUMNS, <Py_ssize_t> 1
     ) * TILE_COLUMNS
     cdef bint in_parts = chunk_segments > DEPTH_SEGMENTS
-    cdef Py_ssize_t chunk, depth, i0, j0, k0, rows, i, j, end, padded, turn = 0
+    cdef Py_ssize_t chunk, depth, i0, j0, k0, rows, i, j, end, padded
     cdef bint simple
     cdef code_t* codes
     cdef int32_t* sums
@@ -162,7 +161,7 @@ cdef int multiply_blocks(
     block = min(block, (m + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
     codes = <code_t*> allocate(block * row_codes * <Py_ssize_t> sizeof(code_t))
     # Sums that grow part by part are kept, for all tiles of a block.
-    sums = <int32_t*> allocate((block * column_block if in_parts else SUM_TILES * TILE_ROWS * TILE_COLUMNS) * 4)
+    sums = <int32_t*> allocate((block * column_block if in_parts else TILE_ROWS * TILE_COLUMNS) * 4)
     row_sums = <int32_t*> allocate(block * 4)
     if codes == NULL or sums == NULL or row_sums == NULL:
         release(codes)
@@ -194,9 +193,7 @@ cdef int multiply_blocks(
                 while k0 < chunk_segments:
                     i, j = 0, j0
                     while i < rows:
-                        tile.sums = sums + (
-                            i * column_block + (j - j0) * TILE_ROWS if in_parts else turn * TILE_ROWS * TILE_COLUMNS
-                        )
+                        tile.sums = sums + (i * column_block + (j - j0) * TILE_ROWS if in_parts else 0)
                         tile.row_sums = row_sums + i
                         tile.rows = min(rows - i, <Py_ssize_t> TILE_ROWS)
                         tile.width = min(end - j, <Py_ssize_t> TILE_COLUMNS)
@@ -217,15 +214,13 @@ cdef int multiply_blocks(
                             simple,
                             out,
                         )
-                        turn = (turn + 1) % SUM_TILES
                         if COLUMN_BYTES and j + TILE_COLUMNS < end:
                             j += TILE_COLUMNS
                         else:  # always if a block is one tile wide, so that a compiler sees that j stays
                             j = j0
                             i += TILE_ROWS
                     k0 += DEPTH_SEGMENTS
-                if SUM_TILES > 1:
-                    finish_tile(&waiting, columns, n, simple, out)
+                finish_tile(&waiting, columns, n, simple, out)
                 j0 += column_block
             i0 += block
     end_tiles()

@@ -97,7 +97,6 @@ ctypedef int8_t code_t
 cdef enum:
     TILE_ROWS = 32
     TILE_COLUMNS = 32
-    SUM_TILES = 2
     SEGMENT_STRIDE = 1024
     DEPTH_SEGMENTS = 64
     BLOCK_BYTES = 1 << 20  # every CPU with tiles has 2 MiB of L2
@@ -157,7 +156,10 @@ cdef void multiply_and_finish(
     bint simple,
     result* out,
 ) noexcept nogil:
-    """Multiply a tile and finish the one before, whose sums have reached memory by now."""
+    """Multiply a tile and finish the one before, whose sums have reached memory by now.
+
+    Both tiles' sums may be in the same place: new ones are stored when those that wait are used up.
+    """
     cdef Py_ssize_t segments = (depth + SEGMENT - 1) // SEGMENT
     if waiting.width == TILE_COLUMNS and simple:  # as in finish_tile()
         multiply_segments(

@@ -65,7 +65,6 @@ cdef extern from *:
 include "_gemm_results.pxi"
 
 cdef enum:
-    SUM_TILES = 1
     BLOCK_BYTES = 1 << 19  # half of a usual L2
     COLUMN_BYTES = 0       # a tile's columns
 
