@@ -100,11 +100,66 @@ def test_what_is_dropped_changes_nothing(activations):
     )
     batch = {"x": onnx_models.normal(4, 8, 6, 6)}
     made = qatcore.onnx.quantize_model(model, [batch], activations=activations, bias_correction=False)
-    # The first is dropped.  The second is an output of the model, and so is the third in codes, behind it.
-    operators = [node.op_type for node in made.graph.node]
-    assert operators.count("Clip") + operators.count("Relu") < 4
+    # "d" is an output of the model, and so its Relu stays, and the Clip that reads it.
+    kept = [node.output[0] for node in made.graph.node if node.op_type in {"Clip", "Relu"}]
+    assert kept == ["d", "e"]
     assert set(qatcore.onnx.compare(model, made, [batch]).tensors) >= {"x", "b", "e", "g"}
     for found, written in zip(run(made, batch), run(made, batch, AS_WRITTEN), strict=True):
         assert onnx_models.sqnr(written, found) > 40
     for exact, found in zip(run(model, batch), run(made, batch), strict=True):
         assert onnx_models.sqnr(exact, found) > 25
+
+
+CHAINS = {
+    "Gemm, a bias that is no constant, Relu": (
+        [("Neg", ["x"], "c"), ("Gemm", ["x", "w", "c"], "p"), ("Relu", ["p"], "r")],
+        [],
+    ),
+    "Gemm, Clip, Relu": ([("Gemm", ["x", "w"], "p"), ("Clip", ["p", "low", "high"], "c"), ("Relu", ["c"], "r")], []),
+    "Gemm, Relu, Clip": ([("Gemm", ["x", "w"], "p"), ("Relu", ["p"], "c"), ("Clip", ["c", "zero", "most"], "r")], []),
+    "MatMul, Add, Clip, Clip": (
+        [
+            ("MatMul", ["x", "w"], "m"),
+            ("Add", ["m", "b"], "p"),
+            ("Clip", ["p", "low", "high"], "c"),
+            ("Clip", ["c", "zero", "most"], "r"),
+        ],
+        [],
+    ),
+    "Gemm, Clip that is an output, Relu": (
+        [("Gemm", ["x", "w"], "p"), ("Clip", ["p", "low", "high"], "c"), ("Relu", ["c"], "r")],
+        ["c"],
+    ),
+}
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8", "fp8", "none"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_chains_behind_products(chain, activations):
+    """One that is in codes behind the last activation."""
+    steps, outputs = CHAINS[chain]
+    constants = {
+        "w": onnx_models.normal(16, 16) / 4,
+        "v": onnx_models.normal(16, 16)[::-1] / 4,
+        "b": onnx_models.normal(16),
+        "low": np.float32(-1.0),
+        "high": np.float32(1.0),
+        "zero": np.float32(0.0),
+        "most": np.float32(0.5),
+    }
+    nodes = [helper.make_node(operator, inputs, [output]) for operator, inputs, output in steps]
+    nodes.append(helper.make_node("MatMul", ["r", "v"], ["y"]))
+    read = {name for node in nodes for name in node.input}
+    model = onnx_models.model(
+        nodes,
+        [onnx_models.value("x", ["N", 16])],
+        [onnx_models.value(name, ["N", 16]) for name in ["y", *outputs]],
+        [onnx_models.tensor(name, array) for name, array in constants.items() if name in read],
+    )
+    batch = {"x": onnx_models.normal(64, 16)}
+    made = qatcore.onnx.quantize_model(model, [batch], activations=activations)
+    for exact, found, written in zip(run(model, batch), run(made, batch), run(made, batch, AS_WRITTEN), strict=True):
+        assert onnx_models.sqnr(exact, found) > 20
+        assert onnx_models.sqnr(exact, found) > onnx_models.sqnr(exact, written) - (4 if activations == "none" else 0.5)
+    if activations in {"uint8", "int8"} and not outputs:
+        assert not {"Relu", "Clip", "Max"} & {node.op_type for node in made.graph.node}

@@ -369,3 +369,24 @@ def test_where_weights_are_is_told():
     message = "its weights are in 1 Gather, 2 MatMul inside of other nodes, and stay in float$"
     with pytest.raises(InvalidArgumentError, match=message):
         plan(prepared(model))
+
+
+@pytest.mark.parametrize(("dtype", "alpha", "folded"), [("f4", 1e-6, True), ("f2", 0.5, True), ("f2", 1e-6, False)])
+def test_factors_of_a_gemm_are_folded_where_no_bits_are_lost(dtype, alpha, folded):
+    weight = (50 * onnx_models.normal(16, 8)).astype(dtype)
+    bias = onnx_models.normal(8).astype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model = onnx_models.model(
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "scaled", alpha=alpha, beta=0.5, transB=0)],
+        [onnx_models.value("x", ["N", 16], kind)],
+        [onnx_models.value("y", ["N", 8], kind)],
+        [onnx_models.tensor("w", weight), onnx_models.tensor("b", bias)],
+    )
+    ready = prepared(model)
+    [node] = ready.graph.node
+    assert ("alpha" in {each.name for each in node.attribute}) != folded
+    assert "beta" not in {each.name for each in node.attribute}
+    index = Graph(ready)
+    scaled = (weight.astype(np.float64) * np.float32(alpha)).astype(dtype) if folded else weight
+    np.testing.assert_array_equal(index.value_of(node.input[1]), scaled)
+    np.testing.assert_array_equal(index.value_of(node.input[2]), (bias.astype(np.float64) / 2).astype(dtype))

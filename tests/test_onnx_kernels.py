@@ -122,6 +122,9 @@ def forms():
                 yield kind, f"{where}, {what}", made(added, shape, {**CONSTANTS, "bias": bias}), batch(size)
         added = [*one, node("Add", ["x", "m"], "p"), *BEHIND["Relu, float"]]
         yield "MatMul + Add, anything else", f"{where}, x", made(added, shape, CONSTANTS), batch(size)
+        # A constant only to the runtime, which computes it.
+        added = [node("Mul", ["row", "row"], "bias"), *one, node("Add", ["m", "bias"], "p"), *BEHIND["Relu, float"]]
+        yield "MatMul + Add, anything else", f"{where}, computed", made(added, shape, CONSTANTS), batch(size)
     stacked = [node("MatMul", ["x", "stack"], "p", "first"), *BEHIND["float"]]
     yield "MatMul of a stack of matrices", "", made(stacked, ["N", 2, 16, SIZE], CONSTANTS), batch((3, 2, 16, SIZE))
 
@@ -135,12 +138,10 @@ def forms():
     for factors in ({"alpha": 2.0}, {"beta": 0.5}, {"alpha": -0.5, "beta": 3.0, "transB": 1}):
         gemm = [node("Gemm", ["x", "w", "row"], "p", "first", **factors), *BEHIND["float"]]
         yield "Gemm", str(factors), made(gemm, shape, CONSTANTS), batch(size)
-        gemm = [
-            node("Neg", ["x"], "c"),
-            node("Gemm", ["x", "w", "c"], "p", "first", **factors),
-            *BEHIND["Relu, float"],
-        ]
-        yield "Gemm", f"{factors}, a bias that is no constant", made(gemm, shape, CONSTANTS), batch(size)
+        for source, behind in (("x", "Relu, float"), ("x", "Relu, codes"), ("row", "Clip, codes"), ("row", "float")):
+            gemm = [node("Neg", [source], "c"), node("Gemm", ["x", "w", "c"], "p", "first", **factors)]
+            name = f"{factors}, a bias made of {source}, {behind}"
+            yield "Gemm", name, made([*gemm, *BEHIND[behind]], shape, CONSTANTS), batch(size)
     yield (
         "Gemm",
         "no bias",

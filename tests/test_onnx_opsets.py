@@ -196,3 +196,24 @@ def test_what_onnx_runtime_cannot_load_is_not_written(tmp_path):
     with pytest.raises(InvalidArgumentError, match=r"quantised model: ONNX Runtime \S+ cannot load it: .*Nonsense"):
         qatcore.onnx.quantize_model(with_node("com.microsoft"), activations="none", output=path)
     assert not path.exists()
+
+
+def test_operators_of_others_with_names_of_onnx_are_left_alone():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "product"),
+        helper.make_node("Add", ["p", "b"], ["a"], domain="of.nobody"),
+        helper.make_node("Relu", ["a"], ["r"], domain="of.nobody"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], "last"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "strange",
+        [onnx_models.value("x", ["N", 8])],
+        [onnx_models.value("y", ["N", 8])],
+        [onnx_models.tensor("w", onnx_models.normal(8, 8)), onnx_models.tensor("b", onnx_models.normal(8))],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("of.nobody", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    with pytest.warns(ModelWarning, match="operators of of.nobody"):
+        made = qatcore.onnx.quantize_model(model, activations="none")
+    assert [node.op_type for node in made.graph.node if node.domain == "of.nobody"] == ["Add", "Relu"]

@@ -600,3 +600,35 @@ def test_fp8_survives_onnx_runtime_behind_what_moves_a_relu(activation, before, 
     exact, found, written = run(model, batch)[0], run(made, batch)[0], run(made, batch, AS_WRITTEN)[0]
     assert sqnr(exact, found) > 25
     np.testing.assert_allclose(found, written, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("operator", ["Reshape", "Transpose", "Squeeze"])
+def test_what_moves_from_a_convolution_into_a_graph_inside(operator):
+    """ONNX Runtime 1.32 ends the process on codes in front of such a move."""
+    inputs, attributes = {"Reshape": (["c", "shape"], {}), "Transpose": (["c"], {}), "Squeeze": (["c"], {})}[operator]
+    branches = [
+        helper.make_graph([helper.make_node(op, ["r"], [op])], op, [], [onnx_models.value(op, None)])
+        for op in ("Neg", "Abs")
+    ]
+    model = onnx_models.model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], "captured"),
+            helper.make_node(operator, inputs, ["r"], **attributes),
+            helper.make_node("If", ["yes"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+            helper.make_node("Conv", ["x", "w"], ["d"], "other"),
+            helper.make_node("Relu", ["d"], ["z"]),
+        ],
+        [onnx_models.value("x", [2, 3, 8, 8]), onnx_models.value("yes", [], onnx.TensorProto.BOOL)],
+        [
+            onnx_models.value("y", [None, None] if operator == "Reshape" else [None] * 4),
+            onnx_models.value("z", [None] * 4),
+        ],
+        [
+            onnx_models.tensor("w", onnx_models.normal(4, 3, 3, 3)),
+            *([onnx_models.tensor("shape", np.array([0, -1]))] if operator == "Reshape" else []),
+        ],
+    )
+    batch = {"x": onnx_models.normal(2, 3, 8, 8), "yes": np.array(True)}
+    made = qatcore.onnx.quantize_model(model, [batch])
+    for exact, found in zip(run(model, batch), run(made, batch), strict=True):
+        assert sqnr(exact, found) > 25

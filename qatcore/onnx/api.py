@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -374,25 +375,33 @@ def quantize(
     if quantizer.unreached:
         notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
     if max_drop is None or given is None:
-        tick = phases.begin("correcting", len(quantizer.plan.nodes)) if quantizer.corrects else None
-        made = quantizer.model(progress=tick)
-        try:
+        tick = phases.begin("correcting", 2 * len(quantizer.plan.nodes)) if quantizer.corrects else None
+        with _told_of_fp8(options):
+            made = quantizer.model(progress=tick)
             check_loads(made)
-        except InvalidArgumentError as error:
-            if options.needs_fp8_runtime and lacks_fp8():
-                error.add_note(f"({_FP8_NEEDS})")
-            raise
         return Quantization(made, quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
-    order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
-    tick, tries = phases.begin("searching", None), itertools.count(1)
+    with _told_of_fp8(options):
+        order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
+        tick, tries = phases.begin("searching", None), itertools.count(1)
 
-    def tried(n: int, drop: float) -> None:
-        tick(next(tries), f"{n} in float: drop {drop:.2f} %")
+        def tried(n: int, drop: float) -> None:
+            tick(next(tries), f"{n} in float: drop {drop:.2f} %")
 
-    search = within_drop(quantizer, given, metric, max_drop, order, progress=tried)
+        search = within_drop(quantizer, given, metric, max_drop, order, progress=tried)
     phases.end()
     return Quantization(search.model, quantizer, used, search, given)
+
+
+@contextlib.contextmanager
+def _told_of_fp8(options: Options) -> Iterator[None]:
+    """Let errors say which ONNX Runtime FP8 needs, where it is an older one."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        if options.needs_fp8_runtime and lacks_fp8():
+            error.add_note(f"({_FP8_NEEDS})")
+        raise
 
 
 def run_comparison(

@@ -256,7 +256,7 @@ def _not_finite(calibration: Calibration | None) -> dict[str, int]:
 def _corrected_line(report: dict[str, Any]) -> str:
     text = f"{counted(report['corrected_biases'], 'bias')}, on the data given"
     left_out = report["corrections_left_out"]
-    return f"{text}; {left_out:,} more did not help on samples kept back" if left_out else text
+    return f"{text}; {left_out:,} more did not help" if left_out else text
 
 
 def _nodes_line(report: dict[str, Any]) -> str:

@@ -362,10 +362,16 @@ def _fold_factors_of_gemms(model: ModelProto) -> None:
             if value is not None:
                 with np.errstate(all="ignore"):
                     scaled = (value.astype(np.float64) * by).astype(value.dtype)
-                if not np.isfinite(scaled).all():
+                if not np.isfinite(scaled).all() or _is_coarser(scaled, value):
                     continue
                 _set_constant(model.graph, index, taken, node, position, scaled)
             node.attribute.remove(next(each for each in node.attribute if each.name == factor))
+
+
+def _is_coarser(array: npt.NDArray[Any], than: npt.NDArray[Any]) -> bool:
+    """Return whether elements have left the normal numbers of their type, where fewer bits are left of them."""
+    least = np.finfo(array.dtype).smallest_normal
+    return bool(((np.abs(array) < least) & (np.abs(than) >= least)).any())
 
 
 def _set_constant(

@@ -16,13 +16,24 @@ from .session import Tap
 _Part = TypeVar("_Part")
 #: How often the parts of a correction are halved, at most.
 _HALVINGS = 3
-#: So many samples tell whether a correction helps.
-_SAMPLES = 16
+#: So many samples tell whether a correction helps, and from so many on something can be learnt.
+_SAMPLES, _LEAST_SAMPLES = 16, 2
 
 
-def halves(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Return batches to correct with and others to judge that by: every second one, or twice the only one."""
-    return list(batches[::2]), list(batches[1::2] or batches)
+def halves(batches: Sequence[Batch], samples_of: Callable[[Batch], int]) -> tuple[list[Batch], list[Batch]]:
+    """Return batches to correct with, and others to judge that by, each with about half of the samples.
+
+    Both are all of the batches where one half would have less than two samples: there is nothing else to judge by.
+    """
+    first, second, more = list[Batch](), list[Batch](), 0
+    for batch in batches:
+        (first if more <= 0 else second).append(batch)
+        more += samples_of(batch) if more <= 0 else -samples_of(batch)
+    if more < 0:
+        first, second = second, first
+    if sum(map(samples_of, second)) < _LEAST_SAMPLES:
+        return list(batches), list(batches)
+    return first, second
 
 
 class Judge:
@@ -35,7 +46,8 @@ class Judge:
     inside : sequence of str
         Tensors to judge by where no output is a tensor of floats.
     batches : sequence of dict
-        Only those are used, spread evenly, that have 16 samples, and no more than have answers of 256 MiB; but one.
+        Some of them, spread evenly, are enough once they have 16 samples.  There are fewer where the answers would take
+        more than 256 MiB, but one at least.
     """
 
     def __init__(self, exact: ModelProto, inside: Sequence[str], batches: Sequence[Batch]) -> None:
@@ -53,13 +65,18 @@ class Judge:
     ) -> tuple[list[str], list[tuple[Batch, Batch]]]:
         """Return which tensors are of floats, and what they are for each batch."""
         tap, answers, left, spec = Tap(exact, names), list[tuple[Batch, Batch]](), SAMPLE_BYTES, InputSpec(exact)
-        samples = sum(map(spec.samples_of, batches))
-        for batch in batches[:: max(samples // _SAMPLES, 1)]:
+        step = max(sum(map(spec.samples_of, batches)) // _SAMPLES, 1)
+        spread = [batch for start in range(step) for batch in batches[start::step]]
+        samples = 0
+        for batch in spread:
             values = {name: value for name, value in tap.values(batch).items() if is_of_floats(value)}
             left -= sum(value.nbytes for value in values.values())
             if not values or (left < 0 and answers):
                 break
             answers.append((batch, values))
+            samples += spec.samples_of(batch)
+            if samples >= _SAMPLES:
+                break
         return (list(answers[0][1]) if answers else []), answers
 
     def errors(self, model: ModelProto) -> list[float]:

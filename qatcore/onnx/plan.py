@@ -232,7 +232,7 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
         result.because.setdefault(node.input[0], node)
         if node.op_type in {"Conv", "ConvTranspose"}:
             output = tail(node, index)
-            if not index.is_seen(output):
+            if not index.is_seen(output) and not _is_captured(output, index):
                 result.outputs[output] = output
                 result.because[output] = node
     result.readers = {node.name for node in result.nodes}
@@ -251,6 +251,15 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
                 if move.input[0] != source:
                     result.inputs[move.input[0]] = source
                     result.because[move.input[0]] = result.because[source]
+
+
+def _is_captured(name: str, index: Graph) -> bool:
+    """Return whether a graph inside of a node reads what moves make of a tensor.
+
+    If the tensor has codes then, ONNX Runtime up to 1.32 ends the process when it loads the model.
+    """
+    moves = [node for node in index.readers.get(name, []) if is_move(node, index)]
+    return any(node.output[0] in index.captured or _is_captured(node.output[0], index) for node in moves)
 
 
 def is_move(node: NodeProto, index: Graph) -> bool:

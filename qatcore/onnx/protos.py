@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
 
@@ -41,6 +41,11 @@ def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     yield from nodes_within(model.graph.node)
     for function in model.functions:
         yield from nodes_within(function.node)
+
+
+def is_a(node: NodeProto, operators: Container[str]) -> bool:
+    """Return whether a node is one of ONNX's own operators: those of other domains may have the same names."""
+    return node.domain == "" and node.op_type in operators
 
 
 def opset_of(model: ModelProto | FunctionProto) -> int:

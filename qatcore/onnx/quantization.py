@@ -18,13 +18,13 @@ from ..collector import CalibrationCollector
 from ..config import CalibMethod, as_flag, as_member
 from ..errors import InvalidArgumentError
 from .bias import corrected_biases, with_biases
-from .data import Batch
+from .data import Batch, InputSpec
 from .graph import Graph, known_shapes, prepared
 from .judging import Judge, halves, helpful
 from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
-from .protos import opset_of
+from .protos import is_a, opset_of
 from .quantised import Quantised, scale_given, told
 from .ranges import (
     ACTIVATIONS,
@@ -201,7 +201,7 @@ class Quantizer:
                     self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
             for name, activation in self._activations.items():
                 maker = self._index.makers.get(name)
-                if maker is not None and maker.op_type == "Clip":
+                if maker is not None and is_a(maker, {"Clip"}):
                     bounds = [self._index.value_of(bound) for bound in [*maker.input[1:], "", ""][:2]]
                     self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
         self._weights: dict[str, Weight] = {}
@@ -276,7 +276,7 @@ class Quantizer:
         chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=left)
 
         exact, n = self.float_model, (0, 0)
-        if corrected and self.corrects:
+        if corrected and self.corrects and chosen.nodes:
             biases, left_out = self._helpful_biases(chosen, kept, progress)
             exact, n = with_biases(exact, biases), (len(biases), left_out)
         result = self._written(exact, chosen, kept, n)
@@ -298,23 +298,29 @@ class Quantizer:
         def written(exact: ModelProto, *, all_activations: bool = False) -> ModelProto:
             return self._written(exact, chosen, kept, (0, 0), all_activations=all_activations)
 
-        def corrected(nodes: Sequence[NodeProto], batches: Sequence[Batch]) -> dict[str, npt.NDArray[Any]]:
+        def corrected(nodes: Sequence[NodeProto], batches: Sequence[Batch], before: int) -> dict[str, npt.NDArray[Any]]:
             to_be_measured = functools.partial(written, all_activations=True)
-            return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=progress)
+            tick = None if progress is None else lambda n: progress(before + n)
+            return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=tick)
 
-        learned, judged = halves(self._sample)
-        biases = corrected(chosen.nodes, learned)
-        if not biases:
-            return {}, 0
-        judge = Judge(self.float_model, [tail(chosen.nodes[-1], self._index)], judged)
+        n, last = len(chosen.nodes), chosen.nodes[-1]
+        learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
+        biases, helped = corrected(chosen.nodes, learned, 0), list[NodeProto]()
+        if biases:
+            bias = bias_of(last, self._index)
+            end = tail(last if bias is None else bias.adder, self._index)
+            judge = Judge(self.float_model, [end], judged)
 
-        def errors(names: Sequence[str]) -> list[float]:
-            return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
+            def errors(names: Sequence[str]) -> list[float]:
+                return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
 
-        names = set(helpful([node.name for node in chosen.nodes if node.name in biases], errors))
-        helped = [node for node in chosen.nodes if node.name in names]
+            names = set(helpful([node.name for node in chosen.nodes if node.name in biases], errors))
+            helped = [node for node in chosen.nodes if node.name in names]
         # From all samples, now that they are known to help.
-        return corrected(helped, self._sample) if helped else {}, len(biases) - len(helped)
+        result = corrected(helped, self._sample, n) if helped else {}
+        if progress is not None:
+            progress(2 * n)
+        return result, len(biases) - len(helped)
 
     def _written(
         self,

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto
 from ..formats import CODE_FORMATS, as_code_format
 from .graph import Graph, all_names, attribute, drop_unread, names_within, replace_input, unused_name
 from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
-from .protos import subgraphs
+from .protos import is_a, subgraphs
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those
@@ -79,14 +79,16 @@ class Rewriter:
         for node in self.model.graph.node:
             read = {name for name in node.input if name}
             captured = {name for graph in subgraphs(node) for name in names_within(graph)} & tensors
-            if node.op_type in {"Shape", "Size"} or self._fixed >= read | captured:
+            if is_a(node, {"Shape", "Size"}) or self._fixed >= read | captured:
                 self._fixed.update(node.output)
-            elif node.op_type not in OPERATORS and self._chosen >= read - self._fixed:
+            elif not is_a(node, OPERATORS) and self._chosen >= read - self._fixed:
                 self._chosen.update(node.output)
-        self._products: dict[str, np.dtype[Any] | None] = {}  # and, of those in integers, the type that scales have
+        # Gemm and MatMul with weights in codes; of those that runtimes compute in integers the type of the scales.
+        self._products: dict[str, np.dtype[Any] | None] = {}
         self._biased: set[str] = set()  # those of them whose bias has codes
         self._codes: dict[str, Scale] = {}  # of tensors that are read in codes and not otherwise
-        self._in_codes: dict[str, bool] = {}  # nodes whose weights are, and whether their biases are or could be
+        # Of nodes with weights in codes: whether the bias is in codes, or could be.
+        self._in_codes: dict[str, bool] = {}
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
         """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
@@ -152,12 +154,13 @@ class Rewriter:
         if weight.block_size is not None:
             return
         integers = "float" not in weight.dtype + activation.dtype
-        if name not in self._fixed:
-            if own and reader.op_type == "Gemm" and integers:
-                self._add_apart(reader, "Add", activation.scale.dtype)
+        bias = self._index.value_of(name)
+        if bias is None and own and reader.op_type == "Gemm" and integers:
+            self._add_apart(reader, "Add", activation.scale.dtype)
             return
-        self._in_codes[node] = False
-        if (bias := self._index.value_of(name)) is None:
+        if name in self._fixed:
+            self._in_codes[node] = False
+        if bias is None:
             return
         # As runtimes multiply, in the type of both.
         scale = np.asarray(activation.scale * weight.scale)
@@ -182,9 +185,9 @@ class Rewriter:
     def finished(self, *, all_activations: bool = False) -> ModelProto:
         """Return the model with all of it, but for a Relu or Clip that codes make up for, unless all shall stay."""
         graph = self.model.graph
+        dropped = set() if all_activations else {id(node) for node in self._drop_activations()}
         for node in self._products:
             self._keep_apart(node)
-        dropped = set() if all_activations else {id(node) for node in self._drop_activations()}
         nodes, before = list[NodeProto](), {node.output[0]: node for node in self._after.pop("", [])}
 
         def append(node: NodeProto) -> None:
@@ -210,22 +213,22 @@ class Rewriter:
     def _keep_apart(self, node: str) -> None:
         """Write what follows a product so that ONNX Runtime leaves the product in integers.
 
-        It makes a Gemm of a MatMul and an Add of matrices, or of a row where it knows all sizes, and computes that in
-        float unless what is added is a bias in codes; of int4 weights beside int8 activations it makes a model that it
-        cannot load.  It computes in float what a Relu or Clip follows, if anything but codes in its place reads that.
+        It joins a MatMul and an Add to a Gemm where both are matrices, or where it knows all sizes and a row is added.
+        Without codes for what is added, it computes that Gemm in float; with int4 weights beside int8 activations it
+        even makes a model that it cannot load.  A Sum is not joined.
+
+        It also computes a product in float that a Relu or Clip follows, unless codes make up for that node.
         """
         product, dtype = self._nodes[node], self._products[node]
         follower = self._follower(product)
-        if product.op_type == "MatMul" and follower is not None and follower.op_type == "Add":
+        if product.op_type == "MatMul" and follower is not None and is_a(follower, {"Add"}):
             shape = self._shapes.get(follower.output[0], [])
             joined = len(shape) < 3 or (0 not in shape and self._adds_a_row(follower))
             if joined and node not in self._biased:
                 follower.op_type = "Sum"
                 return
             follower = self._follower(follower)
-        if dtype is None or follower is None or follower.op_type not in ACTIVATIONS or follower.domain != "":
-            return
-        if self._is_redundant(follower):
+        if dtype is None or follower is None or not is_a(follower, ACTIVATIONS) or self._is_redundant(follower):
             return
         source, [output] = follower.input[0], follower.output
         low, high = [*follower.input[1:], "", ""][:2]
@@ -249,15 +252,15 @@ class Rewriter:
             if self._is_redundant(node) and self._index.only_reader(node.input[0]) is not None:
                 maker = self._index.makers.get(node.input[0])
                 if maker is not None:
-                    [place] = [i for i, name in enumerate(maker.output) if name == node.input[0]]
-                    maker.output[place] = node.output[0]
+                    maker.output[list(maker.output).index(node.input[0])] = node.output[0]
+                    self._index.makers[node.output[0]] = maker
                     dropped.append(node)
         return dropped
 
     def _is_redundant(self, node: NodeProto) -> bool:
         """Whether a node is a Relu or Clip that changes no code, and only codes are read of what it makes."""
         codes = self._codes.get(node.output[0])
-        if codes is None or node.op_type not in ACTIVATIONS or node.domain != "":
+        if codes is None or not is_a(node, ACTIVATIONS):
             return False
         low, high = [*node.input[1:], "", ""][:2]
         if node.op_type == "Relu":
@@ -266,14 +269,15 @@ class Rewriter:
         return known and passes(codes, self._index.value_of(low), self._index.value_of(high))
 
     def _adds_a_row(self, node: NodeProto) -> bool:
-        """Whether an Add has a constant of one dimension."""
-        constants = [self._index.constants[name] for name in node.input if name in self._index.constants]
-        return bool(constants) and len(constants[0].dims) == 1
+        """Whether an Add has a constant of one dimension, or one that runtimes compute and may be so."""
+        constants = [name for name in node.input if name in self._fixed]
+        known = [self._index.constants[name] for name in constants if name in self._index.constants]
+        return len(constants) > len(known) or any(len(tensor.dims) == 1 for tensor in known)
 
     def _follower(self, node: NodeProto) -> NodeProto | None:
         """Return the only node that reads what a node makes, past those without effect."""
         follower = self._index.only_reader(node.output[0])
-        while follower is not None and follower.op_type in {"Identity", "Dropout"}:
+        while follower is not None and is_a(follower, {"Identity", "Dropout"}):
             follower = self._index.only_reader(follower.output[0])
         return follower
 
@@ -285,17 +289,17 @@ class Rewriter:
         It takes codes past a MaxPool, also one whose places are read, which would then be those of codes.
         """
         while (maker := self._index.makers.get(name)) is not None:
-            if maker.op_type in OPERATORS:
+            if is_a(maker, OPERATORS):
                 in_codes = self._in_codes.get(maker.name)
                 return not in_codes if in_codes is not None else maker.input[1] in self._fixed | self._chosen
             if not self._chosen.isdisjoint((*maker.input, *maker.output)):
                 return True
-            if maker.op_type in ACTIVATIONS and scale.dtype.startswith("float8"):
+            if is_a(maker, ACTIVATIONS) and scale.dtype.startswith("float8"):
                 return True
-            if maker.op_type in MOVES and not is_move(maker, self._index):
+            if is_a(maker, MOVES) and not is_move(maker, self._index):
                 return True
             sources = {name for name in maker.input if name} - self._fixed
-            if maker.op_type not in _PASSED or len(sources) != 1:
+            if not is_a(maker, _PASSED) or len(sources) != 1:
                 return False
             [name] = sources
         return False
@@ -326,7 +330,7 @@ class Rewriter:
         if node.op_type not in {"Gemm", "MatMul"}:
             return node, ""
         follower = self._follower(node)
-        if follower is None or follower.op_type not in {"Add", "Sum"}:
+        if follower is None or not is_a(follower, {"Add", "Sum"}):
             return node, ""
         others = [name for name in follower.input if name in self._fixed]
         return follower, others[0] if len(others) == 1 and len(follower.input) == 2 else ""
@@ -336,6 +340,7 @@ class Rewriter:
 
     def _add(self, after: str, operator: str, inputs: list[str], output: str, attributes: dict[str, Any]) -> None:
         node = onnx.helper.make_node(operator, inputs, [output], self._name(f"{output}_{operator}"), **attributes)
+        self._index.makers[output] = node
         self._after.setdefault(after, []).append(node)
 
     def _parameters(self, name: str, scale: Scale, *, zero: bool = True) -> list[str]:

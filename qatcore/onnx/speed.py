@@ -37,6 +37,8 @@ def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | Non
     kinds = {_kind_of_codes(node, index) for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
     if kinds & _FLOAT8:
         return "ONNX Runtime has no products of FP8; try --weights int8 --activations uint8"
+    if not any(map(converts, quantized.graph.node)):
+        return "no node is quantised; allow a larger --max-drop"
     if not kinds:
         return "weights alone save memory, seldom time; try --activations uint8 or int8"
     products = sum(node.op_type in OPERATORS for node in quantized.graph.node)
