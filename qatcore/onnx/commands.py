@@ -254,9 +254,11 @@ def _not_finite(calibration: Calibration | None) -> dict[str, int]:
 
 
 def _corrected_line(report: dict[str, Any]) -> str:
-    text = f"{counted(report['corrected_biases'], 'bias')}, on the data given"
-    left_out = report["corrections_left_out"]
-    return f"{text}; {left_out:,} more did not help" if left_out else text
+    n, left_out = report["corrected_biases"], report["corrections_left_out"]
+    if not left_out:
+        return f"{counted(n, 'bias')}, on the data given"
+    which = f"{n:,} of {n + left_out:,} biases, on the data given" if n else f"none of {counted(left_out, 'bias')}"
+    return f"{which}: correcting {'the others' if n else 'them'} did not help"
 
 
 def _nodes_line(report: dict[str, Any]) -> str:
