@@ -53,11 +53,14 @@ def test_one_bad_part_of_eight_is_left_out():
         assert helpful(range(8), additive(effects, [])) == [part for part in range(8) if part != bad]
 
 
-def test_what_cannot_be_compared_does_not_help():
-    assert helpful([0], lambda parts: [math.nan]) == []
+def test_what_cannot_be_compared_or_is_chance_speaks_against_nothing():
+    assert helpful([0], lambda parts: [math.nan]) == [0]
+    assert helpful([0], lambda parts: [math.nan, 1.0 + len(parts)]) == []
     assert helpful([0], lambda parts: [math.nan, 1.0 - len(parts)]) == [0]
-    assert helpful([0], lambda parts: [math.inf, 1.0 - len(parts)]) == []
-    assert helpful([0], lambda parts: [math.nan if parts else 1.0, 2.0 - len(parts)]) == [0]
+    assert helpful([0], lambda parts: [math.nan if parts else 1.0, 2.0 + len(parts)]) == []
+    assert helpful([0], lambda parts: [2.0 + 0.2 * len(parts)]) == [0]
+    # An outlier among many batches does not decide.
+    assert helpful([0], lambda parts: [9.0 * len(parts), *[-1.0 * len(parts)] * 10]) == [0]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_corrections_do_not_make_models_worse(options):
         made = qatcore.onnx.quantize_model(model, batches, **options)
         about = description(made)
         assert about["corrected_biases"] + about["corrections_left_out"] <= 4
-        assert error(model, made, batches) < 1.02 * error(model, without, batches)
+        assert error(model, made, batches) < 1.06 * error(model, without, batches)
 
 
 def test_a_correction_that_harms_the_output_is_left_out():
@@ -140,8 +143,8 @@ def test_a_correction_that_harms_the_output_is_left_out():
         return Judge(model, [], batches).errors(changed)
 
     assert helpful(["first"], errors) == []
-    assert helpful(["first", "second"], errors) == []
-    assert errors([]) == [0.0] == errors(["first", "second"])
+    assert helpful(["first", "second"], errors) == ["first", "second"]
+    assert errors([]) == [-120.0, -120.0] == errors(["first", "second"])
 
 
 def test_a_judge_takes_what_is_inside_where_no_output_is_of_floats():
@@ -156,9 +159,9 @@ def test_a_judge_takes_what_is_inside_where_no_output_is_of_floats():
     )
     batches = onnx_models.rows(8)
     made = qatcore.onnx.quantize_model(model, batches, bias_correction=False)
-    [found] = Judge(model, ["g"], batches).errors(made)
-    assert 0 < found < 1e-3
-    assert Judge(model, ["g"], batches).errors(model) == [0.0]
+    found = Judge(model, ["g"], batches).errors(made)
+    assert -60 < min(found) <= max(found) < -30
+    assert Judge(model, ["g"], batches).errors(model) == [-120.0] * len(found)
 
 
 def test_a_judge_keeps_no_more_than_fits(monkeypatch):

@@ -16,8 +16,12 @@ from .session import Tap
 _Part = TypeVar("_Part")
 #: How often the parts of a correction are halved, at most.
 _HALVINGS = 3
+#: Decibels that are chance: corrections help as a rule, and less than this does not speak against one.
+_MARGIN = 0.5
+#: Errors relative to a tensor's power that are told apart.
+_LEAST, _MOST = 1e-12, 1e12
 #: So many samples tell whether a correction helps, and from so many on something can be learnt.
-_SAMPLES, _LEAST_SAMPLES = 16, 2
+_SAMPLES, _LEAST_SAMPLES = 32, 2
 
 
 def halves(batches: Sequence[Batch], samples_of: Callable[[Batch], int]) -> tuple[list[Batch], list[Batch]]:
@@ -32,7 +36,7 @@ def halves(batches: Sequence[Batch], samples_of: Callable[[Batch], int]) -> tupl
     if more < 0:
         first, second = second, first
     if sum(map(samples_of, second)) < _LEAST_SAMPLES:
-        return list(batches), list(batches)
+        first = second = list(batches)
     return first, second
 
 
@@ -46,7 +50,7 @@ class Judge:
     inside : sequence of str
         Tensors to judge by where no output is a tensor of floats.
     batches : sequence of dict
-        Some of them, spread evenly, are enough once they have 16 samples.  There are fewer where the answers would take
+        Some of them, spread evenly, are enough once they have 32 samples.  There are fewer where the answers would take
         more than 256 MiB, but one at least.
     """
 
@@ -80,40 +84,51 @@ class Judge:
         return (list(answers[0][1]) if answers else []), answers
 
     def errors(self, model: ModelProto) -> list[float]:
-        """Return the error of each tensor relative to its power, NaN where shapes differ, or there is no power."""
-        tap, noises = Tap(model, self._names), {name: Noise() for name in self._names}
+        """Return the error of each tensor in each batch, relative to its power and in dB.
+
+        In each batch: otherwise a single sample that is hard to tell would outweigh all others.  NaN where shapes
+        differ, or there is no power.
+        """
+        tap, result = Tap(model, self._names), list[float]()
         for batch, exact in self._answers:
             values = tap.values(batch)
-            for name, noise in noises.items():
+            for name in self._names:
+                noise = Noise()
                 noise.add(exact[name], values[name])
-        return [noise.noise / noise.signal if noise.signal > 0.0 else math.nan for noise in noises.values()]
+                result.append(-_in_limits(noise) if noise.signal > 0.0 else math.nan)
+        return result
+
+
+def _in_limits(noise: Noise) -> float:
+    """Return the signal-to-noise ratio in dB, with limits."""
+    return -10.0 * math.log10(min(max(noise.noise / noise.signal, _LEAST), _MOST))
 
 
 def helpful(parts: Sequence[_Part], errors: Callable[[Sequence[_Part]], Iterable[float]]) -> list[_Part]:
     """Return the parts of a correction that bring a model nearer to the float model.
 
-    First all of them are tried, then halves of them, then halves of these, as long as some change helps: each time
-    those that were left out are taken in, and the others out.
+    All are kept unless the model is better without, by more than what is chance.  Then halves, quarters and eighths
+    of them are tried, as long as some change helps: what is in is left out, and what is out taken in.
 
     Parameters
     ----------
     parts : sequence
         In the order of the graph.
     errors : callable
-        Returns the errors of the model that some of the parts correct.
+        Returns the errors, in dB, of the model that some of the parts correct.
     """
-    kept = [False] * len(parts)
 
     def tried(choice: list[bool]) -> list[float]:
         return list(errors([part for part, is_kept in zip(parts, choice, strict=True) if is_kept]))
 
+    kept = [True] * len(parts)
     least, stretches = tried(kept), [(0, len(parts))]
     for halving in range(_HALVINGS + 1):
         changed = False
         for start, stop in stretches:
             choice = [is_kept != (start <= i < stop) for i, is_kept in enumerate(kept)]
             found = tried(choice)
-            if _is_less(found, least):
+            if _gain(found, least) > _MARGIN:
                 kept, least, changed = choice, found, True
         if halving and not changed:
             break
@@ -122,7 +137,7 @@ def helpful(parts: Sequence[_Part], errors: Callable[[Sequence[_Part]], Iterable
     return [part for part, is_kept in zip(parts, kept, strict=True) if is_kept]
 
 
-def _is_less(errors: Sequence[float], others: Sequence[float]) -> bool:
-    """Return whether errors are less than others in sum, where both can be compared."""
-    pairs = [pair for pair in zip(errors, others, strict=True) if not any(map(math.isnan, pair))]
-    return sum(a for a, _ in pairs) < sum(b for _, b in pairs)
+def _gain(errors: Sequence[float], others: Sequence[float]) -> float:
+    """Return by how much errors are less than others, on average of what can be compared."""
+    gains = [b - a for a, b in zip(errors, others, strict=True) if not (math.isnan(a) or math.isnan(b))]
+    return sum(gains) / len(gains) if gains else 0.0

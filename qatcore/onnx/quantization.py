@@ -304,23 +304,30 @@ class Quantizer:
             return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=tick)
 
         n, last = len(chosen.nodes), chosen.nodes[-1]
-        learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
-        biases, helped = corrected(chosen.nodes, learned, 0), list[NodeProto]()
-        if biases:
-            bias = bias_of(last, self._index)
-            end = tail(last if bias is None else bias.adder, self._index)
-            judge = Judge(self.float_model, [end], judged)
+        bias = bias_of(last, self._index)
+        end = tail(last if bias is None else bias.adder, self._index)
+        first, second = halves(self._sample, InputSpec(self.float_model).samples_of)
+        both = [(first, second)] if first is second else [(first, second), (second, first)]
+        rounds = [
+            (corrected(chosen.nodes, learned, place * n), Judge(self.float_model, [end], judged))
+            for place, (learned, judged) in enumerate(both)
+        ]
 
-            def errors(names: Sequence[str]) -> list[float]:
-                return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
+        def errors(names: Sequence[str]) -> list[float]:
+            result = list[float]()
+            for biases, judge in rounds:
+                some = {name: biases[name] for name in names if name in biases}
+                result += judge.errors(written(with_biases(self.float_model, some)))
+            return result
 
-            names = set(helpful([node.name for node in chosen.nodes if node.name in biases], errors))
-            helped = [node for node in chosen.nodes if node.name in names]
+        tried = [node.name for node in chosen.nodes if any(node.name in biases for biases, _ in rounds)]
+        names = set(helpful(tried, errors)) if tried else set()
+        helped = [node for node in chosen.nodes if node.name in names]
         # From all samples, now that they are known to help.
-        result = corrected(helped, self._sample, n) if helped else {}
+        result = corrected(helped, self._sample, 2 * n) if helped else {}
         if progress is not None:
-            progress(2 * n)
-        return result, len(biases) - len(helped)
+            progress(3 * n)
+        return result, len(tried) - len(helped)
 
     def _written(
         self,
