@@ -104,6 +104,11 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
 
 
+def drop_attribute(node: NodeProto, name: str) -> None:
+    """Remove an attribute that a node has."""
+    node.attribute.remove(next(each for each in node.attribute if each.name == name))
+
+
 def known_shapes(model: ModelProto) -> dict[str, list[int]]:
     """Return what is known of tensors' shapes without values, 0 for a size that is not."""
     # Without weights, of which only the sizes count: models may be larger than a message can be.
@@ -365,7 +370,7 @@ def _fold_factors_of_gemms(model: ModelProto) -> None:
                 if not np.isfinite(scaled).all() or _is_coarser(scaled, value):
                     continue
                 _set_constant(model.graph, index, taken, node, position, scaled)
-            node.attribute.remove(next(each for each in node.attribute if each.name == factor))
+            drop_attribute(node, factor)
 
 
 def _is_coarser(array: npt.NDArray[Any], than: npt.NDArray[Any]) -> bool:

@@ -95,13 +95,13 @@ class Judge:
             for name in self._names:
                 noise = Noise()
                 noise.add(exact[name], values[name])
-                result.append(-_in_limits(noise) if noise.signal > 0.0 else math.nan)
+                result.append(_decibels(noise.noise / noise.signal) if noise.signal > 0.0 else math.nan)
         return result
 
 
-def _in_limits(noise: Noise) -> float:
-    """Return the signal-to-noise ratio in dB, with limits."""
-    return -10.0 * math.log10(min(max(noise.noise / noise.signal, _LEAST), _MOST))
+def _decibels(error: float) -> float:
+    """Return a relative error in dB, with limits."""
+    return 10.0 * math.log10(min(max(error, _LEAST), _MOST))
 
 
 def helpful(parts: Sequence[_Part], errors: Callable[[Sequence[_Part]], Iterable[float]]) -> list[_Part]:

@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from ..formats import CODE_FORMATS, as_code_format
-from .graph import Graph, all_names, attribute, drop_unread, names_within, replace_input, unused_name
+from .graph import Graph, all_names, attribute, drop_attribute, drop_unread, names_within, replace_input, unused_name
 from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
 from .protos import is_a, subgraphs
 
@@ -135,7 +135,7 @@ class Rewriter:
             self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
             self._weights[key] = values
         if transposed:
-            reader.attribute.remove(next(each for each in reader.attribute if each.name == "transB"))
+            drop_attribute(reader, "transB")
         reader.input[1] = self._weights[key]
         self._in_codes[node] = True
         if alone and integers and reader.op_type == "Gemm" and attribute(reader, "alpha", 1.0) == 1.0:
@@ -431,5 +431,4 @@ def _transposed(scale: Scale) -> Scale:
     """Return the scale of a transposed matrix."""
     if scale.axis is None:
         return scale
-    transposed = scale.scale.T, scale.zero_point.T
-    return dataclasses.replace(scale, scale=transposed[0], zero_point=transposed[1], axis=1 - scale.axis)
+    return dataclasses.replace(scale, scale=scale.scale.T, zero_point=scale.zero_point.T, axis=1 - scale.axis)
