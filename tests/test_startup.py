@@ -30,6 +30,7 @@ def run(arguments, path=(), **settings):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])), **settings}
     return subprocess.run(
         [sys.executable, "-W", "error", *map(str, arguments)],
+        cwd=ROOT,  # `-m` finds the package there first: in a checkout that would be one without kernels
         env=environment,
         capture_output=True,
         text=True,
