@@ -6,6 +6,7 @@ for a logarithm, a power or a sum whose order it does not fix: the ranges are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,7 @@ def mse_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, inclu
 
     Clipping and rounding errors of the codebook that `scale_and_zero_point` makes of the range, integrated
     over each bin.  Searched coarse to fine; min-max itself is a candidate, and it is kept unless another
-    gains more than the histogram can tell.
+    gains more than the histogram leaves in doubt.
     """
     symmetric = symmetric or bits is QuantBits.FP8
     low, high = h.low.copy(), h.high.copy()
@@ -98,11 +99,10 @@ def _least_error(h: LeadingBitHistogram, error: SquaredError, middle: _FloatArra
         [np.broadcast_to(axis, (h.channels, axis.size)) for axis in axes],
         [33, 33] if symmetric else [13, 13, 9],
     )
-    # Within bins values are only known to be somewhere; the estimate is off by a fraction of 1 / sqrt(n).
-    margin = np.where(h.is_exact, 0.0, 1.5 / np.sqrt(h.n_elements.astype(np.float64)))
-    gains = least < error(low[:, np.newaxis], high[:, np.newaxis])[:, 0] * (1.0 - margin)
-    chosen_low, chosen_high = ends(best)
-    return np.where(gains, chosen_low[:, 0], low), np.where(gains, chosen_high[:, 0], high)
+    new_low, new_high = (end[:, 0] for end in ends(best))
+    gain = error(low[:, np.newaxis], high[:, np.newaxis])[:, 0] - least
+    certain = gain > error.doubt((low, high), (new_low, new_high))
+    return np.where(certain, new_low, low), np.where(certain, new_high, high)
 
 
 def kl_range(h: LeadingBitHistogram, bits: QuantBits, *, symmetric: bool, include_zero: bool) -> Range:
@@ -238,6 +238,9 @@ _COARSE = np.append(np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0
 #: Fewer, for the search over both ends.
 _COARSE_PAIRS = np.concatenate([np.ldexp(1.0, -np.arange(14, 3, -1)), np.arange(4.0, 33.0) / 32.0])
 
+#: Standard deviations by which values, lying anywhere in their bins, may make a range worse than it looks.
+_DEVIATIONS = 4.0
+
 _GRAIN = 1 << 17  # intervals and points that take a thread about 0.2 ms
 
 
@@ -277,6 +280,64 @@ class SquaredError:
             for_ranges(out.size, grain, lambda begin, stop: kernel(*arguments, out, begin, stop))
         out[np.isnan(out)] = np.inf
         return out
+
+    @np.errstate(all="ignore")
+    def doubt(self, whole: Range, other: Range) -> _FloatArray:
+        """Return, for each channel, what the errors of two ranges have to differ by to do so on the values themselves.
+
+        Within a bin values may be anywhere: docs/numerics.md has the derivation.  Where the values are kept it is 0.
+        """
+        low, high, density, start = self._distribution[:4]
+        there = np.flatnonzero(density)  # the rest is padding
+        channel = np.repeat(np.arange(self.unit.size), np.diff(start))[there]
+        low, high, density = low[there], high[there], density[there]
+        mass = density * (high - low)
+        # In steps of the whole range, whose fourth powers are finite.
+        step = scale_and_zero_point(*whole, self._bits, **self._options)[0] * self.unit
+        variance = sum(self._variances(low, high, channel, chosen, step) for chosen in (whole, other))
+        deviation = np.sqrt(variance)
+        by_chance = np.sqrt(np.bincount(channel, mass * variance, self.unit.size))
+        unevenness = _unevenness(low, high, density, channel)
+        by_shape = np.bincount(channel, mass * math.sqrt(5.0) * unevenness**2 * deviation, self.unit.size)
+        return (_DEVIATIONS * by_chance + by_shape) * step**2
+
+    def _variances(
+        self, low: _FloatArray, high: _FloatArray, channel: _Indices, chosen: Range, unit: _FloatArray
+    ) -> _FloatArray:
+        """Return what variance squared errors have in intervals at most, in fourth powers of a unit."""
+        scale, zero_point = scale_and_zero_point(*chosen, self._bits, **self._options)
+        scale = scale * self.unit
+        if self._bits is QuantBits.FP8:  # with three bits of mantissa, and the step of the least normal numbers below
+            step = np.maximum(np.maximum(np.abs(low), np.abs(high)) / 8.0, scale[channel] / 512.0)
+            first, last = -scale * E4M3_MAX, scale * E4M3_MAX
+        else:
+            step = scale[channel]
+            ends = INTEGERS[self._bits].code_range(self._options["symmetric"])
+            first, last = (scale * (float(code) - zero_point) for code in ends)
+        beyond = np.maximum(np.maximum(first[channel] - low, high - last[channel]) - step / 2.0, 0.0)
+        step, beyond, width = (each / unit[channel] for each in (step, beyond, high - low))
+        varies = ((step + 2.0 * beyond) * width) ** 2 / 12.0
+        return np.where(beyond > 0.0, varies, np.minimum(varies, step**4 / 180.0))
+
+
+def _unevenness(low: _FloatArray, high: _FloatArray, density: _FloatArray, channel: _Indices) -> _FloatArray:
+    """Return by which part of its own, at most 1, an interval's density differs from a neighbour's.
+
+    Beyond two deviations of the counts, and only where much of the data may lie at one place: in intervals without a
+    neighbour, as those of a lattice, and in the outermost, where a density may have no bound.
+    """
+    left, right = slice(None, -1), slice(1, None)
+    inside = channel[left] == channel[right]
+    touching = inside & (high[left] == low[right])
+    n, width, uneven = density.size, high - low, np.zeros(density.size)
+    for one, two in ((right, left), (left, right)):
+        beside = np.where(touching, density[two], 0.0)
+        chance = 2.0 * np.sqrt(density[one] * width[one] + beside * width[one] * (width[one] / width[two]))
+        excess = np.abs(density[one] - beside) / density[one] - chance / (density[one] * width[one])
+        uneven[one] = np.maximum(uneven[one], np.where(inside, excess, 0.0))
+    is_outermost = ~(np.append(False, inside)[:n] & np.append(inside, False)[:n])
+    is_alone = ~(np.append(False, touching)[:n] | np.append(touching, False)[:n])
+    return np.where(is_outermost | is_alone, np.minimum(uneven, 1.0), 0.0)
 
 
 def scaled_distribution(h: LeadingBitHistogram, *, density: bool) -> tuple[tuple[npt.NDArray[Any], ...], _FloatArray]:

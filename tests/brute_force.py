@@ -21,6 +21,26 @@ def distributions(n, seed=0):
     }
 
 
+def hard_distributions(n, seed=0):
+    """Data for which a histogram's bins tell little of what a range costs: far from 0, or unevenly in its bins."""
+    rng = np.random.default_rng(seed)
+    ends = [(4, 9), (0, 1), (3, 7), (1, 2), (-3, 5), (-9, -4), (0.5, 10), (100, 140), (1000, 1010), (-0.1, 3)]
+    uniform = {f"uniform({low}, {high})": rng.uniform(low, high, n) for low, high in ends}
+    normal = {f"normal({mean}, {std})": rng.normal(mean, std, n) for mean, std in [(1, 1), (10, 1), (50, 2)]}
+    return {
+        **uniform,
+        **normal,
+        **{f"beta({a}, {a})": rng.beta(a, a, n) * 5.0 + 1.0 for a in (0.2, 0.5)},  # without bound at both ends
+        "power": rng.uniform(size=n) ** 3 * 5.0 + 2.0,  # and at one
+        "sine": np.sin(rng.uniform(0.0, 2.0 * np.pi, n)),
+        "triangle": rng.triangular(2.0, 3.0, 8.0, n),
+        "two": np.concatenate([rng.normal(-3.0, 0.3, n // 2), rng.normal(5.0, 0.4, n - n // 2)]),
+        "clipped": np.clip(rng.normal(size=n), -2.0, 2.0),
+        "pixels": np.clip(np.rint(rng.normal(128.0, 30.0, n)), 0.0, 255.0),  # on a lattice, which min-max hits
+        "counts": rng.poisson(3.0, n).astype(np.float64),
+    }
+
+
 def code_range(bits, symmetric):
     """Least and greatest code of an integer format of so many bits."""
     high = 2 ** (bits - 1) - 1

@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from brute_force import best_affine, best_symmetric, code_range, distributions, squared_error
+from brute_force import best_affine, best_symmetric, code_range, distributions, hard_distributions, squared_error
 
 import qatcore
 from qatcore import QuantBits
@@ -80,6 +80,49 @@ def test_more_samples_of_the_hard_ones():
             assert found["mse"] <= 1.02
             assert found["mse"] <= found["min_max"]
             assert found["kl"] <= 2.2
+
+
+@pytest.mark.parametrize("seed", [21, 26, 41, 42, 59])
+def test_not_worse_than_min_max(seed):
+    """With a margin of a third of the noise these had up to 1.008 times min-max's error."""
+    x = np.random.default_rng(seed).uniform(4.0, 9.0, 120_000).astype(np.float32)
+    collector = qatcore.CalibrationCollector()
+    for batch in np.array_split(x, 7):
+        collector.observe(batch)
+    codes = code_range(8, False)
+    found, least = (
+        squared_error(x.astype(np.float64), *scale(include_zero=True), codes)
+        for scale in (collector.mse_scale, collector.min_max_scale)
+    )
+    assert found <= least
+
+
+def formats():
+    for bits in (*BITS, QuantBits.FP8):
+        for symmetric, include_zero in ((False, False), (False, True), (True, False)):
+            if bits is not QuantBits.FP8 or symmetric:
+                yield {"bits": bits, "symmetric": symmetric, "include_zero": include_zero}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [3_000, 9_000, 40_000, 120_000])
+@pytest.mark.parametrize("data", [distributions, hard_distributions])
+def test_never_worse_than_min_max(data, n, seed):
+    """Whatever the data, in every format; each is a channel, as it would be alone."""
+    every = {name: x.astype(np.float32).astype(np.float64) for name, x in data(n, seed).items()}
+    collector = qatcore.CalibrationCollector(axis=0)
+    collector.observe(np.stack(list(every.values())))
+    for options in formats():
+        bits = options["bits"]
+        chosen, whole = collector.mse_scale(**options), collector.min_max_scale(**options)
+        for channel, (name, x) in enumerate(every.items()):
+            if bits is QuantBits.FP8:
+                found, least = (fp8_error(x, scale[channel] * 448.0) for scale, _ in (chosen, whole))
+            else:
+                codes = code_range(BITS[bits], options["symmetric"])
+                found, least = (squared_error(x, s[channel], z[channel], codes) for s, z in (chosen, whole))
+            assert found <= least * (1.0 + 1e-12), (name, options)
 
 
 def main():
