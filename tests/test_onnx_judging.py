@@ -7,7 +7,7 @@ import onnx_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import helper
+from onnx import ModelProto, ValueInfoProto, helper
 from onnx_models import run
 
 import qatcore.onnx
@@ -20,11 +20,11 @@ pytestmark = pytest.mark.any_build
 
 
 def additive(effects, log):
-    """Return errors that parts add up to."""
+    """Return errors that parts add up to, in steps that are no chance."""
 
     def errors(parts):
         log.append(list(parts))
-        return [100.0 + sum(effects[part] for part in parts)]
+        return [100.0 + 1.5 * sum(effects[part] for part in parts)]
 
     return errors
 
@@ -55,12 +55,12 @@ def test_one_bad_part_of_eight_is_left_out():
 
 def test_what_cannot_be_compared_or_is_chance_speaks_against_nothing():
     assert helpful([0], lambda parts: [math.nan]) == [0]
-    assert helpful([0], lambda parts: [math.nan, 1.0 + len(parts)]) == []
-    assert helpful([0], lambda parts: [math.nan, 1.0 - len(parts)]) == [0]
-    assert helpful([0], lambda parts: [math.nan if parts else 1.0, 2.0 + len(parts)]) == []
-    assert helpful([0], lambda parts: [2.0 + 0.2 * len(parts)]) == [0]
+    assert helpful([0], lambda parts: [math.nan, 1.5 * len(parts)]) == []
+    assert helpful([0], lambda parts: [math.nan, -1.5 * len(parts)]) == [0]
+    assert helpful([0], lambda parts: [math.nan if parts else 1.0, 1.5 * len(parts)]) == []
+    assert helpful([0], lambda parts: [2.0 + 0.9 * len(parts)]) == [0]
     # An outlier among many batches does not decide.
-    assert helpful([0], lambda parts: [9.0 * len(parts), *[-1.0 * len(parts)] * 10]) == [0]
+    assert helpful([0], lambda parts: [15.0 * len(parts), *[-0.5 * len(parts)] * 10]) == [0]
 
 
 @pytest.mark.parametrize(
@@ -187,3 +187,33 @@ def test_the_last_bias_is_judged_where_no_output_is_of_floats():
     batches = [{"x": np.abs(batch["x"])} for batch in onnx_models.rows(batches=8)]
     made = qatcore.onnx.quantize_model(model, batches, weights="int4")
     assert (description(made)["corrected_biases"], description(made)["corrections_left_out"]) == (1, 0)
+
+
+@pytest.mark.parametrize("last", ["Softmax", "Sigmoid", "HardSigmoid", "Tanh"])
+def test_outputs_are_judged_before_they_are_saturated(last):
+    """Else a batch in which little is certain would outweigh the others."""
+    model = onnx_models.model(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["p"], "product"),
+            helper.make_node("Reshape", ["p", "shape"], ["r"]),
+            helper.make_node(last, ["r"], ["s"]),
+            helper.make_node("Identity", ["s"], ["y"]),
+        ],
+        [onnx_models.value("x", ["N", 48])],
+        [onnx_models.value("y", ["N", 5])],
+        [onnx_models.tensor("w", onnx_models.normal(48, 5)), onnx_models.tensor("shape", np.array([-1, 5]))],
+    )
+    batches = [{"x": 100.0 * batch["x"]} for batch in onnx_models.rows(n=8, batches=4)]
+    made = qatcore.onnx.quantize_model(model, batches, bias_correction=False)
+    logits = [with_output(each, "r") for each in (model, made)]
+    expected = [10.0 * math.log10(error(*logits, [batch])) for batch in batches]
+    assert Judge(model, [], batches).errors(made) == pytest.approx(expected)
+
+
+def with_output(model, name):
+    """Return a model that gives a tensor inside of it."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    result.graph.output.append(ValueInfoProto(name=name))
+    return result

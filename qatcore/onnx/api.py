@@ -375,7 +375,7 @@ def quantize(
     if quantizer.unreached:
         notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
     if max_drop is None or given is None:
-        tick = phases.begin("correcting", 3 * len(quantizer.plan.nodes)) if quantizer.corrects else None
+        tick = phases.begin("correcting", 2 * len(quantizer.plan.nodes)) if quantizer.corrects else None
         with _told_of_fp8(options):
             made = quantizer.model(progress=tick)
             check_loads(made)

@@ -10,16 +10,20 @@ from onnx import ModelProto
 
 from .comparison import tensor_outputs
 from .data import SAMPLE_BYTES, Batch, InputSpec
+from .graph import Graph
 from .metric import IncomparableError, Noise, is_of_floats
+from .plan import MOVES
 from .session import Tap
 
 _Part = TypeVar("_Part")
 #: How often the parts of a correction are halved, at most.
 _HALVINGS = 3
 #: Decibels that are chance: corrections help as a rule, and less than this does not speak against one.
-_MARGIN = 0.5
+_MARGIN = 1.0
 #: Errors relative to a tensor's power that are told apart.
 _LEAST, _MOST = 1e-12, 1e12
+#: What makes most of its input's errors vanish: the few samples that are hard to tell would outweigh all others.
+_SATURATING = frozenset({"HardSigmoid", "Sigmoid", "Softmax", "Tanh"})
 #: So many samples tell whether a correction helps, and from so many on something can be learnt.
 _SAMPLES, _LEAST_SAMPLES = 32, 2
 
@@ -43,6 +47,8 @@ def halves(batches: Sequence[Batch], samples_of: Callable[[Batch], int]) -> tupl
 class Judge:
     """Measures how far models are from the float model on batches, whose answers it keeps.
 
+    It compares outputs, before a softmax or a sigmoid that they may end with.
+
     Parameters
     ----------
     exact : ModelProto
@@ -56,7 +62,8 @@ class Judge:
 
     def __init__(self, exact: ModelProto, inside: Sequence[str], batches: Sequence[Batch]) -> None:
         try:
-            outputs = tensor_outputs(exact)
+            index = Graph(exact)
+            outputs = list(dict.fromkeys(_before_saturation(name, index) for name in tensor_outputs(exact)))
         except IncomparableError:
             outputs = []
         self._names, self._answers = self._answered(exact, outputs, batches)
@@ -97,6 +104,18 @@ class Judge:
                 noise.add(exact[name], values[name])
                 result.append(_decibels(noise.noise / noise.signal) if noise.signal > 0.0 else math.nan)
         return result
+
+
+def _before_saturation(name: str, index: Graph) -> str:
+    """Return the tensor that an output saturates, or the output itself."""
+    found = name
+    while (maker := index.makers.get(name)) is not None and maker.domain == "":
+        if maker.op_type not in _SATURATING | MOVES | {"Identity"}:
+            break
+        name = str(maker.input[0])
+        if maker.op_type in _SATURATING:
+            found = name
+    return found
 
 
 def _decibels(error: float) -> float:

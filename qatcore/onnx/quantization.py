@@ -306,27 +306,19 @@ class Quantizer:
         n, last = len(chosen.nodes), chosen.nodes[-1]
         bias = bias_of(last, self._index)
         end = tail(last if bias is None else bias.adder, self._index)
-        first, second = halves(self._sample, InputSpec(self.float_model).samples_of)
-        both = [(first, second)] if first is second else [(first, second), (second, first)]
-        rounds = [
-            (corrected(chosen.nodes, learned, place * n), Judge(self.float_model, [end], judged))
-            for place, (learned, judged) in enumerate(both)
-        ]
+        learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
+        biases, judge = corrected(chosen.nodes, learned, 0), Judge(self.float_model, [end], judged)
 
         def errors(names: Sequence[str]) -> list[float]:
-            result = list[float]()
-            for biases, judge in rounds:
-                some = {name: biases[name] for name in names if name in biases}
-                result += judge.errors(written(with_biases(self.float_model, some)))
-            return result
+            return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
 
-        tried = [node.name for node in chosen.nodes if any(node.name in biases for biases, _ in rounds)]
+        tried = [node.name for node in chosen.nodes if node.name in biases]
         names = set(helpful(tried, errors)) if tried else set()
         helped = [node for node in chosen.nodes if node.name in names]
         # From all samples, now that they are known to help.
-        result = corrected(helped, self._sample, 2 * n) if helped else {}
+        result = corrected(helped, self._sample, n) if helped else {}
         if progress is not None:
-            progress(3 * n)
+            progress(2 * n)
         return result, len(tried) - len(helped)
 
     def _written(
