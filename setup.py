@@ -47,24 +47,25 @@ if SANITIZE:
 elif DEBUG:
     COMMON = ["-O1", "-g1", "-ffp-contract=off"]
 if EMULATE:
-    COMMON += ["-DQATCORE_EMULATE", "-Itests"]
+    COMMON += ["-DQATCORE_EMULATE", "-Itests/support"]
 LINK = ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG else ["-Wl,-s"]
 
+KERNELS = "qatcore/_kernels.pyx"
 # Source and compiler flags of each module; the first is the baseline that every machine imports.
 if platform.machine().lower() in ("x86_64", "amd64"):
     V3 = ["-march=x86-64-v3"]
     V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
     VNNI = [*V4, "-mavx512vnni"]
     MODULES = {
-        "_kernels": ("_kernels", ["-march=x86-64-v2"]),
-        "_kernels_v3": ("_kernels", V3),
-        "_kernels_v4": ("_kernels", V4),
-        "_gemm_avxvnni": ("_gemm_avxvnni", VNNI if EMULATE else [*V3, "-mavxvnni"]),
-        "_gemm_vnni": ("_gemm_vnni", VNNI),
-        "_gemm_amx": ("_gemm_amx", [*V4, *([] if EMULATE else ["-mamx-tile", "-mamx-int8"])]),
+        "_kernels": (KERNELS, ["-march=x86-64-v2"]),
+        "_kernels_v3": (KERNELS, V3),
+        "_kernels_v4": (KERNELS, V4),
+        "_gemm_avxvnni": ("qatcore/kernels/gemm_avxvnni.pyx", VNNI if EMULATE else [*V3, "-mavxvnni"]),
+        "_gemm_vnni": ("qatcore/kernels/gemm_vnni.pyx", VNNI),
+        "_gemm_amx": ("qatcore/kernels/gemm_amx.pyx", [*V4, *([] if EMULATE else ["-mamx-tile", "-mamx-int8"])]),
     }
 else:
-    MODULES = {"_kernels": ("_kernels", [])}
+    MODULES = {"_kernels": (KERNELS, [])}
 
 # Bounds checks stay off under the sanitizers, which would otherwise never see an overrun.
 DIRECTIVES = {
@@ -130,7 +131,7 @@ def extensions() -> list[Extension]:
     built = []
     for name, (source, flags) in MODULES.items():
         (extension,) = cythonize(
-            [Extension(f"qatcore.{name}", [f"qatcore/{source}.pyx"])],
+            [Extension(f"qatcore.{name}", [source])],
             build_dir=f"build/cython-{VARIANT}/{name}",
             compiler_directives=DIRECTIVES,
         )

@@ -11,10 +11,9 @@ import shutil
 import subprocess
 
 import numpy as np
+from x import peak, peers
 
 import qatcore
-
-from . import peak, peers
 
 #: Linux's names of what matters to int8, and the usual ones.
 FEATURES = {

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from .onnx_data import TASKS, Task
+from x.onnx_data import TASKS, Task
 
 METHODS = ("mse", "kl", "percentile", "min_max", "auto")
 OURS = {
@@ -113,9 +112,9 @@ def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
     """Return everything about one model by one variant; what the float model answers is kept in a directory."""
     import onnx
 
-    from qatcore.onnx.comparison import latency_of
-    from qatcore.onnx.metric import Noise
-    from qatcore.onnx.session import named_run, session_of
+    from qatcore._onnx.comparison import latency_of
+    from qatcore._onnx.metric import Noise
+    from qatcore._onnx.session import named_run, session_of
 
     task = TASKS[name]()
     exact = onnx.load(task.path)
@@ -160,7 +159,7 @@ def float_outputs(
     model: Any, names: list[str], batches: list[dict[str, np.ndarray]], file: Path
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield a model's outputs of each batch, from a file if there is one."""
-    from qatcore.onnx.session import named_run, session_of
+    from qatcore._onnx.session import named_run, session_of
 
     if not file.exists():
         session = session_of(model)
@@ -175,9 +174,9 @@ def share_of(task: Task, model: Any) -> float:
     """Return the part of all multiplications by constant weights that a quantised model does on codes."""
     import onnx
 
-    from qatcore.onnx.plan import plan
-    from qatcore.onnx.quantization import Options, ready
-    from qatcore.onnx.sensitivity import node_multiply_adds
+    from qatcore._onnx.plan import plan
+    from qatcore._onnx.quantization import Options, ready
+    from qatcore._onnx.sensitivity import node_multiply_adds
 
     exact = ready(onnx.load(task.path), Options())
     work = node_multiply_adds(exact, plan(exact).nodes, task.calibration[0])
@@ -211,7 +210,7 @@ def calibrator(what: str, images: int) -> dict[str, Any]:
         calibration = qatcore.onnx.calibrate(task.path, batches, tensors=tensors)
         n = len(qatcore.choose_specs(calibration.collectors, "kl", include_zero=True))
     else:
-        from qatcore.onnx.session import run, session_of
+        from qatcore._onnx.session import run, session_of
 
         session, n = session_of(onnx.load(task.path)), 0
         for batch in batches:

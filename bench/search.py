@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
+from x.checks import require
+from x.settings import Settings
+from x.timing import Row, faster, within
 
 import qatcore
-
-from .checks import require
-from .settings import Settings
-from .timing import Row, faster, within
 
 BINS, LEVELS = 2048, 128
 
@@ -100,7 +99,7 @@ def entropy_search(x: np.ndarray) -> Callable[[], object]:
 
 def load_brute_force() -> ModuleType:
     """Import the tests' oracle, which is not part of any package."""
-    path = pathlib.Path(__file__).parents[1] / "tests" / "brute_force.py"
+    path = pathlib.Path(__file__).parents[1] / "tests" / "support" / "brute_force.py"
     spec = importlib.util.spec_from_file_location("brute_force", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,10 +1,11 @@
 """The quantisation core for Python: observe, choose scales, quantise, infer exactly."""
 
 from . import _startup, reference  # noqa: F401 (_startup before all else)
-from ._dispatch import cpu_level, show_config
-from ._threads import get_num_threads, set_num_threads
-from .affine import dequantize, fake_quantize, quantize
-from .calibration import (
+from ._base.config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
+from ._base.dispatch import cpu_level, show_config
+from ._base.errors import InvalidArgumentError
+from ._base.threads import get_num_threads, set_num_threads
+from ._calibration.calibrate import (
     CalibrationDataset,
     CalibrationWarning,
     calibrate_layer,
@@ -15,18 +16,17 @@ from .calibration import (
     save_calibration,
     save_specs,
 )
-from .codes import quantize_fp8, quantize_int4, quantize_int8
-from .collector import CalibrationCollector
-from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
-from .errors import InvalidArgumentError
-from .gemm import PackedInt8Matrix, int8_linear, int8_matmul
-from .gradients import fake_quantize_backward
-from .layer import QatLayer
-from .microscaling import dequantize_mx, dequantize_nvfp4, quantize_mx, quantize_nvfp4
-from .packing import pack_int2, pack_int4, unpack_int2, unpack_int4
+from ._calibration.collector import CalibrationCollector
+from ._calibration.summary import CalibrationSummary
+from ._codes.affine import dequantize, fake_quantize, quantize
+from ._codes.gradients import fake_quantize_backward
+from ._codes.microscaling import dequantize_mx, dequantize_nvfp4, quantize_mx, quantize_nvfp4
+from ._codes.packing import pack_int2, pack_int4, unpack_int2, unpack_int4
+from ._codes.reference_rounding import quantize_fp8, quantize_int4, quantize_int8
+from ._linear.gemm import PackedInt8Matrix, int8_linear, int8_matmul
+from ._linear.layer import QatLayer
+from ._linear.weights import dequantize_weights, quantize_model_weights
 from .reference import kl_divergence_symmetric
-from .summary import CalibrationSummary
-from .weights import dequantize_weights, quantize_model_weights
 
 __version__ = "0.1.0"
 

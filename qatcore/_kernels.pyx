@@ -1,18 +1,4 @@
-# The compiled loops of qatcore, one file a subject:
-#
-#   _rounding.pxi     the scalar formulas: roundings, the reference's FP8, a logarithm of our own
-#   _minifloat.pxi    those of FP8 and FP4
-#   _compiler.pxi     what compilers have to be told
-#   _elementwise.pxi  quantise, encode and round whole arrays, by the reference's rounding
-#   _affine.pxi       quantise and dequantise them, by ONNX's
-#   _gradients.pxi    gradients of fake quantisation, and which values it clips
-#   _blocks.pxi       the greatest magnitude of blocks, codes packed several a byte
-#   _histogram.pxi    range scan, the reference's histogram, the histogram of leading bits
-#   _accumulate.pxi   histograms of leading bits of many channels, added to in place
-#   _thresholds.pxi   expected squared error and KL divergence of candidate clipping ranges
-#   _gemm_portable.pxi, _gemm_tile.pxi, _gemm.pxi
-#                     the int8 matrix product: micro-kernel for any CPU, its register tile, the loops around it
-#   _cpu.pxi          which CPU level this machine can run
+# The compiled loops of qatcore; kernels/README.md says which file has what.
 #
 # This source is compiled once for each CPU level (see setup.py), so a function here must give the
 # same bits whatever instructions the compiler chooses: no libm beyond rint, trunc, floor, fabs and copysign
@@ -33,15 +19,15 @@ ctypedef fused floating:
     float
     double
 
-include "_rounding.pxi"
-include "_minifloat.pxi"
-include "_compiler.pxi"
-include "_elementwise.pxi"
-include "_affine.pxi"
-include "_gradients.pxi"
-include "_blocks.pxi"
-include "_histogram.pxi"
-include "_accumulate.pxi"
-include "_thresholds.pxi"
-include "_gemm_portable.pxi"
-include "_cpu.pxi"
+include "kernels/rounding.pxi"
+include "kernels/minifloat.pxi"
+include "kernels/compiler.pxi"
+include "kernels/elementwise.pxi"
+include "kernels/affine.pxi"
+include "kernels/gradients.pxi"
+include "kernels/blocks.pxi"
+include "kernels/histogram.pxi"
+include "kernels/accumulate.pxi"
+include "kernels/thresholds.pxi"
+include "kernels/gemm_portable.pxi"
+include "kernels/cpu.pxi"

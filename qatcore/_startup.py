@@ -12,7 +12,7 @@ import sys
 from types import TracebackType
 from typing import Any, NoReturn
 
-from .errors import InvalidArgumentError
+from ._base.errors import InvalidArgumentError
 
 INTERRUPTED = "interrupted, nothing was written"
 

@@ -18,11 +18,11 @@ try:
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
-from ._arrays import as_array, kernel_dtype
-from .calibration import checked_options, choose_specs, distinct_layers, iterate_batches
-from .collector import CalibrationCollector
-from .config import CalibMethod, QuantBits, QuantizationSpec
-from .errors import InvalidArgumentError
+from ._base.config import CalibMethod, QuantBits, QuantizationSpec
+from ._base.errors import InvalidArgumentError
+from ._base.validation import as_array, kernel_dtype
+from ._calibration.calibrate import checked_options, choose_specs, distinct_layers, iterate_batches
+from ._calibration.collector import CalibrationCollector
 
 __all__ = ["calibrate_model", "collect"]
 

@@ -15,11 +15,11 @@ except ModuleNotFoundError as _missing:
         "qatcore.plot needs Matplotlib: pip install 'qatcore[plot]'", name=_missing.name
     ) from _missing
 
-from .collector import CalibrationCollector
-from .config import CalibMethod, QuantBits, as_flag, as_member
-from .errors import InvalidArgumentError
-from .histogram import LeadingBitHistogram
-from .thresholds import Range, expected_errors, ranges_by_method
+from ._base.config import CalibMethod, QuantBits, as_flag, as_member
+from ._base.errors import InvalidArgumentError
+from ._calibration.collector import CalibrationCollector
+from ._calibration.histogram import LeadingBitHistogram
+from ._calibration.thresholds import Range, expected_errors, ranges_by_method
 
 __all__ = ["histogram"]
 

@@ -14,15 +14,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _dispatch, codes
-from ._arrays import INT32, as_array, as_count, as_float64, as_number, as_plain_array, as_zero_point, elementwise
-from .calibration import CalibrationDataset, iterate_batches, named_layers
-from .config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
-from .errors import InvalidArgumentError
-from .formats import INTEGERS
-from .gemm import int8_matmul
-from .scale import round_half_away
-from .weights import as_config
+from ._base import dispatch
+from ._base.config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
+from ._base.errors import InvalidArgumentError
+from ._base.formats import INTEGERS
+from ._base.scale import round_half_away
+from ._base.validation import (
+    INT32,
+    as_array,
+    as_count,
+    as_float64,
+    as_number,
+    as_plain_array,
+    as_zero_point,
+    elementwise,
+)
+from ._calibration.calibrate import CalibrationDataset, iterate_batches, named_layers
+from ._codes import reference_rounding as codes
+from ._linear.gemm import int8_matmul
+from ._linear.weights import as_config
 
 __all__ = [
     "CalibMethod",
@@ -126,7 +136,7 @@ def quantize_fp8(x: Any) -> Any:
     >>> quantize_fp8([1.97, 255.9, float("nan")]).tolist()
     [1.875, 240.0, 0.0]
     """
-    return elementwise(x, "x", _dispatch.kernels.round_e4m3_reference, float64=True)
+    return elementwise(x, "x", dispatch.kernels.round_e4m3_reference, float64=True)
 
 
 def kl_divergence_symmetric(p: Any, q: Any) -> float:
@@ -151,7 +161,7 @@ def kl_divergence_symmetric(p: Any, q: Any) -> float:
     for name, vector in zip("pq", vectors, strict=True):
         if vector.ndim != 1:
             raise InvalidArgumentError(f"{name}: expected one dimension, got shape {vector.shape}")
-    return float(_dispatch.kernels.kl_divergence_symmetric(*vectors))
+    return float(dispatch.kernels.kl_divergence_symmetric(*vectors))
 
 
 class CalibrationCollector:
@@ -190,7 +200,7 @@ class CalibrationCollector:
             If `tensor` does not hold real numbers.
         """
         x = as_float64(tensor, "tensor").reshape(-1)
-        low, high, finite = _dispatch.kernels.scan_range(x)
+        low, high, finite = dispatch.kernels.scan_range(x)
         if finite == 0:
             return
         if finite < x.size:
@@ -231,7 +241,7 @@ class CalibrationCollector:
         """The samples in 256 equal bins over the range; all zero without a range."""
         histogram = np.zeros(HISTOGRAM_BINS)
         if self._min_val < self._max_val:
-            _dispatch.kernels.rebuild_histogram(self.samples, self._min_val, self._max_val, histogram)
+            dispatch.kernels.rebuild_histogram(self.samples, self._min_val, self._max_val, histogram)
         return histogram
 
     def min_max_scale(self) -> tuple[float, int]:
@@ -262,7 +272,7 @@ class CalibrationCollector:
         total = float(np.cumsum(histogram)[-1])
         if not self._min_val < self._max_val or total <= 0.0:
             return 1.0, 0
-        kept = _dispatch.kernels.kl_reference_sweep(
+        kept = dispatch.kernels.kl_reference_sweep(
             histogram / total, _LEVELS, np.empty(HISTOGRAM_BINS), np.empty(_LEVELS), np.empty(_LEVELS, np.int64)
         )
         with np.errstate(over="ignore"):
@@ -311,7 +321,7 @@ class QatLayer:
         self.weights: Any = np.empty((self.out_features, self.in_features))
         if self.weights.size:
             limit = math.sqrt(6.0 / (self.in_features + self.out_features))
-            _dispatch.kernels.glorot_weights(self.weights.reshape(-1), limit, float(2**32 - 1))
+            dispatch.kernels.glorot_weights(self.weights.reshape(-1), limit, float(2**32 - 1))
         self.bias: Any = np.zeros(self.out_features)
         self.weight_scale: float = 1.0 / 127.0
         self.weight_zero_point: int = 0

@@ -12,7 +12,7 @@ from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import none
 
 import qatcore
-from qatcore import _dispatch
+from qatcore._base import dispatch
 
 # Shells let what runs in the background ignore Ctrl-C, and its children; tests of it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -53,19 +53,19 @@ def _number_of_threads():
 @pytest.fixture
 def level(request, monkeypatch):
     """Put one CPU level's builds in use; for indirect parametrisation."""
-    monkeypatch.setattr(_dispatch, "kernels", _dispatch.load_kernels(request.param))
-    monkeypatch.setattr(_dispatch, "gemms", _dispatch.load_gemms(request.param))
+    monkeypatch.setattr(dispatch, "kernels", dispatch.load_kernels(request.param))
+    monkeypatch.setattr(dispatch, "gemms", dispatch.load_gemms(request.param))
     return request.param
 
 
 # Tests call modules by name, past what asks the system for the matrix unit; without that it ends the process.
-if "amx" in _dispatch.available_levels():
-    _dispatch.load_gemms("amx")
+if "amx" in dispatch.available_levels():
+    dispatch.load_gemms("amx")
 
 #: Every module with an int8 product: the portable one of each level's kernels, and those of the machine.
 PRODUCTS = [
-    *dict.fromkeys(_dispatch.load_kernels(level).__name__.split(".")[1] for level in _dispatch.available_levels()),
-    *(f"_gemm_{name}" for name in _dispatch.available_gemms()),
+    *dict.fromkeys(dispatch.load_kernels(level).__name__.split(".")[1] for level in dispatch.available_levels()),
+    *(f"_gemm_{name}" for name in dispatch.available_gemms()),
 ]
 
 
@@ -73,5 +73,5 @@ PRODUCTS = [
 def product(request, monkeypatch):
     """Put each of the modules with an int8 product in use."""
     module = importlib.import_module(f"qatcore.{request.param}")
-    monkeypatch.setattr(_dispatch, "gemms", (module, module))
+    monkeypatch.setattr(dispatch, "gemms", (module, module))
     return module

@@ -1,0 +1,197 @@
+"""Plain values: formats, methods, configurations and results."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .errors import InvalidArgumentError
+
+_Member = TypeVar("_Member", bound=enum.Enum)
+
+
+class QuantBits(enum.Enum):
+    """The number format of codes."""
+
+    INT2 = "int2"
+    INT4 = "int4"
+    INT8 = "int8"
+    FP8 = "fp8"  # OCP E4M3FN
+
+
+class CalibMethod(enum.Enum):
+    """How a clipping range is chosen from observed values."""
+
+    MIN_MAX = "min_max"
+    PERCENTILE = "percentile"
+    KL = "kl"
+    MSE = "mse"
+    AUTO = "auto"  # the one of the others whose codes have the least expected squared error
+
+
+def as_member(kind: type[_Member], value: object, name: str) -> _Member:
+    """Return the member of an enumeration that `value` is, or whose value it is."""
+    if isinstance(value, kind):
+        return value
+    expected = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {expected}, got {type(value).__name__}")
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidArgumentError(f"{name}: expected one of {expected}, got {value!r}") from None
+
+
+def as_flag(value: object, name: str) -> bool:
+    """Return `value` as a bool; anything but a bool is a `TypeError`."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+@dataclass(frozen=True)
+class QatConfig:
+    """How a layer is quantised.
+
+    Parameters
+    ----------
+    bits : QuantBits
+        Format of the weight and activation codes.
+    per_channel : bool
+        One weight scale for each output channel instead of one for all.
+    symmetric : bool
+        Weight codes symmetric about zero, with zero point 0: ``[-127, 127]`` or ``[-7, 7]``.
+        Activations are affine either way.  FP8 codes are always symmetric.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `bits` names no format.
+    TypeError
+        If an argument has a wrong type.
+
+    Examples
+    --------
+    >>> QatConfig(bits=QuantBits.INT4, per_channel=True)
+    QatConfig(bits=<QuantBits.INT4: 'int4'>, per_channel=True, symmetric=True)
+    """
+
+    bits: QuantBits = QuantBits.INT8
+    per_channel: bool = False
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
+        object.__setattr__(self, "per_channel", as_flag(self.per_channel, "per_channel"))
+        object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizationSpec:
+    """The scale and zero point chosen for one layer, and how.
+
+    Two specifications are equal if all their fields are; array fields are compared by value.
+
+    Parameters
+    ----------
+    layer_name : str
+    scale : float or ndarray of float64, shape (channels,)
+        Not negative.
+    zero_point : int or ndarray of int32, shape (channels,)
+    method : CalibMethod
+    bits : QuantBits
+    symmetric : bool
+    axis : int, tuple of int or None
+        The axis of the channels, None for one scale for the whole tensor.  With several the arrays have as many
+        dimensions.
+    groups : int
+        How many neighbours along the last axis share a scale.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown, a number is outside its range, or shapes do not fit together.
+    TypeError
+        If an argument has a wrong type.
+    """
+
+    layer_name: str
+    scale: Any
+    zero_point: Any
+    method: CalibMethod
+    bits: QuantBits = QuantBits.INT8
+    symmetric: bool = False
+    axis: int | tuple[int, ...] | None = None
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer_name, str):
+            raise TypeError(f"layer_name: expected a str, got {type(self.layer_name).__name__}")
+        axis = self.axis
+        axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
+        if not all(type(a) is int for a in axes):
+            raise TypeError(f"axis: expected an int, a tuple of them or None, got {axis!r}")
+        if len(set(axes)) < len(axes) or axis == ():
+            raise InvalidArgumentError(f"axis: expected an axis, or several that differ, got {axis!r}")
+        if type(self.groups) is not int:
+            raise TypeError(f"groups: expected an int, got {type(self.groups).__name__}")
+        if self.groups < 1 or (axis is None and self.groups > 1):
+            raise InvalidArgumentError(f"groups: expected at least 1, and 1 without an axis, got {self.groups}")
+        dimensions = len(axes)
+        scale = _as_numbers(self.scale, "scale", "iuf", np.dtype(np.float64), dimensions)
+        zero_point = _as_numbers(self.zero_point, "zero_point", "iu", np.dtype(np.int32), dimensions)
+        if not np.all(scale >= 0.0):
+            raise InvalidArgumentError(f"scale: expected numbers that are not negative, got {self.scale}")
+        if scale.shape != zero_point.shape:
+            raise InvalidArgumentError(
+                f"zero_point: expected the shape of scale, {scale.shape}, got {zero_point.shape}"
+            )
+        object.__setattr__(self, "scale", scale if dimensions else float(scale))
+        object.__setattr__(self, "zero_point", zero_point if dimensions else int(zero_point))
+        object.__setattr__(self, "method", as_member(CalibMethod, self.method, "method"))
+        object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
+        object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the fields, so that arrays are read-only again.
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantizationSpec):
+            return NotImplemented
+        return (
+            self._plain_fields() == other._plain_fields()
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._plain_fields())
+
+    def _plain_fields(self) -> tuple[object, ...]:
+        return (self.layer_name, self.method, self.bits, self.symmetric, self.axis, self.groups)
+
+
+def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
+    """Return a scale or zero point of a specification as a read-only array of its own."""
+    from .validation import as_plain_array  # which imports this module, for the names of formats
+
+    try:
+        array = as_plain_array(value, name)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(f"{name}: expected numbers in equal rows, got {value!r}") from None
+    if array.ndim != dimensions:
+        expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, as the axis has"
+        raise InvalidArgumentError(f"{name}: expected {expected}, got {value!r}")
+    if array.size and array.dtype.kind not in kinds:
+        if array.dtype.kind == "O" and all(type(item) is int for item in array.reshape(-1)):  # too large for any type
+            raise InvalidArgumentError(f"{name}: expected {dtype} values, got {value!r}")
+        raise TypeError(f"{name}: expected {'integers' if kinds == 'iu' else 'real numbers'}, got {value!r}")
+    if dtype.kind == "i" and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
+        raise InvalidArgumentError(f"{name}: expected int32 values, got {value!r}")
+    result = array.astype(dtype)
+    result.setflags(write=False)
+    return result

@@ -1,0 +1,567 @@
+"""Calibrating layers and models from batches of activations."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sized
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
+from .._base.errors import InvalidArgumentError
+from .._base.threads import for_each
+from .._base.validation import as_array
+from .collector import CalibrationCollector
+from .thresholds import PERCENTILE
+
+if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
+    from .storage import PathLike
+
+#: A range from fewer values says little of the data to come.
+_FEW_VALUES = 256
+
+
+class CalibrationWarning(UserWarning):
+    """A calibration rests on few values."""
+
+    __module__ = "qatcore"
+
+
+class CalibrationDataset:
+    """Batches kept in memory, for calibrations small enough.
+
+    Iterating gives the batches; anything else that does is as good.
+
+    Examples
+    --------
+    >>> dataset = CalibrationDataset()
+    >>> dataset.push(np.linspace(0.0, 1.0, 200))
+    >>> dataset.push(np.full((10, 10), 1.5))
+    >>> len(dataset), calibrate_layer(dataset, CalibMethod.MIN_MAX)
+    (2, (0.0058823529411764705, -128))
+    """
+
+    def __init__(self) -> None:
+        self._data: list[npt.NDArray[Any]] = []
+
+    def push(self, row: Any) -> None:
+        """Add a copy of a batch.
+
+        Parameters
+        ----------
+        row : array_like, any shape
+
+        Raises
+        ------
+        TypeError
+            If `row` does not hold real numbers.
+        """
+        self._data.append(np.array(as_array(row, "row")))
+
+    @property
+    def data(self) -> list[npt.NDArray[Any]]:
+        """The batches, in a list of its own."""
+        return list(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return iter(self._data)
+
+
+def calibrate_layer(
+    layer_outputs: Iterable[Any],
+    method: CalibMethod = CalibMethod.KL,
+    *,
+    bits: QuantBits = QuantBits.INT8,
+    symmetric: bool = False,
+    include_zero: bool = False,
+    axis: int | tuple[int, ...] | None = None,
+    groups: int | None = None,
+    progress: bool = False,
+) -> tuple[Any, Any]:
+    """Return scale and zero point for the batches of one layer.
+
+    Parameters
+    ----------
+    layer_outputs : iterable of array_like
+        Batches of any shape, taken one at a time and not kept; a one-dimensional array is one batch.
+    method : CalibMethod
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least expected squared error.
+    bits : QuantBits
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
+    axis, groups : optional
+        For a scale for each channel, as `CalibrationCollector` takes them.
+    progress : bool
+        Show a progress bar on standard error; needs tqdm, the extra ``progress``.
+
+    Returns
+    -------
+    scale : float, or ndarray of float64
+    zero_point : int, or ndarray of int32
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as the one before, or
+        there is an axis and an array in place of batches.
+    ModuleNotFoundError
+        If `progress` is asked for without tqdm.
+    TypeError
+        If a batch does not hold real numbers, or an argument has a wrong type.
+
+    Warns
+    -----
+    CalibrationWarning
+        If there are fewer than 256 finite values, of any channel.
+
+    Examples
+    --------
+    >>> batches = (np.full((8, 64), i / 10) for i in range(11))
+    >>> calibrate_layer(batches, CalibMethod.MIN_MAX)
+    (0.00392156862745098, -128)
+    """
+    [spec] = _calibrate(
+        [("layer_outputs", layer_outputs)],
+        (method, bits, symmetric, include_zero),
+        axis=axis,
+        groups=groups,
+        collectors=None,
+        resume=False,
+        progress=progress,
+    )
+    return spec.scale, spec.zero_point
+
+
+def calibrate_model(
+    layer_activations: Mapping[str, Iterable[Any]] | Iterable[tuple[str, Iterable[Any]]],
+    method: CalibMethod = CalibMethod.KL,
+    *,
+    bits: QuantBits = QuantBits.INT8,
+    symmetric: bool = False,
+    include_zero: bool = False,
+    axis: int | tuple[int, ...] | None = None,
+    groups: int | None = None,
+    collectors: MutableMapping[str, CalibrationCollector] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> list[QuantizationSpec]:
+    """Return a specification for each layer of a model.
+
+    Parameters
+    ----------
+    layer_activations : mapping or sequence of pairs
+        From a layer's name to its batches, each as in `calibrate_layer`.
+    method : CalibMethod
+        ``AUTO`` chooses for each layer, and the specification says what.
+    bits : QuantBits
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
+    axis, groups : optional
+        For a scale for each channel, as `CalibrationCollector` takes them.
+    collectors : mutable mapping, optional
+        The layers' collectors: those in it are added to, missing ones are put into it before their first batch.  So
+        it holds every whole batch that was observed when an exception ends the calibration, `KeyboardInterrupt` too.
+    resume : bool
+        Skip the batches, in order, that `collectors` have seen: as many as their number of values tells.
+    progress : bool
+        Show a progress bar on standard error; needs tqdm, the extra ``progress``.
+
+    Returns
+    -------
+    list of QuantizationSpec
+        In the order of the layers.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown, two layers have one name, a collector has another axis, a batch does not have
+        the axis or as many channels as the one before, there is an axis and an array in place of batches, or what
+        a collector has seen does not end where a batch does.
+    ModuleNotFoundError
+        If `progress` is asked for without tqdm.
+    TypeError
+        If an entry is not a name with batches, or a batch does not hold real numbers.
+
+    Warns
+    -----
+    CalibrationWarning
+        For each layer with fewer than 256 finite values, of any channel.
+
+    Examples
+    --------
+    >>> activations = {"fc1": [np.linspace(0.0, 1.0, 300)], "fc2": [np.linspace(-1.0, 1.0, 300)]}
+    >>> [(spec.layer_name, spec.zero_point) for spec in calibrate_model(activations, CalibMethod.MIN_MAX)]
+    [('fc1', -128), ('fc2', 0)]
+    """
+    return _calibrate(
+        layer_activations,
+        (method, bits, symmetric, include_zero),
+        axis=axis,
+        groups=groups,
+        collectors=collectors,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def choose_specs(
+    collectors: Mapping[str, CalibrationCollector],
+    method: CalibMethod = CalibMethod.KL,
+    *,
+    bits: QuantBits = QuantBits.INT8,
+    symmetric: bool = False,
+    include_zero: bool = False,
+) -> list[QuantizationSpec]:
+    """Return a specification for each of some collectors, which are only asked.
+
+    Parameters
+    ----------
+    collectors : mapping of str to CalibrationCollector
+        As `load_calibration` returns them.
+    method : CalibMethod
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses for each layer, and the specification says what.
+    bits : QuantBits
+    symmetric, include_zero : bool
+        As the methods of `CalibrationCollector` take them.
+
+    Returns
+    -------
+    list of QuantizationSpec
+        In the order of the collectors.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `method` or `bits` is unknown.
+    TypeError
+        If `collectors` is not a mapping of names to collectors.
+
+    Warns
+    -----
+    CalibrationWarning
+        For each layer with fewer than 256 finite values, of any channel.
+
+    Examples
+    --------
+    >>> collector = CalibrationCollector()
+    >>> collector.observe(np.linspace(0.0, 1.0, 300))
+    >>> [(spec.layer_name, spec.zero_point) for spec in choose_specs({"fc1": collector}, CalibMethod.MIN_MAX)]
+    [('fc1', -128)]
+    """
+    method, bits, symmetric, include_zero = checked_options(method, bits, symmetric, include_zero)
+    named = named_collectors(collectors)
+    chosen: dict[str, tuple[Any, Any, CalibMethod]] = {}
+
+    def choose(name: str) -> None:
+        chosen[name] = choose_scale(named[name], method, bits=bits, symmetric=symmetric, include_zero=include_zero)
+
+    for_each(list(named), choose)
+    specs = []
+    for name, collector in named.items():
+        fewest = int(np.min(collector.n_elements, initial=_FEW_VALUES))
+        if fewest < _FEW_VALUES or not np.size(collector.n_elements):
+            of = "" if collector.axis is None else " of a channel"
+            warnings.warn(
+                f"{name}: calibrated from {fewest if np.size(collector.n_elements) else 0} finite values{of}; a range "
+                f"from fewer than {_FEW_VALUES} says little of the data to come",
+                CalibrationWarning,
+                stacklevel=_stack_level(),
+            )
+        specs.append(QuantizationSpec(name, *chosen[name], bits, symmetric, collector.axis, collector.groups))
+    return specs
+
+
+def choose_scale(
+    collector: CalibrationCollector,
+    method: CalibMethod,
+    percentile: float = PERCENTILE,
+    *,
+    bits: QuantBits,
+    symmetric: bool,
+    include_zero: bool = False,
+) -> tuple[Any, Any, CalibMethod]:
+    """Return a collector's scale and zero point by the given method, and the method, which AUTO chooses."""
+    if method is CalibMethod.AUTO:
+        return collector.best_scale(bits=bits, symmetric=symmetric, include_zero=include_zero)
+    if method is CalibMethod.PERCENTILE:
+        kept = collector.percentile_scale(percentile, bits=bits, symmetric=symmetric, include_zero=include_zero)
+        return *kept, method
+    answer = {
+        CalibMethod.MIN_MAX: collector.min_max_scale,
+        CalibMethod.KL: collector.kl_divergence_scale,
+        CalibMethod.MSE: collector.mse_scale,
+    }[method]
+    return *answer(bits=bits, symmetric=symmetric, include_zero=include_zero), method
+
+
+def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollector]) -> None:
+    """Write collectors to a file.
+
+    A crash at any moment leaves the file that was there before, or the new one.  Equal collectors give equal files.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Written as it is, whatever its suffix; ``.npz`` is usual.
+    collectors : mapping of str to CalibrationCollector
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    TypeError
+        If `collectors` is not a mapping of names to collectors.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> collector = CalibrationCollector()
+    >>> collector.observe(np.linspace(0.0, 1.0, 300))
+    >>> path = os.path.join(tempfile.mkdtemp(), "calibration.npz")
+    >>> save_calibration(path, {"fc1": collector})
+    >>> load_calibration(path) == {"fc1": collector}
+    True
+    """
+    from .storage import write_states
+
+    write_states(path, {name: collector._to_state() for name, collector in named_collectors(collectors).items()})
+
+
+def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
+    """Read the collectors of a file.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    dict of str to CalibrationCollector
+        In the order in which they were written.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is truncated, altered or something else; the message names it and what is wrong.
+    OSError
+        If it cannot be read.
+    """
+    from .storage import read_states
+
+    return {name: CalibrationCollector._of_state(state) for name, state in read_states(path).items()}
+
+
+def save_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
+    """Write specifications to a file, as JSON; `load_specs` gives them back to the last bit.
+
+    A crash at any moment leaves the file that was there before, or the new one.
+
+    Parameters
+    ----------
+    path : str or PathLike
+    specs : iterable of QuantizationSpec
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    TypeError
+        If `specs` holds anything else.
+    """
+    chosen = list(specs)
+    for spec in chosen:
+        if not isinstance(spec, QuantizationSpec):
+            raise TypeError(f"specs: expected QuantizationSpecs, got {type(spec).__name__}")
+    from .storage import write_specs
+
+    write_specs(path, chosen)
+
+
+def load_specs(path: PathLike) -> list[QuantizationSpec]:
+    """Read the specifications of a file.
+
+    Parameters
+    ----------
+    path : str or PathLike
+
+    Returns
+    -------
+    list of QuantizationSpec
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the file is truncated, altered or something else; the message names it and what is wrong.
+    OSError
+        If it cannot be read.
+    """
+    from .storage import read_specs
+
+    return read_specs(path)
+
+
+def checked_options(
+    method: object, bits: object, symmetric: object, include_zero: object
+) -> tuple[CalibMethod, QuantBits, bool, bool]:
+    """Return how scales are to be chosen, if all of it is known."""
+    return (
+        as_member(CalibMethod, method, "method"),
+        as_member(QuantBits, bits, "bits"),
+        as_flag(symmetric, "symmetric"),
+        as_flag(include_zero, "include_zero"),
+    )
+
+
+def _calibrate(
+    layers: object,
+    how: tuple[CalibMethod, QuantBits, bool, bool],
+    *,
+    axis: int | tuple[int, ...] | None,
+    groups: int | None,
+    collectors: MutableMapping[str, CalibrationCollector] | None,
+    resume: bool,
+    progress: bool,
+) -> list[QuantizationSpec]:
+    method, bits, symmetric, include_zero = checked_options(*how)
+    resume = as_flag(resume, "resume")
+    if resume and collectors is None:
+        raise InvalidArgumentError("resume: expected collectors to go on with, got None")
+    kind = CalibrationCollector(axis, groups=groups)
+    given = {} if collectors is None else named_collectors(collectors)
+    for name, collector in given.items():
+        if (collector.axis, collector.groups) != (kind.axis, kind.groups):
+            raise InvalidArgumentError(
+                f"collectors: expected axis={kind.axis} and groups={kind.groups}, got axis={collector.axis} and "
+                f"groups={collector.groups} for {name!r}"
+            )
+    by_name = {} if collectors is None else collectors
+    names = []
+    with contextlib.ExitStack() as stack:
+        report = None
+        if as_flag(progress, "progress"):
+            from .progress import BatchProgress
+
+            report = stack.enter_context(BatchProgress(*_known_totals(layers)))
+        for name, batches in distinct_layers(layers):
+            if kind.axis is not None:
+                refuse_array(name, batches)
+            names.append(name)
+            if name not in by_name:
+                by_name[name] = CalibrationCollector(axis, groups=groups)
+            _observe_all(name, batches, by_name[name], report, resume=resume)
+    return choose_specs(
+        {name: by_name[name] for name in names}, method, bits=bits, symmetric=symmetric, include_zero=include_zero
+    )
+
+
+def _observe_all(name: str, batches: object, collector: CalibrationCollector, report: Any, *, resume: bool) -> None:
+    seen = collector.n_observed if resume else 0
+    left = seen
+    if report is not None:
+        report.layer(name)
+    for index, batch in enumerate(iterate_batches(name, batches)):
+        try:
+            array = as_array(batch, "x")
+            if not left:
+                collector.observe(array)
+        except (InvalidArgumentError, TypeError) as error:
+            error.add_note(f"x is batch {index} of {name}")
+            raise
+        if left >= array.size:
+            left -= array.size
+        elif left:
+            raise InvalidArgumentError(
+                f"{name}: its collector has seen {seen} values, which do not end where a batch does: there are {left} "
+                f"before a batch of {array.size}"
+            )
+        if report is not None:
+            report.batch(array.nbytes)
+    if left:
+        raise InvalidArgumentError(f"{name}: its collector has seen {seen} values, {left} more than there are")
+
+
+def refuse_array(name: str, batches: object) -> None:
+    """Refuse an array in place of batches: its first axis would be theirs, and others one less than they are."""
+    if hasattr(batches, "ndim"):
+        raise InvalidArgumentError(
+            f"{name}: expected an iterable of batches where there is an axis, got an array of {batches.ndim} "
+            "dimensions; pass [array] if it is one batch"
+        )
+
+
+def _known_totals(layers: object) -> tuple[int | None, int | None]:
+    """Return the numbers of batches and of layers, where they can be told without taking any."""
+    if not isinstance(layers, (Mapping, list, tuple)):
+        return None, None
+    total = 0
+    for _, batches in named_layers(layers):
+        if getattr(batches, "ndim", 0) == 1:
+            total += 1
+        elif isinstance(batches, Sized) and getattr(batches, "ndim", 2) > 0:
+            total += len(batches)
+        else:
+            return None, len(layers)
+    return total, len(layers)
+
+
+def _stack_level() -> int:
+    """Return the `stacklevel` of whoever called this module."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "qatcore":
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def named_collectors(collectors: object) -> Mapping[str, CalibrationCollector]:
+    """Return a mapping of names to collectors, if it is one."""
+    if not isinstance(collectors, Mapping):
+        raise TypeError(f"collectors: expected a mapping of names to collectors, got {type(collectors).__name__}")
+    for name, collector in collectors.items():
+        if not isinstance(name, str):
+            raise TypeError(f"collectors: expected a str as a name, got {type(name).__name__}")
+        if not isinstance(collector, CalibrationCollector):
+            raise TypeError(f"collectors: expected a CalibrationCollector for {name!r}, got {type(collector).__name__}")
+    return collectors
+
+
+def iterate_batches(name: str, batches: object) -> Iterator[Any]:
+    """Return an iterator over a layer's batches; a one-dimensional array is one."""
+    if getattr(batches, "ndim", 0) == 1:  # another library's as well
+        return iter([batches])
+    try:
+        return iter(batches)  # type: ignore[call-overload, no-any-return]
+    except TypeError:
+        raise TypeError(f"{name}: expected an iterable of batches, got {type(batches).__name__}") from None
+
+
+def named_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Yield the names and batches of a mapping or a sequence of pairs."""
+    if isinstance(layers, Mapping):
+        layers = layers.items()
+    if not isinstance(layers, Iterable) or isinstance(layers, str):
+        raise TypeError(f"layer_activations: expected a mapping or pairs, got {type(layers).__name__}")
+    for entry in layers:
+        if not isinstance(entry, (tuple, list)):
+            raise TypeError(f"layer_activations: expected pairs of name and batches, got {type(entry).__name__}")
+        if len(entry) != 2:
+            raise InvalidArgumentError(f"layer_activations: expected pairs of name and batches, got {len(entry)} items")
+        if not isinstance(entry[0], str):
+            raise TypeError(f"layer_activations: expected a str as a layer's name, got {type(entry[0]).__name__}")
+        yield entry[0], entry[1]
+
+
+def distinct_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
+    """Yield what `named_layers` does, if no two layers have one name."""
+    names: set[str] = set()
+    for name, batches in named_layers(layers):
+        if name in names:
+            raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
+        names.add(name)
+        yield name, batches

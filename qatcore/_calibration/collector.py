@@ -1,0 +1,739 @@
+"""`CalibrationCollector`: histograms and their thresholds as scales and zero points."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base.config import CalibMethod, QuantBits, as_flag, as_member
+from .._base.errors import InvalidArgumentError
+from .._base.scale import scale_and_zero_point
+from .._base.validation import as_array, as_count, as_number, as_plain_array, as_scales, as_zero_points
+from .accumulator import COUNTS, Accumulator
+from .counting import count, count_along
+from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
+from .summary import CalibrationSummary, promised_sqnr, summarize
+from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
+
+if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
+    from .storage import PathLike
+
+
+class CalibrationCollector:
+    """Observes values in constant memory and answers with scales.
+
+    What it holds is a function of the multiset of observed values: batches, their order, threads and the
+    order of merging leave no trace, to the bit.  NaN and infinities are counted and never enter a range.
+
+    Every scale method takes ``bits`` (`QuantBits`, INT8), ``symmetric`` (False) and ``include_zero`` (False:
+    the range is widened to hold 0; what is exported to a runtime needs it) and returns
+    ``(scale, zero_point)``.  Asking changes nothing.  Of zeros alone they answer ``(2**-12, 0)``, and without a range
+    to speak of (nothing observed, or one other value where affine) ``(1.0, 0)``.
+
+    Without an axis all values share a histogram, and answers are Python floats and ints.  With one, each channel
+    has its own, and answers are arrays of shape `shape`: float64, and int32 for zero points.  A channel's answer is
+    to the bit what a collector that saw only its values would give.
+
+    Collectors compare equal if they hold the same, can be pickled, and may be used from many threads.
+
+    Parameters
+    ----------
+    axis : int or tuple of int, optional
+        The axis of the channels, negative from the end; several for channels at each of their combinations.
+    groups : int, optional
+        That many neighbours along the (last) axis share a histogram; they must divide it.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If an axis is named twice, there are groups without an axis, or `groups` is less than 1.
+    TypeError
+        If an argument has a wrong type.
+
+    Examples
+    --------
+    >>> collector = CalibrationCollector()
+    >>> collector.observe(np.linspace(-1.0, 2.0, 1001))
+    >>> collector.observe([float("nan"), 0.5])
+    >>> collector
+    CalibrationCollector(n_elements=1002, min_val=-1.0, max_val=2.0, n_nan=1)
+    >>> collector.min_max_scale()
+    (0.011764705882352941, -43)
+
+    One scale for each of 3 channels, images in the layout of PyTorch and ONNX:
+
+    >>> channels = CalibrationCollector(axis=1)
+    >>> channels.observe(np.arange(24.0).reshape(2, 3, 2, 2))
+    >>> channels.min_max_scale(symmetric=True)
+    (array([0.11811024, 0.1496063 , 0.18110236]), array([0, 0, 0], dtype=int32))
+
+    Weights in groups of 32 inputs, as int4 wants them:
+
+    >>> weights = CalibrationCollector(axis=(0, 1), groups=32)
+    >>> weights.observe(np.ones((8, 128)))
+    >>> weights.shape
+    (8, 4)
+    """
+
+    # The shape of the channels and their state: missing before the first batch, if there is an axis.
+    _state: tuple[tuple[int, ...], Accumulator]
+
+    def __init__(self, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> None:
+        self._axis = None if axis is None else _as_axes(axis)
+        self._groups = 1 if groups is None else as_count(groups, "groups")
+        if self._groups > LARGEST_COUNT:
+            raise InvalidArgumentError(f"groups: expected at most {LARGEST_COUNT}, got {groups}")
+        if self._axis is None and groups is not None:
+            raise InvalidArgumentError("groups: expected an axis to group along, got none")
+        if self._axis is None:
+            self._held((), Accumulator(1))
+
+    def _held(self, shape: tuple[int, ...], added: Accumulator) -> tuple[tuple[int, ...], Accumulator]:
+        """Return the channels' shape and state; those given, if there were none before the first batch."""
+        # One step, so that of two threads that bring a first batch both get the same.
+        state: tuple[tuple[int, ...], Accumulator] = self.__dict__.setdefault("_state", (shape, added))
+        return state
+
+    def observe(self, x: Any, mask: Any = None) -> None:
+        """Count the values of an array.
+
+        Parameters
+        ----------
+        x : array_like, any shape
+            float16, bfloat16, float32, float64 or integers.  Per channel the shape may differ between batches,
+            but not along the axis.
+        mask : array_like of bool, optional
+            True where a value is to be seen, False for padding and mask fills; broadcast to x's shape.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `mask` does not broadcast to the shape of `x`, or `x` has not the axis or another number of channels
+            than before.
+        TypeError
+            If `x` does not hold real numbers, or `mask` bools.
+        """
+        array = as_array(x, "x")
+        seen = None if mask is None else _as_mask(mask, array.shape)
+        if self._axis is None:
+            self._add((), count(array, seen))
+            return
+        self._observe_block(array, self._channels_of(array.shape), None, seen)
+
+    def _observe_block(
+        self,
+        array: npt.NDArray[Any],
+        shape: tuple[int, ...],
+        start: tuple[int, ...] | None,
+        seen: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count a part of a batch whose channels have this shape together, and begin at `start` in it."""
+        own = self._channels_of(array.shape)
+        added = count_along(array, seen, self._normalised_axes(array.ndim), self._groups)
+        if shape != own:
+            places = np.arange(math.prod(shape)).reshape(shape)
+            block = tuple(slice(first, first + size) for first, size in zip(start or (), own, strict=True))
+            added = added.placed(places[block].reshape(-1), math.prod(shape))
+        self._add(shape, added)
+
+    def merge(self, other: CalibrationCollector) -> None:
+        """Add what another collector has observed, which is left as it is.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `other` has another axis, other groups or another number of channels.
+        TypeError
+            If `other` is not a `CalibrationCollector`.
+        """
+        if not isinstance(other, CalibrationCollector):
+            raise TypeError(f"other: expected a CalibrationCollector, got {type(other).__name__}")
+        if (self._axis, self._groups) != (other._axis, other._groups):
+            raise InvalidArgumentError(f"other: expected a collector with {self._kind()}, got one with {other._kind()}")
+        if "_state" in other.__dict__:
+            shape, added = other._state
+            if other is self or self._shape() is None:  # which would keep or change what is another's
+                added = added.trimmed()
+            self._add(shape, added, "other")
+
+    def _add(self, shape: tuple[int, ...], added: Accumulator, name: str = "x") -> None:
+        own, state = self._held(shape, added)
+        if own != shape:
+            raise InvalidArgumentError(
+                f"{name}: expected channels of shape {own} as before, got {shape} (with {self._kind()})"
+            )
+        if state is not added:
+            try:
+                state.add(added)
+            except InvalidArgumentError as error:
+                raise InvalidArgumentError(f"{name}: {error}") from None
+
+    def _kind(self) -> str:
+        groups = "" if self._groups == 1 else f", groups={self._groups}"
+        return f"axis={self.axis}{groups}"
+
+    def _normalised_axes(self, ndim: int) -> tuple[int, ...]:
+        assert self._axis is not None
+        axes = tuple(axis + ndim if axis < 0 else axis for axis in self._axis)
+        if not all(0 <= axis < ndim for axis in axes):
+            raise InvalidArgumentError(f"x: expected an array with axis {self.axis}, got one of {ndim} dimensions")
+        if len(set(axes)) < len(axes):
+            raise InvalidArgumentError(
+                f"x: expected an array in which axes {self.axis} differ, got one of {ndim} dimensions"
+            )
+        return axes
+
+    def _channels_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the channels of an array."""
+        axes = self._normalised_axes(len(shape))
+        *others, last = (shape[axis] for axis in axes)
+        if last % self._groups:
+            raise InvalidArgumentError(
+                f"x: expected a multiple of {self._groups} along axis {axes[-1]} for groups={self._groups}, got {last}"
+            )
+        return (*others, last // self._groups)
+
+    def _shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the channels; None before the first batch."""
+        return self._state[0] if "_state" in self.__dict__ else None
+
+    def _accumulator(self) -> Accumulator:
+        return self._state[1] if "_state" in self.__dict__ else Accumulator(0)
+
+    @property
+    def _histogram(self) -> LeadingBitHistogram:
+        """What was observed up to now; kept until something is added."""
+        if "_state" not in self.__dict__:
+            return Accumulator(0).histogram()[1]
+        accumulator = self._state[1]
+        made: tuple[int, LeadingBitHistogram] | None = self.__dict__.get("_made")
+        if made is None or made[0] != accumulator.changes:
+            self._made = made = accumulator.histogram()
+        return made[1]
+
+    def _counts(self, *names: str) -> Any:
+        """Return a sum of statistics, for which no histogram has to be made."""
+        stats = self._accumulator().stats
+        return self._answers(stats[:, [COUNTS[name] for name in names]].sum(axis=1))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._of_state, (self._to_state(),)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CalibrationCollector):
+            return NotImplemented
+        return (self._axis, self._groups, self._shape()) == (
+            other._axis,
+            other._groups,
+            other._shape(),
+        ) and self._histogram == other._histogram
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        h = self._histogram
+        kind = "" if self._axis is None else f"{self._kind()}, shape={self.shape}, "
+        unusual = {"n_nan": h.n_nan, "n_posinf": h.n_posinf, "n_neginf": h.n_neginf}
+        counted = "".join(f", {name}={count.sum()}" for name, count in unusual.items() if count.any())
+        low, high = h.low.min(initial=np.inf), h.high.max(initial=-np.inf)
+        return f"CalibrationCollector({kind}n_elements={h.n_elements.sum()}, min_val={low}, max_val={high}{counted})"
+
+    @property
+    def axis(self) -> int | tuple[int, ...] | None:
+        """The axis of the channels, as it was given."""
+        return self._axis[0] if self._axis is not None and len(self._axis) == 1 else self._axis
+
+    @property
+    def groups(self) -> int:
+        """How many neighbours along the last axis share a histogram."""
+        return self._groups
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of answers: () without an axis, and with one nothing but zeros before the first batch."""
+        shape = self._shape()
+        return (0,) * len(self._axis or ()) if shape is None else shape
+
+    @property
+    def min_val(self) -> Any:
+        """Least finite value; +inf if there is none.  Zero has no sign."""
+        return self._answers(self._accumulator().extreme(0))
+
+    @property
+    def max_val(self) -> Any:
+        """Greatest finite value; -inf if there is none."""
+        return self._answers(self._accumulator().extreme(1))
+
+    @property
+    def n_elements(self) -> Any:
+        """Number of finite values."""
+        return self._counts("n_zero", "n_nonzero")
+
+    @property
+    def n_observed(self) -> int:
+        """Number of all values seen, of all channels: NaN and infinities too."""
+        return int(np.sum(self._counts("n_zero", "n_nonzero", "n_nan", "n_posinf", "n_neginf")))
+
+    @property
+    def n_zero(self) -> Any:
+        """Number of zeros among them, of either sign."""
+        return self._counts("n_zero")
+
+    @property
+    def n_nan(self) -> Any:
+        """Number of NaNs seen."""
+        return self._counts("n_nan")
+
+    @property
+    def n_posinf(self) -> Any:
+        """Number of positive infinities seen."""
+        return self._counts("n_posinf")
+
+    @property
+    def n_neginf(self) -> Any:
+        """Number of negative infinities seen."""
+        return self._counts("n_neginf")
+
+    def channel(self, index: int | tuple[int, ...]) -> CalibrationCollector:
+        """Return a collector without an axis that has seen what one channel has.
+
+        Parameters
+        ----------
+        index : int, or tuple of int if there are several axes
+            Negative from the end.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there is no such channel.
+        TypeError
+            If `index` is not made of integers.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector(axis=-1)
+        >>> collector.observe([[1.0, 10.0], [2.0, 20.0]])
+        >>> collector.channel(1)
+        CalibrationCollector(n_elements=2, min_val=10.0, max_val=20.0)
+        """
+        place = _as_index(index)
+        shape = self.shape
+        if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
+            raise InvalidArgumentError(f"index: expected one into channels of shape {shape}, got {index}")
+        flat = np.arange(math.prod(shape)).reshape(shape)[place]
+        return type(self)._of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
+
+    def pooled(self) -> CalibrationCollector:
+        """Return a collector without an axis that has seen what all channels have, to the bit.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector(axis=-1)
+        >>> collector.observe([[1.0, 10.0], [2.0, 20.0]])
+        >>> collector.pooled()
+        CalibrationCollector(n_elements=4, min_val=1.0, max_val=20.0)
+        """
+        return type(self)._of_state(State(None, 1, (), self._histogram.pooled()))
+
+    def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the counts of the bins and their edges.
+
+        Bins are the values that share sign, exponent and top 7 mantissa bits, 0.4 to 0.8 % wide.  Runs of
+        empty bins are joined to one, and zeros are in the bin that holds 0.
+
+        Returns
+        -------
+        counts : ndarray of int64, shape (*shape, n)
+        edges : ndarray of float64, shape (n + 1,)
+            Ascending, and common to all channels.  Both are empty if no finite value was observed.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector()
+        >>> collector.observe([-1.0, 0.0, 1.0, 1.001, 2.0])
+        >>> counts, edges = collector.histogram()
+        >>> counts.tolist()
+        [1, 1, 2, 0, 1]
+        >>> edges.tolist()
+        [-1.0078125, -1.0, 1.0, 1.0078125, 2.0, 2.015625]
+        """
+        h = self._histogram
+        edges = h.edges()
+        counts = np.zeros((h.channels, max(edges.size - 1, 0)), np.int64)
+        if edges.size:
+            bins = h.bins()
+            channel = np.repeat(np.arange(h.channels), np.diff(bins.start))
+            counts[channel, np.searchsorted(edges, bins.low, side="right") - 1] = bins.counts
+            if h.n_zero.any():
+                counts[:, np.searchsorted(edges, 0.0, side="right") - 1 - (edges[-1] == 0.0)] += h.n_zero
+        shape = self.shape if math.prod(self.shape) == h.channels else (0,) * len(self.shape)
+        return counts.reshape(*shape, counts.shape[1]), edges
+
+    def min_max_scale(
+        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[Any, Any]:
+        """Return scale and zero point for the range from the least to the greatest finite value.
+
+        Parameters
+        ----------
+        bits : QuantBits
+        symmetric, include_zero : bool
+            See the class.
+
+        Returns
+        -------
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `bits` names no format.
+        """
+        return self._answer(min_max_range(self._histogram), *_options(bits, symmetric, include_zero))
+
+    def percentile_scale(
+        self, p: float, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[Any, Any]:
+        """Return scale and zero point for the range that leaves out (100 - p) / 2 percent at either end.
+
+        Parameters
+        ----------
+        p : float
+            Percent of the values to keep; clamped to [0, 100].
+        bits : QuantBits
+        symmetric, include_zero : bool
+            See the class.  A symmetric range reaches as far as the farther end.
+
+        Returns
+        -------
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `p` is NaN, or `bits` names no format.
+
+        Notes
+        -----
+        Linear inside a bin, which is at most 0.8 % wide, and never beyond the least and greatest value; exact
+        while at most 8,192 nonzero values were observed (of a channel).
+        """
+        percent = as_number(p, "p")
+        if math.isnan(percent):
+            raise InvalidArgumentError("p: expected a percentage from 0 to 100, got nan")
+        return self._answer(percentile_range(self._histogram, percent), *_options(bits, symmetric, include_zero))
+
+    def kl_divergence_scale(
+        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[Any, Any]:
+        """Return scale and zero point for the range that loses least by Kullback-Leibler divergence.
+
+        For data with light tails.  On heavy tails it clips too much: prefer `mse_scale`.
+
+        Parameters
+        ----------
+        bits : QuantBits
+        symmetric, include_zero : bool
+            See the class.
+
+        Returns
+        -------
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `bits` names no format.
+
+        Notes
+        -----
+        After S. Migacz, "8-bit inference with TensorRT" (GTC 2017), made sound; docs/numerics.md has the formula.
+        """
+        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
+        chosen = kl_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
+        return self._answer(chosen, bits, symmetric, include_zero)
+
+    def mse_scale(
+        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[Any, Any]:
+        """Return scale and zero point for the range with the least mean squared error.
+
+        Parameters
+        ----------
+        bits : QuantBits
+        symmetric, include_zero : bool
+            See the class.
+
+        Returns
+        -------
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `bits` names no format.
+
+        Notes
+        -----
+        The error of the format's own codes, clipping and rounding, integrated over each bin of the histogram.  It
+        is min-max's range unless another's error is less by more than the bins leave in doubt: four deviations.
+        Up to 8,192 values nothing is in doubt.  docs/numerics.md has the formulas.
+        """
+        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
+        chosen = mse_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
+        return self._answer(chosen, bits, symmetric, include_zero)
+
+    def best_scale(
+        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[Any, Any, CalibMethod]:
+        """Return scale and zero point by the method with the least expected squared error, and which that is.
+
+        Of MIN_MAX, PERCENTILE (99 %), KL and MSE; of equally good ones the first.  With an axis it is one method for
+        all channels.
+
+        Parameters
+        ----------
+        bits : QuantBits
+        symmetric, include_zero : bool
+            See the class.
+
+        Returns
+        -------
+        scale : float, or ndarray of float64, shape `shape`
+        zero_point : int, or ndarray of int32, shape `shape`
+        method : CalibMethod
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `bits` names no format.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector()
+        >>> collector.observe(np.random.default_rng(0).standard_normal(5000))
+        >>> collector.best_scale(bits=QuantBits.INT4)[2]
+        <CalibMethod.MSE: 'mse'>
+        """
+        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
+        method, chosen = best_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
+        return *self._answer(chosen, bits, symmetric, include_zero), method
+
+    def sqnr(
+        self, scale: Any, zero_point: Any = 0, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False
+    ) -> Any:
+        """Return the signal-to-quantisation-noise ratio that a scale promises for what was observed, in dB.
+
+        Parameters
+        ----------
+        scale : float, or array_like of shape `shape`
+            Finite and not negative.
+        zero_point : int, or array_like of shape `shape`
+            Int32.
+        bits : QuantBits
+        symmetric : bool
+            Whether the least code is left out.
+
+        Returns
+        -------
+        float, or ndarray of float64, shape `shape`
+            +inf without any error, NaN without any signal.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `bits` names no format, or a scale or zero point is outside its range or of another shape.
+
+        Notes
+        -----
+        The squared error that `mse_scale` makes least, against the squares of the values.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector()
+        >>> collector.observe(np.linspace(-1.0, 1.0, 1001))
+        >>> [round(collector.sqnr(2.0 / steps), 1) for steps in (255, 200)]
+        [48.1, 46.2]
+        """
+        bits, symmetric, _ = _options(bits, symmetric, False)
+        h, shape = self._histogram, self.shape
+        if bits is QuantBits.FP8 and np.any(as_zero_points(zero_point, shape, "zero_point")):
+            raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point}")
+        scales = np.broadcast_to(as_scales(scale, shape, "scale"), shape).reshape(-1)
+        zero_points = np.broadcast_to(as_zero_points(zero_point, shape, "zero_point"), shape).reshape(-1)
+        return self._answers(promised_sqnr(h, scales, zero_points, bits, symmetric=symmetric))
+
+    def summary(self, *, symmetric: bool = False) -> CalibrationSummary:
+        """Return statistics of what was observed, and the quality that each method promises for each format.
+
+        Parameters
+        ----------
+        symmetric : bool
+            Whether the qualities are of symmetric codes.
+
+        Returns
+        -------
+        CalibrationSummary
+            Print it for a table.
+
+        Raises
+        ------
+        TypeError
+            If `symmetric` is not a bool.
+
+        Examples
+        --------
+        >>> collector = CalibrationCollector()
+        >>> collector.observe(np.append(np.linspace(-1.0, 2.0, 30001), np.nan))
+        >>> print(collector.summary())
+        values       30,001 finite, 1 zero, 1 NaN
+        least        -1
+        greatest     2
+        mean         0.5
+        std          0.8661
+        0.1%         -0.997
+        1%           -0.97
+        10%          -0.7
+        50%          0.5
+        90%          1.7
+        99%          1.97
+        99.9%        1.997
+        <BLANKLINE>
+        SQNR in dB        min_max  percentile          kl         mse   (affine)
+        int2                 10.8        10.9        10.8        13.0
+        int4                 24.8        24.9        24.8        25.3
+        int8                 49.4        49.1        49.4        49.4
+        fp8                  31.9        32.0        31.9        32.1
+        """
+        fields = summarize(self._histogram, symmetric=as_flag(symmetric, "symmetric"))
+        return CalibrationSummary(**{name: self._each(value) for name, value in fields.items()})
+
+    def _each(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: self._each(item) for key, item in value.items()}
+        return self._answers(value) if isinstance(value, np.ndarray) else value
+
+    def save(self, path: PathLike) -> None:
+        """Write this collector to a file, as `save_calibration` writes several.
+
+        Parameters
+        ----------
+        path : str or PathLike
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        from .storage import write_states
+
+        write_states(path, {"": self._to_state()})
+
+    @classmethod
+    def load(cls, path: PathLike) -> CalibrationCollector:
+        """Read the one collector of a file.
+
+        Parameters
+        ----------
+        path : str or PathLike
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the file is truncated, altered or something else, or holds several collectors; the message names it
+            and what is wrong.
+        OSError
+            If it cannot be read.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> collector = CalibrationCollector()
+        >>> collector.observe([1.0, 2.0])
+        >>> path = os.path.join(tempfile.mkdtemp(), "collector.npz")
+        >>> collector.save(path)
+        >>> CalibrationCollector.load(path) == collector
+        True
+        """
+        from .storage import read_states
+
+        states = read_states(path)
+        if len(states) != 1:
+            raise InvalidArgumentError(
+                f"{os.fspath(path)}: expected one collector, got {len(states)}; load_calibration reads them"
+            )
+        return cls._of_state(*states.values())
+
+    def _to_state(self) -> State:
+        """Return what it is made of, to be stored."""
+        shape = self._shape()  # before the histogram, which then has as many channels or is newer
+        histogram = self._histogram if shape is not None else Accumulator(0).histogram()[1]
+        return State(self._axis, self._groups, shape, histogram)
+
+    @classmethod
+    def _of_state(cls, state: State) -> CalibrationCollector:
+        """Return the collector that is made of a state, which has to be sound."""
+        collector = cls.__new__(cls)
+        collector._axis, collector._groups = state.axis, state.groups
+        if state.shape is not None:
+            collector._held(state.shape, Accumulator.of_histogram(state.histogram))
+        return collector
+
+    def _answer(self, chosen: Range, bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[Any, Any]:
+        scale, zero_point = scale_and_zero_point(*chosen, bits, symmetric=symmetric, include_zero=include_zero)
+        return self._answers(scale), self._answers(zero_point)
+
+    def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
+        """Return one number for each channel as users want it."""
+        if self._axis is None:
+            return by_channel[0].item()
+        shape = self.shape
+        if math.prod(shape) != by_channel.size:  # asked before the first batch, which has come meanwhile
+            shape = (0,) * len(shape)
+        return by_channel.reshape(shape).copy()
+
+
+def _as_axes(axis: object) -> tuple[int, ...]:
+    axes = _as_index(axis, "axis")
+    if not axes or len(set(axes)) < len(axes) or not all(abs(a) <= MOST_AXES for a in axes):
+        raise InvalidArgumentError(
+            f"axis: expected an axis, or several that differ, from -{MOST_AXES} to {MOST_AXES}, got {axis}"
+        )
+    return axes
+
+
+def _as_index(value: object, name: str = "index") -> tuple[int, ...]:
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    try:
+        if any(isinstance(item, (bool, np.bool_)) for item in items):
+            raise TypeError
+        return tuple(operator.index(item) for item in items)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
+
+
+def _options(bits: object, symmetric: object, include_zero: object) -> tuple[QuantBits, bool, bool]:
+    return (
+        as_member(QuantBits, bits, "bits"),
+        as_flag(symmetric, "symmetric"),
+        as_flag(include_zero, "include_zero"),
+    )
+
+
+def _as_mask(mask: object, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    array = as_plain_array(mask, "mask")
+    if array.dtype != np.bool_:
+        raise TypeError(f"mask: expected an array of bool, got {array.dtype}")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise InvalidArgumentError(f"mask: expected a shape that broadcasts to {shape}, got {array.shape}") from None

@@ -1,0 +1,461 @@
+"""Quantise and dequantise as ONNX's QuantizeLinear and DequantizeLinear do."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import numbers
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base import dispatch
+from .._base.config import as_flag
+from .._base.errors import InvalidArgumentError
+from .._base.formats import BFLOAT16, CodeFormat, as_code_format
+from .._base.threads import GRAIN, for_ranges
+from .._base.validation import (
+    as_array,
+    as_count,
+    as_floats,
+    as_plain_array,
+    as_zero_points,
+    first_wrong,
+    float_dtype,
+    kernel_dtype,
+    result_dtype,
+    writable,
+)
+
+#: Types of values.
+FLOATS: tuple[type, ...] = (np.float32, np.float64, np.float16, BFLOAT16.type)
+#: Elements with one scale that a kernel's inner loop should have at least.
+_RUN = 256
+_NO_PARAMETERS = np.empty(0, np.int32)
+#: Scales in between are positive and finite in every type.
+_LEAST_USUAL, _GREATEST_USUAL = 1e-37, 1e38
+
+
+def quantize(
+    x: Any,
+    scale: Any,
+    zero_point: Any = 0,
+    *,
+    dtype: Any = "int8",
+    axis: int | None = None,
+    block_size: int | None = None,
+    out: npt.NDArray[Any] | None = None,
+) -> Any:
+    """Quantise to codes: ``saturate(round_half_even(x / scale) + zero_point)``.
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+        float32, float64, float16 or bfloat16; integers are taken as float64.
+    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
+        Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
+        ``x.shape[axis] // block_size`` along the axis.
+    zero_point : int, or array_like, of the shape that `scale` may have
+        Among the codes; 0 for floating-point formats.
+    dtype : str, dtype or QuantBits
+        Of the codes: int2, uint2, int4, uint4, int8, uint8, int16, uint16, float8_e4m3fn, float8_e5m2 or
+        float4_e2m1fn.
+    axis : int, optional
+        Along which scales and zero points lie; without it there is one for all.
+    block_size : int, optional
+        How many neighbours along the axis share a scale and a zero point.
+    out : ndarray of `dtype`, shape of `x`, optional
+        Where the codes are written.
+
+    Returns
+    -------
+    scalar or ndarray of `dtype`, shape of `x`
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, `block_size` does not
+        divide its length, or `dtype` or `out` is not as described.
+    TypeError
+        If an argument has a wrong type.
+
+    Notes
+    -----
+    ONNX's QuantizeLinear.  float64 is computed in float64, the other floating types in float32, with the scale
+    rounded to that type; the division is a true one.  The code of NaN is the zero point, which stands for 0;
+    infinities saturate.  Floating-point formats are rounded half to even, once, and saturate at their greatest value;
+    NaN stays NaN, but in float4_e2m1fn, which has none, it is a zero (-0, and 0 where its sign is set, as in
+    ml_dtypes).
+
+    Examples
+    --------
+    >>> quantize([0.25, 0.75, -1e9], 0.5)
+    array([   0,    2, -128], dtype=int8)
+    >>> quantize([[1.0, 2.0], [3.0, 4.0]], [0.1, 0.2], [0, 10], dtype="uint8", axis=1)
+    array([[10, 20],
+           [30, 30]], dtype=uint8)
+    >>> quantize([1.0, 3.0, 10.0, 30.0], [0.5, 10.0], dtype="float4_e2m1fn", axis=0, block_size=2)
+    array([2, 6, 1, 3], dtype='float4_e2m1fn')
+    """
+    code_format = as_code_format(dtype, "dtype")
+    floats = as_floats(x, "x")
+    scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, block_size, code_format)
+    with writable(out, floats.shape, code_format.dtype, (floats,)) as result:
+        scaled.quantize(floats, result)
+    return _like_input(x, result, out)
+
+
+def dequantize(
+    codes: Any,
+    scale: Any,
+    zero_point: Any = 0,
+    *,
+    axis: int | None = None,
+    block_size: int | None = None,
+    dtype: Any = "float32",
+    out: npt.NDArray[Any] | None = None,
+) -> Any:
+    """Return the values of codes: ``(codes - zero_point) * scale``.
+
+    Parameters
+    ----------
+    codes : scalar or array_like, any shape
+        Of one of the types that `quantize` gives.
+    scale : float, or array_like, shape (1,) without an axis or (codes.shape[axis],)
+        Positive and finite, also as the type computed in.  With `block_size`, of the shape of `codes` but for
+        ``codes.shape[axis] // block_size`` along the axis.
+    zero_point : int, or array_like, of the shape that `scale` may have
+        Among the codes; 0 for floating-point formats.
+    axis : int, optional
+        Along which scales and zero points lie; without it there is one for all.
+    block_size : int, optional
+        How many neighbours along the axis share a scale and a zero point.
+    dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
+        Of the values; that of `out` where it is given.  float64 is computed in float64, the others in float32.
+    out : ndarray, shape of `codes`, optional
+        Where the values are written.
+
+    Returns
+    -------
+    scalar or ndarray of `dtype`, shape of `codes`
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a scale or zero point is out of its range or does not fit, `axis` is none of codes', `block_size` does not
+        divide its length, or `dtype` or `out` is not as described.
+    TypeError
+        If an argument has a wrong type.
+
+    Notes
+    -----
+    ONNX's DequantizeLinear.
+
+    Examples
+    --------
+    >>> dequantize(np.array([-128, 0, 2], np.int8), 0.5)
+    array([-64.,   0.,   1.], dtype=float32)
+    """
+    array = as_plain_array(codes, "codes")
+    try:
+        code_format = as_code_format(array.dtype, "codes")
+    except InvalidArgumentError as error:
+        raise TypeError(str(error)) from None
+    kind = float_dtype(dtype, out, FLOATS)
+    computed = kernel_dtype(kind, "dtype")
+    scaled = scaled_format(array.shape, computed, scale, zero_point, axis, block_size, code_format)
+    array = np.require(array, code_format.dtype, ["C", "A"])
+    with writable(out, array.shape, kind, (array,)) as result, floats_for(result, computed) as values:
+        scaled.dequantize(array, values)
+    return _like_input(codes, result, out)
+
+
+def fake_quantize(
+    x: Any,
+    scale: Any,
+    zero_point: Any = 0,
+    *,
+    dtype: Any = "int8",
+    axis: int | None = None,
+    block_size: int | None = None,
+    out: npt.NDArray[Any] | None = None,
+    return_mask: bool = False,
+) -> Any:
+    """Quantise and dequantise: what is left of values that were quantised.
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
+        Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
+        ``x.shape[axis] // block_size`` along the axis.
+    zero_point : int, or array_like, of the shape that `scale` may have
+        Among the codes; 0 for floating-point formats.
+    dtype : str, dtype or QuantBits
+        Of the codes in between, one of those that `quantize` gives.
+    axis : int, optional
+        Along which scales and zero points lie; without it there is one for all.
+    block_size : int, optional
+        How many neighbours along the axis share a scale and a zero point.
+    out : ndarray of the result's type, shape of `x`, optional
+        Where the values are written; may be `x`.
+    return_mask : bool
+        Whether to return also what was not clipped, from the same pass.
+
+    Returns
+    -------
+    scalar or ndarray, like `x`
+        In x's floating type; float64 for integers.
+    mask : ndarray of bool, shape of `x`, if asked for
+        True where the gradient passes straight through: where the rounded value, before it is clipped, is among the
+        codes (in floating-point formats where the value is at most the greatest one).  False for NaN.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, `block_size` does not
+        divide its length, or `dtype` or `out` is not as described.
+    TypeError
+        If an argument has a wrong type.
+
+    Notes
+    -----
+    For float32 and float64 this is ``dequantize(quantize(x, ...), ..., dtype=x.dtype)``, bit for bit, in one pass.
+    float16 and bfloat16 are computed in float32 and rounded to their type.  `fake_quantize_backward` has the gradients.
+
+    Examples
+    --------
+    >>> fake_quantize([0.25, 0.75, -1e9], 0.5)
+    array([  0.,   1., -64.])
+    >>> fake_quantize([0.25, 0.75, -1e9], 0.5, return_mask=True)
+    (array([  0.,   1., -64.]), array([ True,  True, False]))
+    """
+    code_format = as_code_format(dtype, "dtype")
+    given = as_array(x, "x")
+    floats = as_floats(given, "x")
+    kind = result_dtype(given.dtype)
+    scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, block_size, code_format)
+    mask = np.empty(floats.shape, np.bool_) if as_flag(return_mask, "return_mask") else None
+    with writable(out, floats.shape, kind, (floats,)) as result, floats_for(result, floats.dtype) as values:
+        if mask is None:
+            scaled.quantize_dequantize(floats, values)
+        else:
+            scaled.quantize_dequantize_masked(floats, values, mask)
+    values_like_x = _like_input(x, result, out)
+    return values_like_x if mask is None else (values_like_x, mask)
+
+
+@contextlib.contextmanager
+def floats_for(result: npt.NDArray[Any], computed: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield an array to compute in, and see that its values end up in `result`, rounded if need be."""
+    if result.dtype == computed:
+        yield result
+        return
+    values = np.empty(result.shape, computed)
+    yield values
+    with np.errstate(all="ignore"):  # NaN is no accident here, and float16 overflows
+        result[...] = values
+
+
+@dataclass(frozen=True)
+class ScaledFormat:
+    """A format of codes with scales and zero points in the order of an array's elements, for affine.pxi."""
+
+    code_format: CodeFormat
+    scale: npt.NDArray[Any]
+    zero_point: npt.NDArray[np.int32]
+    inner: int
+    pattern: int = 1
+    repeats: int = 1
+
+    def quantize(self, x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
+        """Write the codes of an array of the type computed in."""
+        kernels = dispatch.kernels
+        kernel = kernels.quantize_float if self._is_float else kernels.quantize_integer
+        self._run(kernel, x.reshape(-1), self._stored(codes))
+
+    def dequantize(self, codes: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+        """Write the values of codes."""
+        kernels = dispatch.kernels
+        kernel = kernels.dequantize_float if self._is_float else kernels.dequantize_integer
+        self._run(kernel, self._stored(codes), out.reshape(-1))
+
+    def quantize_dequantize(self, x: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
+        """Write the values of the codes of an array."""
+        kernels = dispatch.kernels
+        kernel = kernels.quantize_dequantize_float if self._is_float else kernels.quantize_dequantize_integer
+        self._run(kernel, x.reshape(-1), out.reshape(-1))
+
+    def quantize_dequantize_masked(
+        self, x: npt.NDArray[Any], out: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
+    ) -> None:
+        """Write the values of the codes of an array, and which values were not clipped."""
+        flat, flat_out, passes = x.reshape(-1), out.reshape(-1), mask.reshape(-1).view(np.uint8)
+
+        def task(start: int, stop: int) -> None:
+            dispatch.kernels.fake_quantize_masked(flat, flat_out, passes, *self.arguments, start, stop)
+
+        if flat.size:
+            for_ranges(flat.size, GRAIN, task)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What kernels/gradients.pxi takes for scales and format."""
+        parameters = self.code_format.parameters
+        format_or_none = _NO_PARAMETERS if parameters is None else parameters
+        layout = (self.inner, self.pattern, self.repeats)
+        return self.scale, self.zero_point, *layout, *self.code_format.ends, format_or_none
+
+    @property
+    def _is_float(self) -> bool:
+        return self.code_format.parameters is not None
+
+    def _stored(self, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return codes.reshape(-1).view(self.code_format.storage)
+
+    def _run(self, kernel: Any, source: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
+        n = source.size
+        if not n:
+            return
+        code_format = self.code_format
+        layout = (self.inner, self.pattern, self.repeats)
+        arguments: tuple[Any, ...] = (self.scale, *layout, code_format.parameters)
+        if not self._is_float:
+            arguments = self.scale, self.zero_point, *layout, code_format.least, code_format.greatest
+
+        def task(start: int, stop: int) -> None:
+            kernel(source, target, *arguments, start, stop)
+
+        for_ranges(n, GRAIN, task)
+
+
+def scaled_format(
+    shape: tuple[int, ...],
+    computed: np.dtype[Any],
+    scale: Any,
+    zero_point: Any,
+    axis: int | None,
+    block_size: int | None,
+    code_format: CodeFormat,
+) -> ScaledFormat:
+    """Return a format with the scales for an array of a shape, from arguments that are checked."""
+    size = math.prod(shape)
+    least, greatest = code_format.least, code_format.greatest
+    usual = axis is None and block_size is None and type(scale) is float and type(zero_point) is int
+    if usual and _LEAST_USUAL < scale < _GREATEST_USUAL and least <= zero_point <= greatest:
+        # Its checks by way of arrays would take longer than a small array itself.
+        return constant(code_format, np.array([scale], computed), np.array([zero_point], np.int32), size)
+    position = None if axis is None else as_axis(axis, len(shape))
+    blocks = None if block_size is None else as_blocks(block_size, shape, position)
+    if blocks is not None:
+        expected = blocks
+    elif position is not None:
+        expected = (shape[position],)
+    else:
+        expected = (1,)  # which ONNX takes for a scalar
+    scales = _as_positive(scale, expected, computed, scalar=position is None)
+    zero_points = as_zero_points(zero_point, expected, "zero_point")
+    right = (zero_points >= least) & (zero_points <= greatest)
+    if not right.all():
+        range_of_codes = f"{least} to {greatest}" if greatest else "0"
+        raise InvalidArgumentError(
+            f"zero_point: expected {range_of_codes} for {code_format.dtype}, got {first_wrong(zero_points, right)}"
+        )
+    # Copies: `out` may lie where they do.
+    scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, expected)).reshape(-1)
+    if position is None or not size:
+        return constant(code_format, scales, zero_points, size)
+    inner = math.prod(shape[position + 1 :])
+    if blocks is None:
+        return channelwise(code_format, scales, zero_points, inner)
+    return blockwise(code_format, scales, zero_points, inner, shape[position] // blocks[position])
+
+
+def constant(
+    code_format: CodeFormat, scale: npt.NDArray[Any], zero_point: npt.NDArray[np.int32], size: int
+) -> ScaledFormat:
+    """Return a format with one scale for an array of a size."""
+    return ScaledFormat(code_format, scale, zero_point, inner=max(size, 2))
+
+
+def channelwise(
+    code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int
+) -> ScaledFormat:
+    """Return a format in which each scale is for a run of `inner` elements, again and again."""
+    if inner >= _RUN:
+        return ScaledFormat(code_format, scales, zero_points, inner)
+    # One pattern, as long as a run should be.
+    repeats = max(1, -(-_RUN // (scales.size * inner)))
+    scales, zero_points = (np.tile(np.repeat(array, inner), repeats) for array in (scales, zero_points))
+    return ScaledFormat(code_format, scales, zero_points, 1, pattern=scales.size)
+
+
+def blockwise(
+    code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int, block: int
+) -> ScaledFormat:
+    """Return a format in which `inner` scales are for `block` rows of `inner` elements, and then the next ones."""
+    if block == 1:
+        return ScaledFormat(code_format, scales, zero_points, 1, pattern=scales.size)
+    if inner == 1:
+        return ScaledFormat(code_format, scales, zero_points, block)
+    # Several rows are one pattern if they are short: that costs memory.
+    rows = next(n for n in (8, 4, 2, 1) if n == 1 or (block % n == 0 and inner * n <= _RUN))
+    if rows > 1:
+        scales, zero_points = (
+            np.tile(array.reshape(-1, inner), (1, rows)).reshape(-1) for array in (scales, zero_points)
+        )
+    return ScaledFormat(code_format, scales, zero_points, 1, pattern=inner * rows, repeats=block // rows)
+
+
+def as_axis(axis: object, ndim: int) -> int:
+    """Return an axis of an array with so many dimensions, counted from the first."""
+    try:
+        position = operator.index(axis)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"axis: expected an integer or None, got {type(axis).__name__}") from None
+    if not -ndim <= position < ndim:
+        raise InvalidArgumentError(f"axis: expected one of an array with {ndim} dimensions, got {position}")
+    return position % ndim
+
+
+def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) -> tuple[int, ...]:
+    """Return the shape of an array's blocks."""
+    size = as_count(block_size, "block_size")
+    if position is None:
+        raise InvalidArgumentError("axis: expected one, along which blocks lie, got None")
+    if shape[position] % size:
+        raise InvalidArgumentError(f"block_size: expected a divisor of the axis's length {shape[position]}, got {size}")
+    return *shape[:position], shape[position] // size, *shape[position + 1 :]
+
+
+def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool) -> npt.NDArray[Any]:
+    """Return scales of the expected shape, or a `scalar` one, positive and finite in the type computed in."""
+    array = as_array(scale, "scale")
+    if array.shape != expected and not (scalar and array.ndim == 0):
+        wanted = f"{'a scalar or ' if scalar else ''}shape {expected}"
+        raise InvalidArgumentError(f"scale: expected {wanted}, got {_shown_shape(array)}")
+    with np.errstate(all="ignore"):
+        scales = np.array(array, computed)  # a copy
+    right = (scales > 0) & (scales < np.inf)
+    if not right.all():
+        raise InvalidArgumentError(
+            f"scale: expected positive finite numbers, in {computed} too, got {first_wrong(array, right)}"
+        )
+    return scales
+
+
+def _shown_shape(array: npt.NDArray[Any]) -> str:
+    return f"shape {array.shape}" if array.ndim else "a scalar"
+
+
+def _like_input(x: Any, result: npt.NDArray[Any], out: npt.NDArray[Any] | None) -> Any:
+    """Return `out` if it was given, a scalar for a scalar, else the array."""
+    if out is not None:
+        return out
+    if isinstance(x, numbers.Number) and result.dtype == np.float64 and not isinstance(x, np.generic):
+        return float(result)
+    return result[()] if isinstance(x, (numbers.Number, np.generic)) else result

@@ -1,0 +1,147 @@
+"""Gradients of fake quantisation: straight through, and of learned step sizes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base import dispatch
+from .._base.errors import InvalidArgumentError
+from .._base.formats import CodeFormat, as_code_format
+from .._base.threads import GRAIN, for_ranges
+from .._base.validation import Floats, as_array, as_floats, as_number, result_dtype
+from .affine import ScaledFormat, floats_for, scaled_format
+
+_SUMMED = 8  # elements for each partial sum, at least
+
+
+def fake_quantize_backward(
+    grad: Any,
+    x: Any,
+    scale: Any,
+    zero_point: Any = 0,
+    *,
+    dtype: Any = "int8",
+    axis: int | None = None,
+    grad_factor: float | None = None,
+) -> tuple[Any, Any, Any]:
+    """Return the gradients of `fake_quantize` for its values, scales and zero points.
+
+    Parameters
+    ----------
+    grad : array_like, shape of `x`
+        The loss's gradient for the result of ``fake_quantize(x, scale, zero_point, dtype=dtype, axis=axis)``.
+    x : array_like, any shape
+    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
+        Positive and finite, also as float32 if `x` is computed in float32.
+    zero_point : int, or array_like, of the shape that `scale` may have
+        Among the codes; 0 for floating-point formats.
+    dtype : str, dtype or QuantBits
+        Of the codes in between, one of those that `quantize` gives.
+    axis : int, optional
+        Along which scales and zero points lie; without it there is one for all.
+    grad_factor : float, optional
+        What the gradients for scales and zero points are multiplied by.  LSQ's if left out, ``1 / sqrt(n * greatest)``
+        for n values with one scale and the greatest code (of the floating-point formats the greatest value).
+
+    Returns
+    -------
+    grad_x : ndarray, shape of `x`, in x's floating type, float64 for integers
+    grad_scale : float, or ndarray of float64, shape (x.shape[axis],)
+    grad_zero_point : float, or ndarray of float64, shape (x.shape[axis],)
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `grad` has another shape than `x`, a scale or zero point is out of its range or does not fit, `axis` is none
+        of x's, `dtype` is unknown, or `grad_factor` is not finite.
+    TypeError
+        If an argument has a wrong type.
+
+    Notes
+    -----
+    The straight-through estimator (Bengio et al. 2013) passes the gradient where a value was not clipped.  Learned
+    step sizes (Esser et al. 2020, LSQ; Bhalgat et al. 2020, LSQ+) take rounding for the identity too: with the code q
+    less the zero point, ``d out / d scale`` is ``q - x / scale``, and q where it was clipped, and
+    ``d out / d zero_point`` is ``-scale`` where it was clipped, else 0.  A NaN has no gradient.
+
+    float64 is computed in float64, the other floating types in float32; the sums are float64's, in an order that
+    depends on x's shape alone.
+
+    Examples
+    --------
+    >>> x = np.array([0.3, -0.2, 9.0])
+    >>> fake_quantize_backward(np.ones(3), x, 0.5, dtype="int4", grad_factor=1.0)
+    (array([1., 1., 0.]), 7.8, -0.5)
+    """
+    code_format = as_code_format(dtype, "dtype")
+    given = as_array(x, "x")
+    floats = as_floats(given, "x")
+    gradient = as_array(grad, "grad")
+    if gradient.shape != floats.shape:
+        raise InvalidArgumentError(f"grad: expected the shape of x, {floats.shape}, got {gradient.shape}")
+    scaled = scaled_format(floats.shape, floats.dtype, scale, zero_point, axis, None, code_format)
+    n = floats.size if axis is None else floats.size // max(floats.shape[axis], 1)
+    factor = lsq_factor(n, code_format) if grad_factor is None else as_grad_factor(grad_factor)
+    grad_x = np.empty(floats.shape, result_dtype(given.dtype))
+    with np.errstate(all="ignore"), floats_for(grad_x, floats.dtype) as target:
+        sums = add_gradients(scaled, np.require(gradient, floats.dtype, ["C", "A"]), floats, target)
+        of_scale, of_zero_point = channel_sums(sums, floats.shape, axis) * factor
+        of_zero_point *= -as_array(scale, "scale").astype(floats.dtype).astype(np.float64)
+    if axis is None:
+        return grad_x, float(of_scale[0]), float(of_zero_point[0])
+    return grad_x, of_scale, of_zero_point
+
+
+def as_grad_factor(value: Any) -> float:
+    """Return what gradients are multiplied by as a float; it has to be finite."""
+    factor = as_number(value, "grad_factor")
+    if not math.isfinite(factor):
+        raise InvalidArgumentError(f"grad_factor: expected a finite number, got {factor}")
+    return factor
+
+
+def lsq_factor(n: int, code_format: CodeFormat) -> float:
+    """Return what LSQ multiplies the gradient of a scale by that n values have."""
+    return 1.0 / math.sqrt(max(n, 1) * code_format.ends[1])
+
+
+def add_gradients(
+    scaled: ScaledFormat, grad: Floats, x: Floats, grad_x: Floats, *, half_away: bool = False
+) -> npt.NDArray[np.float64]:
+    """Write the gradient for x, and return the sums of those for scales and, over -scale, zero points: (2, scales).
+
+    Integers are rounded as ONNX does, or half away from zero after the zero point is added.
+    """
+    # The same parts whatever the threads; few enough for their sums to be small beside the array.
+    part = max(GRAIN, _SUMMED * scaled.scale.size)
+    starts = range(0, x.size, part)
+    sums = np.zeros((len(starts), 2, scaled.scale.size))
+    flat, arguments = [array.reshape(-1) for array in (grad, x, grad_x)], scaled.arguments
+
+    def task(first: int, stop: int) -> None:
+        for index in range(first, stop):
+            span = starts[index], min(starts[index] + part, x.size)
+            dispatch.kernels.fake_quantize_gradients(*flat, *arguments, half_away, sums[index], *span)
+
+    for_ranges(len(starts), 1, task)
+    total = np.zeros(sums.shape[1:])
+    for each in sums:  # in order
+        total += each
+    return total
+
+
+def channel_sums(sums: npt.NDArray[np.float64], shape: tuple[int, ...], axis: int | None) -> npt.NDArray[np.float64]:
+    """Return the sums of each channel, of which a short one's are found several times in a pattern."""
+    if axis is None or sums.shape[1] == shape[axis]:
+        return sums
+    position = axis % len(shape)
+    repeated = sums.reshape(2, -1, shape[position], math.prod(shape[position + 1 :]))
+    total = np.zeros((2, shape[position]))
+    for i in range(repeated.shape[1]):  # in order
+        for j in range(repeated.shape[3]):
+            total += repeated[:, i, :, j]
+    return total

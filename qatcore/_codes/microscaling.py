@@ -1,0 +1,361 @@
+"""Blocks that share a scale which is itself a small number: OCP's microscaling formats and NVIDIA's NVFP4."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from .._base import dispatch
+from .._base.errors import InvalidArgumentError
+from .._base.formats import E4M3, E4M3_MAX, CodeFormat, as_code_format
+from .._base.scale import MIN_SCALE
+from .._base.threads import GRAIN, for_ranges
+from .._base.validation import as_floats, as_number, as_plain_array, float_dtype
+from .affine import FLOATS, ScaledFormat, as_axis, as_blocks, blockwise, floats_for
+
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+
+
+def _named_format(name: str) -> CodeFormat:
+    return as_code_format(name, "dtype")
+
+
+_E2M1 = _named_format("float4_e2m1fn")
+_E2M1_MAX = 6.0
+#: The exponent of each element format's greatest value, and what its codes are multiples of.
+_ELEMENTS = {"float4_e2m1fn": (2, 1.0), "float8_e4m3fn": (8, 1.0), "float8_e5m2": (15, 1.0), "int8": (0, 2.0**-6)}
+#: Without -128, which would be beyond float32 at the greatest scale.
+_SYMMETRIC_INT8 = CodeFormat(np.dtype(np.int8), 8, -127, 127)
+_BLOCK_OF_NVFP4 = 16
+_LEAST_E4M3 = 2.0**-9
+
+
+def quantize_mx(
+    x: Any, dtype: Any = "float8_e4m3fn", block_size: int = 32, *, axis: int = -1
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Quantise to a microscaling format: every block of neighbours shares a power of two.
+
+    Parameters
+    ----------
+    x : array_like, at least one dimension
+        float32, float64, float16 or bfloat16; integers are taken as float64.
+    dtype : {"float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int8"} or dtype
+        Of the elements' codes.
+    block_size : int
+        How many neighbours along the axis share a scale; 32 in the standard.
+    axis : int
+        Along which blocks lie.
+
+    Returns
+    -------
+    codes : ndarray of `dtype`, shape of `x`
+    scale : ndarray of float8_e8m0fnu
+        The shape of `x` but for ``x.shape[axis] // block_size`` along the axis.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `dtype` is none of these, `axis` is none of x's, or `block_size` does not divide its length.
+    TypeError
+        If an argument has a wrong type.
+
+    See Also
+    --------
+    dequantize_mx : the values of such codes.
+
+    Notes
+    -----
+    OCP Microscaling Formats (MX) v1.0, sections 5 and 6.3.  A block's scale is 2 to the power of the exponent of its
+    greatest magnitude less that of the format's greatest value (2, 8, 15, and 0 for int8), within 2**-127 to 2**127;
+    its elements are divided by it and rounded to nearest, ties to even, saturating.  int8 codes are multiples of 2**-6
+    from -127 to 127.
+
+    Where the standard leaves it open: an infinity counts as the greatest finite number of the type computed in, and
+    saturates.  A block that holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.
+
+    Examples
+    --------
+    >>> codes, scale = quantize_mx([0.5, -3.0, 1.25, 6.0], "float4_e2m1fn", 2)
+    >>> codes
+    array([1, -6, 1, 6], dtype='float4_e2m1fn')
+    >>> scale
+    array([0.5, 1], dtype='float8_e8m0fnu')
+    """
+    code_format = as_code_format(dtype, "dtype", _ELEMENTS)
+    exponent, unit = _ELEMENTS[str(code_format.dtype)]
+    floats = as_floats(x, "x")
+    position = as_axis(axis, floats.ndim)
+    blocks = as_blocks(block_size, floats.shape, position)
+    greatest = _greatest_magnitudes(floats, position, blocks)
+    mantissa = np.finfo(floats.dtype).nmant
+    infinity = np.array(np.inf, floats.dtype).view(greatest.dtype)
+    bias = (1 << (floats.itemsize * 8 - mantissa - 2)) - 1
+    powers = np.minimum(greatest >> mantissa, 2 * bias) - (bias + exponent)
+    powers = np.clip(powers, -127, 127)
+    has_nan = greatest > infinity
+    steps = np.ldexp(floats.dtype.type(unit), np.where(has_nan, 0, powers))
+    element = _SYMMETRIC_INT8 if code_format.dtype == np.int8 else code_format
+    codes = _quantized(floats, steps, has_nan, element, position)
+    scale = np.where(has_nan, 255, powers + 127).astype(np.uint8)
+    return codes, scale.view(_E8M0)
+
+
+def dequantize_mx(codes: Any, scale: Any, *, axis: int = -1, dtype: Any = "float32") -> npt.NDArray[Any]:
+    """Return the values of microscaling codes.
+
+    Parameters
+    ----------
+    codes : ndarray of float8_e4m3fn, float8_e5m2, float4_e2m1fn or int8, at least one dimension
+    scale : ndarray of float8_e8m0fnu
+        The shape of `codes` but for a divisor of ``codes.shape[axis]`` along the axis.
+    axis : int
+        Along which blocks lie.
+    dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
+        Of the values.
+
+    Returns
+    -------
+    ndarray of `dtype`, shape of `codes`
+        Exact in float32, but for products beyond its range, which are infinite; a scale of NaN gives NaN.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `scale` does not fit `codes`, or `axis` or `dtype` is not as described.
+    TypeError
+        If an argument has a wrong type.
+
+    See Also
+    --------
+    quantize_mx : which such codes come from.
+
+    Examples
+    --------
+    >>> codes, scale = quantize_mx([0.5, -3.0, 1.25, 6.0], "float4_e2m1fn", 2)
+    >>> dequantize_mx(codes, scale)
+    array([ 0.5, -3. ,  1. ,  6. ], dtype=float32)
+    """
+    array, code_format = _as_codes(codes, tuple(_ELEMENTS))
+    kind = float_dtype(dtype, None, FLOATS)
+    position, scales = _as_block_scales(scale, _E8M0, array.shape, axis)
+    computed = np.dtype(np.float64 if kind == np.float64 else np.float32)
+    exponents = scales.view(np.uint8).astype(np.int32)
+    steps = np.ldexp(computed.type(_ELEMENTS[str(code_format.dtype)][1]), np.minimum(exponents, 254) - 127)
+    steps[exponents == 255] = np.nan
+    return _dequantized(array, steps, code_format, position, kind)
+
+
+def quantize_nvfp4(
+    x: Any, tensor_scale: float | None = None, *, axis: int = -1
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], np.float32]:
+    """Quantise to NVFP4: float4_e2m1fn in blocks of 16 with E4M3 scales, and one float32 scale for all.
+
+    Parameters
+    ----------
+    x : array_like, at least one dimension
+        float32, float64, float16 or bfloat16; integers are taken as float64.
+    tensor_scale : float, optional
+        Positive and finite, also as float32; else the greatest finite magnitude / (6 * 448), at least 2**-126, or
+        1 if that magnitude is 0.
+    axis : int
+        Along which blocks lie.
+
+    Returns
+    -------
+    codes : ndarray of float4_e2m1fn, shape of `x`
+    scale : ndarray of float8_e4m3fn
+        The shape of `x` but for ``x.shape[axis] // 16`` along the axis.
+    tensor_scale : float32
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `tensor_scale` is out of its range, `axis` is none of x's, or 16 does not divide its length.
+    TypeError
+        If an argument has a wrong type.
+
+    See Also
+    --------
+    dequantize_nvfp4 : the values of such codes.
+
+    Notes
+    -----
+    A block's scale is its greatest magnitude / 6 / `tensor_scale`, rounded to E4M3, at least 2**-9 and at most 448; its
+    elements are divided by the rounded product of both scales, and rounded to nearest, ties to even, saturating.  All
+    this is computed in float32, in float64 for float64.
+
+    What is beyond float32, and an infinity in its block, counts as float32's greatest number and saturates: an infinity
+    becomes the greatest finite magnitude of `x`, unless a tensor scale is given or is 1 for want of one.  A block that
+    holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.
+
+    Examples
+    --------
+    >>> codes, scale, tensor_scale = quantize_nvfp4(np.arange(32.0))
+    >>> codes[:16]
+    array([0, 0.5, 1, 1, 1.5, 2, 2, 3, 3, 3, 4, 4, 4, 6, 6, 6],
+          dtype='float4_e2m1fn')
+    >>> scale
+    array([224, 448], dtype='float8_e4m3fn')
+    """
+    floats = as_floats(x, "x")
+    position = as_axis(axis, floats.ndim)
+    if floats.shape[position] % _BLOCK_OF_NVFP4:
+        raise InvalidArgumentError(
+            f"x: expected a multiple of {_BLOCK_OF_NVFP4} elements along axis {axis}, got {floats.shape[position]}"
+        )
+    blocks = as_blocks(_BLOCK_OF_NVFP4, floats.shape, position)
+    greatest = _greatest_magnitudes(floats, position, blocks).view(floats.dtype)
+    has_nan = np.isnan(greatest)
+    if tensor_scale is not None:
+        all_scale = _as_tensor_scale(tensor_scale)
+    else:
+        finite = greatest if np.isfinite(greatest).all() else np.abs(floats[np.isfinite(floats)])
+        limited = min(finite.max(initial=0.0), np.finfo(np.float32).max)
+        all_scale = np.float32(max(limited / (_E2M1_MAX * E4M3_MAX), MIN_SCALE) if limited else 1.0)
+    greatest = np.minimum(np.where(has_nan, 0.0, greatest), np.finfo(np.float32).max).astype(floats.dtype)
+    with np.errstate(over="ignore"):
+        scale = np.clip(greatest / floats.dtype.type(_E2M1_MAX) / floats.dtype.type(all_scale), _LEAST_E4M3, E4M3_MAX)
+    rounded = np.empty(scale.shape, scale.dtype)
+    dispatch.kernels.round_e4m3(scale.reshape(-1), rounded.reshape(-1))
+    steps = rounded * floats.dtype.type(all_scale)
+    steps = np.maximum(steps, np.finfo(floats.dtype).smallest_subnormal)
+    codes = _quantized(floats, steps, has_nan, _E2M1, position)
+    rounded[has_nan] = np.nan
+    return codes, rounded.astype(E4M3), all_scale
+
+
+def dequantize_nvfp4(
+    codes: Any, scale: Any, tensor_scale: float, *, axis: int = -1, dtype: Any = "float32"
+) -> npt.NDArray[Any]:
+    """Return the values of NVFP4 codes.
+
+    Parameters
+    ----------
+    codes : ndarray of float4_e2m1fn, at least one dimension
+    scale : ndarray of float8_e4m3fn
+        The shape of `codes` but for ``codes.shape[axis] // 16`` along the axis.
+    tensor_scale : float
+        Positive and finite, also as float32.
+    axis : int
+        Along which blocks lie.
+    dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
+        Of the values.  float64 is computed in float64, the others in float32.
+
+    Returns
+    -------
+    ndarray of `dtype`, shape of `codes`
+        Codes times the rounded product of both scales.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `scale` does not fit `codes`, or another argument is not as described.
+    TypeError
+        If an argument has a wrong type.
+
+    See Also
+    --------
+    quantize_nvfp4 : which such codes come from.
+
+    Examples
+    --------
+    >>> dequantize_nvfp4(*quantize_nvfp4(np.arange(16.0)))[:8]
+    array([0.  , 1.25, 2.5 , 2.5 , 3.75, 5.  , 5.  , 7.5 ], dtype=float32)
+    """
+    array, code_format = _as_codes(codes, ("float4_e2m1fn",))
+    kind = float_dtype(dtype, None, FLOATS)
+    position, scales = _as_block_scales(scale, E4M3, array.shape, axis)
+    if scales.shape[position] * _BLOCK_OF_NVFP4 != array.shape[position]:
+        raise InvalidArgumentError(
+            f"scale: expected {array.shape[position] / _BLOCK_OF_NVFP4:g} along the axis, blocks of {_BLOCK_OF_NVFP4},"
+            f" got {scales.shape[position]}"
+        )
+    computed = np.float64 if kind == np.float64 else np.float32
+    steps = np.multiply(scales.astype(computed), _as_tensor_scale(tensor_scale), dtype=computed)
+    return _dequantized(array, steps, code_format, position, kind)
+
+
+def _as_codes(codes: Any, names: tuple[str, ...]) -> tuple[npt.NDArray[Any], CodeFormat]:
+    array = as_plain_array(codes, "codes")
+    for code_format in map(_named_format, names):
+        if array.dtype.type is code_format.dtype.type:
+            return array, code_format
+    raise TypeError(f"codes: expected an array of {' or '.join(names)}, got {array.dtype}")
+
+
+def _as_block_scales(
+    scale: Any, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int
+) -> tuple[int, npt.NDArray[Any]]:
+    """Return the position of an axis and the scales of its blocks."""
+    position = as_axis(axis, len(shape))
+    array = as_plain_array(scale, "scale")
+    if array.dtype.type is not dtype.type:
+        raise TypeError(f"scale: expected an array of {dtype}, got {array.dtype}")
+    n = array.shape[position] if array.ndim == len(shape) else 0
+    fits = array.shape == (*shape[:position], n, *shape[position + 1 :])
+    if not fits or (shape[position] % n if n else shape[position]):
+        raise InvalidArgumentError(
+            f"scale: expected the shape of codes, {shape}, but for a divisor of {shape[position]} along axis"
+            f" {position}, got {array.shape}"
+        )
+    return position, np.ascontiguousarray(array)
+
+
+def _as_tensor_scale(value: Any) -> np.float32:
+    with np.errstate(all="ignore"):
+        scale = np.float32(as_number(value, "tensor_scale"))
+    if not 0.0 < scale < math.inf:
+        raise InvalidArgumentError(f"tensor_scale: expected a positive finite number, in float32 too, got {value}")
+    return scale
+
+
+def _greatest_magnitudes(x: npt.NDArray[Any], position: int, blocks: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Return the bits of the greatest magnitude of each block; of NaN, if there is one."""
+    integer = np.int32 if x.dtype == np.float32 else np.int64
+    out = np.zeros(blocks, integer)
+    if out.size and x.size:
+        inner = math.prod(blocks[position + 1 :])
+        size = x.shape[position] // blocks[position]
+        source, target = x.reshape(-1).view(integer), out.reshape(-1)
+        kernel = dispatch.kernels.greatest_magnitudes
+        for_ranges(
+            out.size // inner, max(GRAIN // (size * inner), 1), lambda a, b: kernel(source, target, size, inner, a, b)
+        )
+    return out
+
+
+def _scaled(shape: tuple[int, ...], steps: npt.NDArray[Any], code_format: CodeFormat, position: int) -> ScaledFormat:
+    inner = math.prod(shape[position + 1 :])
+    zero_points = np.zeros(steps.size, np.int32)
+    return blockwise(code_format, steps.reshape(-1), zero_points, inner, shape[position] // steps.shape[position])
+
+
+def _quantized(
+    x: npt.NDArray[Any],
+    steps: npt.NDArray[Any],
+    has_nan: npt.NDArray[np.bool_],
+    code_format: CodeFormat,
+    position: int,
+) -> npt.NDArray[Any]:
+    """Return codes, of blocks that hold a NaN 0."""
+    codes = np.empty(x.shape, code_format.dtype)
+    if x.size:
+        _scaled(x.shape, steps, code_format, position).quantize(x, codes)
+        inner = math.prod(x.shape[position + 1 :])
+        by_block = codes.view(np.uint8).reshape(-1, x.shape[position] // steps.shape[position], inner)
+        by_block.transpose(0, 2, 1)[has_nan.reshape(-1, inner)] = 0
+    return codes
+
+
+def _dequantized(
+    codes: npt.NDArray[Any], steps: npt.NDArray[Any], code_format: CodeFormat, position: int, kind: np.dtype[Any]
+) -> npt.NDArray[Any]:
+    out = np.empty(codes.shape, kind)
+    if codes.size:
+        with floats_for(out, steps.dtype) as values:
+            _scaled(codes.shape, steps, code_format, position).dequantize(np.ascontiguousarray(codes), values)
+    return out

@@ -1,0 +1,199 @@
+"""Arrays to codes and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base import dispatch
+from .._base.config import QuantBits
+from .._base.formats import E4M3, E4M3_VALUES, INTEGERS
+from .._base.threads import GRAIN, for_ranges
+from .._base.validation import Floats, as_scale, as_zero_point, elementwise
+
+
+def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
+    """Quantise to int8 and dequantise again.
+
+    ``q = round_half_away(x / scale + zero_point)`` in float64, saturated to [-128, 127], then
+    ``(q - zero_point) * scale``.  The code of NaN is 0, that of an infinity is the nearest end.
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+        float16, bfloat16, float32, float64 or integers.
+    scale : float
+        Finite and not negative; 0 returns `x` unchanged.
+    zero_point : int
+        Any int32.  The difference of code and zero point wraps in int32.
+
+    Returns
+    -------
+    scalar or ndarray, like `x`
+        In x's floating type; float64 for integers.  For float32 the float64 result is rounded once;
+        float16 and bfloat16 are computed as float32.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `scale` is NaN, infinite or negative, or `zero_point` is outside int32.
+    TypeError
+        If `x` does not hold real numbers.
+
+    Notes
+    -----
+    The reference's formula, bit for bit; see docs/numerics.md.  `quantize` style functions of ONNX round
+    half to even and add the zero point afterwards.
+
+    Examples
+    --------
+    >>> quantize_int8([0.3, 1.26, 1e9], 0.5).tolist()
+    [0.5, 1.5, 63.5]
+    >>> quantize_int8(float("nan"), 0.5, 10)
+    -5.0
+    """
+    return fake_quantize(x, as_scale(scale), as_zero_point(zero_point), QuantBits.INT8)
+
+
+def quantize_int4(x: Any, scale: float, zero_point: int = 0) -> Any:
+    """Quantise to int4 and dequantise again.
+
+    As `quantize_int8`, with codes saturated to [-8, 7].
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+    scale : float
+        Finite and not negative; 0 returns `x` unchanged.
+    zero_point : int
+        Any int32.
+
+    Returns
+    -------
+    scalar or ndarray, like `x`
+
+    Raises
+    ------
+    InvalidArgumentError
+        If `scale` is NaN, infinite or negative, or `zero_point` is outside int32.
+    TypeError
+        If `x` does not hold real numbers.
+
+    Examples
+    --------
+    >>> quantize_int4([0.3, 1.26, 1e9], 0.5).tolist()
+    [0.5, 1.5, 3.5]
+    """
+    return fake_quantize(x, as_scale(scale), as_zero_point(zero_point), QuantBits.INT4)
+
+
+def quantize_fp8(x: Any) -> Any:
+    """Round to the nearest FP8 value (OCP E4M3FN).
+
+    Ties to even, correctly rounded from float64, saturating at +-448 (infinities too).  NaN stays NaN, and
+    the sign of zero is kept.
+
+    Parameters
+    ----------
+    x : scalar or array_like, any shape
+
+    Returns
+    -------
+    scalar or ndarray, like `x`
+        In x's floating type; float64 for integers.
+
+    Raises
+    ------
+    TypeError
+        If `x` does not hold real numbers.
+
+    Notes
+    -----
+    OCP 8-bit Floating Point Specification 1.0: 4 exponent bits with bias 7, 3 mantissa bits, subnormals in
+    steps of 2**-9, no infinities.
+
+    Examples
+    --------
+    >>> quantize_fp8([1.97, 0.001, -1e6]).tolist()
+    [2.0, 0.001953125, -448.0]
+    """
+
+    def kernel(flat: Floats, out: Floats) -> None:
+        for_ranges(flat.size, GRAIN, lambda a, b: dispatch.kernels.round_e4m3(flat[a:b], out[a:b]))
+
+    return elementwise(x, "x", kernel)
+
+
+def fake_quantize(x: Any, scale: float, zero_point: int, bits: QuantBits, *, float64: bool = False) -> Any:
+    """Quantise to an integer format and dequantise again, by the reference's rounding.
+
+    The scale is used as it is, whatever it is; all input is taken as float64 if `float64`.
+    """
+    low, high = INTEGERS[bits].code_range(symmetric=False)
+
+    def kernel(flat: Floats, out: Floats) -> None:
+        for_ranges(
+            flat.size,
+            GRAIN,
+            lambda a, b: dispatch.kernels.fake_quantize_integer(flat[a:b], out[a:b], scale, zero_point, low, high),
+        )
+
+    return elementwise(x, "x", kernel, float64=float64)
+
+
+def encode(
+    x: Floats,
+    scale: npt.NDArray[np.float64],
+    zero_point: npt.NDArray[np.int32],
+    bits: QuantBits,
+    *,
+    symmetric: bool = False,
+) -> npt.NDArray[Any]:
+    """Return the codes of a C-contiguous array, by the reference's rounding.
+
+    Scale and zero point have shape (), or (channels,) for channels along the leading axis.  Integer codes
+    are int8 (int4's too), FP8 codes are float8_e4m3fn.
+    """
+    scale = np.atleast_1d(scale)
+    if bits is QuantBits.FP8:  # nothing has a code at scale 0, and 0 / 0 must not become NaN
+        scale = np.where(scale == 0.0, np.inf, scale)
+    zero_point = np.broadcast_to(zero_point, scale.shape).astype(np.int32)
+    codes = np.empty(x.shape, np.uint8 if bits is QuantBits.FP8 else np.int8)
+    if x.size:
+        # One channel is split anywhere, several between channels.
+        per_part = x.size if scale.size == 1 else scale.size
+        inner = x.size // scale.size
+        flat, flat_codes = x.reshape(-1), codes.reshape(-1)
+
+        def task(start: int, stop: int) -> None:
+            channels = slice(None) if scale.size == 1 else slice(start, stop)
+            span = slice(start, stop) if scale.size == 1 else slice(start * inner, stop * inner)
+            if bits is QuantBits.FP8:
+                dispatch.kernels.encode_e4m3(flat[span], flat_codes[span], scale[channels])
+            else:
+                low, high = INTEGERS[bits].code_range(symmetric)
+                dispatch.kernels.encode_integer(
+                    flat[span], flat_codes[span], scale[channels], zero_point[channels], low, high
+                )
+
+        for_ranges(per_part, max(1, GRAIN * per_part // x.size), task)
+    return codes.view(E4M3) if bits is QuantBits.FP8 else codes
+
+
+def decode(
+    codes: npt.NDArray[Any], scale: npt.NDArray[np.float64], zero_point: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """Return the values of codes, ``(code - zero_point) * scale`` in float64.
+
+    FP8 codes are known by their type and have no zero point.  Scale and zero point have shape (), or
+    both (channels,) for channels along the leading axis.
+    """
+    shape = scale.shape + (1,) * (codes.ndim - 1) if scale.ndim else ()
+    if codes.dtype.type is E4M3.type:
+        values = E4M3_VALUES[codes.view(np.uint8)]
+    else:  # the difference wraps in int32, as the reference's does
+        values = (codes.astype(np.int64) - zero_point.reshape(shape)).astype(np.int32)
+    with np.errstate(all="ignore"):
+        return np.asarray(values * scale.reshape(shape))

@@ -1,0 +1,489 @@
+"""What users call: calibrate, quantize_model, compare, sensitivity."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnxruntime
+from onnx import ModelProto
+
+from .._base.config import CalibMethod, as_flag
+from .._base.errors import InvalidArgumentError
+from .._base.validation import as_count, as_number
+from .._calibration.storage import PathLike
+from .calibration import Calibration, digest_of, observe
+from .comparison import Comparison, compare_models
+from .data import Batch, Data, InputSpec
+from .display import Phases
+from .graph import Graph, initializers_among_inputs
+from .metric import Metric, Score
+from .model import read_model, refuse_output, write_model
+from .notices import notice
+from .plan import DEFAULT_OPERATORS, plan
+from .quantised import Quantised, told
+from .quantization import GROUP_SIZE, Options, Quantizer, ready
+from .ranges import PERCENTILE
+from .sensitivity import (
+    BATCHES,
+    Search,
+    Sensitivity,
+    most_sensitive,
+    node_multiply_adds,
+    node_sensitivities,
+    within_drop,
+)
+from .session import FP8_RUNTIME, check_loads, lacks_fp8
+
+Model = PathLike | ModelProto
+_FP8_NEEDS = f"FP8 beside activations in codes needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
+
+
+def calibrate(
+    model: Model,
+    data: Any,
+    *,
+    ops: Iterable[str] = DEFAULT_OPERATORS,
+    exclude: Iterable[str] = (),
+    tensors: Iterable[str] | None = None,
+    calibration: Calibration | None = None,
+    resume: bool = False,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Calibration:
+    """Run a model in ONNX Runtime and observe the tensors that will have codes, batch by batch, keeping none.
+
+    What is observed serves every format of weights and activations and every method; it can be saved, merged with
+    that of other data, and gone on with.
+
+    Parameters
+    ----------
+    model : str, PathLike or ModelProto
+    data : str, PathLike, array, dict, callable or iterable
+        A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one such file whose arrays
+        have a leading axis of samples; such an array if the model has one input, or a dict of them by their names;
+        ``module:function`` or a function, which returns arrays or an iterable; or an iterable, a ``DataLoader`` too.
+        Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance); tuples or
+        lists, of the inputs in the model's order, or a dict or tuple of them, and of anything else, which is "labels",
+        "labels_1" and so on; or arrays if the model has one input.
+    ops, exclude : iterable of str
+        As in `quantize_model`.
+    tensors : iterable of str, optional
+        The tensors to observe, instead of those that `quantize_model` needs.
+    calibration : Calibration, optional
+        Is added to, and returned.  It holds whole batches if an exception ends the run, `KeyboardInterrupt` too.
+    resume : bool
+        Skip the batches of a run that was interrupted, by their number of samples; if it was not there is nothing to
+        do, unless nothing was seen at all.
+    batch_size : int, optional
+        Samples to a batch where the data is one file or arrays: 8 if left out, or what the model fixes.  Samples that
+        do not fill a batch of a fixed size are left out.
+    progress : bool
+        Show progress on standard error, if that is a terminal.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model is not valid, a name or an operator is not known, a batch does not fit the model or holds NaN or
+        infinities, or the calibration is of another model.
+    OSError
+        If a file cannot be read.
+    """
+    if calibration is not None and not isinstance(calibration, Calibration):
+        raise TypeError(f"calibration: expected a Calibration to add to, got {type(calibration).__name__}")
+    exact = read_model(model)
+    batches = Data(data, InputSpec(exact), batch_size)
+    result = Calibration() if calibration is None else calibration
+    options = Options.checked(ops=ops, exclude=exclude)
+    with Phases(shown=as_flag(progress, "progress")) as phases:
+        tick = phases.begin("calibrating", batches.total)
+        run_calibration(exact, batches, options, result, tensors=tensors, resume=resume, progress=tick)
+    return result
+
+
+def quantize_model(
+    model: Model,
+    data: Any = None,
+    *,
+    output: PathLike | None = None,
+    calibration: Calibration | PathLike | None = None,
+    method: CalibMethod | str = CalibMethod.MSE,
+    percentile: float = PERCENTILE,
+    weights: str = "int8",
+    activations: str = "uint8",
+    per_tensor: bool = False,
+    group_size: int = GROUP_SIZE,
+    ops: Iterable[str] = DEFAULT_OPERATORS,
+    exclude: Iterable[str] = (),
+    bias_correction: bool = True,
+    keep_inputs: bool = False,
+    max_drop: float | None = None,
+    metric: Score | str | None = None,
+    labels: str | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> ModelProto:
+    """Quantise a model, in QuantizeLinear and DequantizeLinear, which every runtime for quantised models reads.
+
+    Parameters
+    ----------
+    model : str, PathLike or ModelProto
+        Is left as it is.
+    data : optional
+        As in `calibrate`.  Not needed for weights alone, nor with a `calibration`, unless there is a `max_drop`;
+        without it no bias is corrected.
+    output : str or PathLike, optional
+        Where to write the model too: all of it, or nothing.
+    calibration : Calibration, str or PathLike, optional
+        What `calibrate` has returned, or a file of it.
+    method : CalibMethod or str
+        How ranges of activations are chosen; "auto" takes what has the least expected squared error.  Weights always
+        have the range with the least squared error.
+    percentile : float
+        Percent of the values that the percentile method keeps.
+    weights : str
+        "int8", "int4" (in groups) or "fp8" (E4M3).
+    activations : str
+        "uint8", "int8", "fp8" or "none".
+    per_tensor : bool
+        One scale for a weight, where otherwise each output channel has one.
+    group_size : int
+        How many int4 weights along the axis that is summed over share a scale: a power of two from 16 on, or 0 for
+        scales of output channels.
+    ops : iterable of str
+        Operators to quantise where their weights are constant: of Conv, ConvTranspose, Gemm and MatMul.
+    exclude : iterable of str
+        Names of nodes, or of what they make, that stay in float.
+    bias_correction : bool
+        Where there is data, correct biases so that the mean of each channel is the float model's (Nagel et al., 2019),
+        on batches spread over it, up to 128 samples or 4 batches.
+    keep_inputs : bool
+        Leave initializers that are inputs too what they are, and the nodes whose weights these are in float.  Otherwise
+        they are constants and no inputs any more, if there are weights among them, and a warning says so.  Before
+        version 4 of the format, where all initializers had to be inputs, none is kept.
+    max_drop : float, optional
+        Percent of `metric` that may be lost on the data: the most sensitive nodes stay in float until it is not more.
+    metric : callable or str, optional
+        ``function(outputs, batch)``, or its name ``module:function``, that returns a score from 0 to 1 for each sample.
+        If left out, accuracy where there are labels, or agreement with the float model.
+    labels : str, optional
+        What the data calls the classes of its samples.
+    batch_size : int, optional
+    progress : bool
+        As in `calibrate`.
+
+    Returns
+    -------
+    ModelProto
+        With the inputs, outputs and metadata of the float model, and in its metadata, as "qatcore", how it was made.
+
+    Warns
+    -----
+    ModelWarning
+        If something is decided about the model that its user may want otherwise.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model is not valid or quantised already, an argument is none of those above, something does not fit the
+        model, or data is missing.
+    OSError
+        If a file cannot be read or written.
+    """
+    options = Options.checked(
+        method=method,
+        percentile=percentile,
+        weights=weights,
+        activations=activations,
+        per_tensor=per_tensor,
+        group_size=group_size,
+        ops=ops,
+        exclude=exclude,
+        bias_correction=bias_correction,
+        keep_inputs=keep_inputs,
+    )
+    if output is not None:
+        refuse_output(output, model)
+    with Phases(shown=as_flag(progress, "progress")) as phases:
+        result = quantize(
+            read_model(model),
+            data,
+            options,
+            calibration=calibration,
+            max_drop=max_drop,
+            metric=Metric(metric, labels),
+            batch_size=batch_size,
+            phases=phases,
+        )
+    if output is not None:
+        write_model(result.model, output)
+    return result.model
+
+
+def compare(
+    exact: Model,
+    quantized: Model,
+    data: Any,
+    *,
+    metric: Score | str | None = None,
+    labels: str | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Compare a quantised model, by whatever tool, with the float model.
+
+    Parameters
+    ----------
+    exact, quantized : str, PathLike or ModelProto
+    data, batch_size, progress
+        As in `calibrate`.
+    metric, labels
+        As in `quantize_model`.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a model is not valid, their inputs or outputs differ, or a batch does not fit.
+    OSError
+        If a file cannot be read.
+    """
+    with Phases(shown=as_flag(progress, "progress")) as phases:
+        return run_comparison(exact, quantized, data, Metric(metric, labels), batch_size, phases)
+
+
+def sensitivity(
+    model: Model,
+    data: Any,
+    *,
+    calibration: Calibration | PathLike | None = None,
+    batches: int = BATCHES,
+    batch_size: int | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> list[Sensitivity]:
+    """Measure what quantising each node alone does to the outputs; no bias is corrected for that.
+
+    Outputs count that are of floats and have the same shape with each of the nodes.
+
+    Parameters
+    ----------
+    model : str, PathLike or ModelProto
+    data, batch_size, progress
+        As in `calibrate`.
+    calibration : Calibration, str or PathLike, optional
+        As in `quantize_model`.
+    batches : int
+        How many batches, from the first one on, to measure with; the float model's outputs for them are kept in memory.
+    **options
+        `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops`, `exclude` and `keep_inputs`
+        as in `quantize_model`.
+
+    Returns
+    -------
+    list of Sensitivity
+        The most sensitive node first.
+
+    Raises
+    ------
+    InvalidArgumentError, OSError
+        As in `quantize_model`, and if no output counts, or all are 0.
+    """
+    if "bias_correction" in options:
+        raise TypeError("sensitivity() corrects no biases: expected no bias_correction")
+    chosen, n = Options.checked(**options, bias_correction=False), as_count(batches, "batches")
+    exact = read_model(model)
+    given = Data(data, InputSpec(exact), batch_size)
+    with Phases(shown=as_flag(progress, "progress")) as phases:
+        quantizer, _ = _quantizer(exact, given, chosen, calibration, phases)
+        tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
+        return node_sensitivities(quantizer, itertools.islice(given, n), progress=tick)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A quantised model and what it was made from.
+
+    Attributes
+    ----------
+    model : ModelProto
+    quantizer : Quantizer
+    calibration : Calibration or None
+    search : Search or None
+        What `max_drop` has led to.
+    data : Data or None
+    """
+
+    model: ModelProto
+    quantizer: Quantizer
+    calibration: Calibration | None
+    search: Search | None
+    data: Data | None
+
+    def share(self) -> float | None:
+        """Return the part of the multiplications by constant weights that is quantised; None without data."""
+        if self.data is None:
+            return None
+        model, ops = self.quantizer.float_model, (*DEFAULT_OPERATORS, *self.quantizer.options.ops)
+        work = node_multiply_adds(model, plan(model, ops).nodes, next(iter(self.data)))
+        kept = set(self.search.float_nodes if self.search else [])
+        done = sum(work[node.name] for node in self.quantizer.plan.nodes if node.name not in kept)
+        return done / max(sum(work.values()), 1)
+
+
+def quantize(
+    exact: ModelProto,
+    data: Any,
+    options: Options,
+    *,
+    calibration: Calibration | PathLike | None,
+    max_drop: float | None,
+    metric: Metric,
+    batch_size: int | None,
+    phases: Phases,
+    observed: Calibration | None = None,
+) -> Quantization:
+    """Do what `quantize_model` does; `observed` is what is added to if there has to be a calibration."""
+    if max_drop is not None:
+        max_drop = as_number(max_drop, "max_drop")
+        if not 0.0 <= max_drop <= 100.0:
+            raise InvalidArgumentError(f"max_drop: expected percent from 0 to 100, got {max_drop}")
+        if data is None:
+            raise InvalidArgumentError("max_drop: expected data to measure it on, got none")
+    given = None if data is None else Data(data, InputSpec(exact), batch_size)
+    quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
+    if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
+        names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
+        notice(
+            f"model: inputs that have initializers are taken for constants, and are no inputs any more: {names}; "
+            "keep_inputs (--keep-inputs) leaves them"
+        )
+    if borders := Quantised.of(exact).borders:
+        notice(f"model: {told(borders)} of its inputs and outputs stay as they are; what is between them is quantised")
+    if options.needs_fp8_runtime and lacks_fp8():
+        notice(f"runtime: {_FP8_NEEDS}, and here is {onnxruntime.__version__}")
+    if quantizer.unreached:
+        notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
+    if max_drop is None or given is None:
+        tick = phases.begin("correcting", 2 * len(quantizer.plan.nodes)) if quantizer.corrects else None
+        with _told_of_fp8(options):
+            made = quantizer.model(progress=tick)
+            check_loads(made)
+        return Quantization(made, quantizer, used, None, given)
+    tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
+    with _told_of_fp8(options):
+        order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
+        tick, tries = phases.begin("searching", None), itertools.count(1)
+
+        def tried(n: int, drop: float) -> None:
+            tick(next(tries), f"{n} in float: drop {drop:.2f} %")
+
+        search = within_drop(quantizer, given, metric, max_drop, order, progress=tried)
+    phases.end()
+    return Quantization(search.model, quantizer, used, search, given)
+
+
+@contextlib.contextmanager
+def _told_of_fp8(options: Options) -> Iterator[None]:
+    """Let errors say which ONNX Runtime FP8 needs, where it is an older one."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        if options.needs_fp8_runtime and lacks_fp8():
+            error.add_note(f"({_FP8_NEEDS})")
+        raise
+
+
+def run_comparison(
+    exact: Model, quantized: Model, data: Any, metric: Metric, batch_size: int | None, phases: Phases
+) -> Comparison:
+    """Do what `compare` does."""
+    models = read_model(exact), read_model(quantized)
+    for what in ("input", "output"):
+        names = [set(getattr(Graph(model), what + "s")) for model in models]
+        if names[0] != names[1]:
+            raise InvalidArgumentError(
+                f"quantised model: expected the float model's {what}s, {', '.join(sorted(names[0]))}, "
+                f"got {', '.join(sorted(names[1]))}"
+            )
+    batches = Data(data, InputSpec(models[0]), batch_size)
+    return compare_models(*models, batches, metric, progress=phases.begin("comparing", batches.total))
+
+
+def _quantizer(
+    exact: ModelProto,
+    data: Data | None,
+    options: Options,
+    calibration: Calibration | PathLike | None,
+    phases: Phases,
+    observed: Calibration | None = None,
+) -> tuple[Quantizer, Calibration | None]:
+    float_model = ready(exact, options)
+    if not options.needs_data:
+        return Quantizer(float_model, options, {}, _sample(data, options, phases)), None
+    if calibration is None:
+        if data is None:
+            raise InvalidArgumentError(
+                "data: expected some to observe activations with, got none; activations='none' quantises weights alone"
+            )
+        used = Calibration() if observed is None else observed
+        tick = phases.begin("calibrating", data.total)
+        run_calibration(exact, data, options, used, sampled=options.bias_correction, progress=tick)
+        phases.end()
+    else:
+        used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        used.check_model(digest_of(exact))
+        if not used.finished:
+            raise InvalidArgumentError("calibration: expected a finished one, got one that was interrupted; resume it")
+    return Quantizer(float_model, options, used.collectors, _sample(data, options, phases)), used
+
+
+def _sample(data: Data | None, options: Options, phases: Phases) -> list[Batch]:
+    """Return what biases are corrected with."""
+    if data is None or not options.bias_correction:
+        return []
+    return data.sample(None if data.is_sampled else phases.begin("sampling", data.total))
+
+
+def run_calibration(
+    exact: ModelProto,
+    data: Data,
+    options: Options,
+    calibration: Calibration,
+    *,
+    tensors: Iterable[str] | None = None,
+    resume: bool = False,
+    sampled: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Add to a calibration what data makes of tensors: of those given, or of those that options give codes."""
+    if tensors is None:
+        # Of opset 13, whatever the options: which tensors there are does not depend on it.
+        float_model = ready(exact, Options(keep_inputs=options.keep_inputs))
+        names = plan(float_model, options.ops, options.exclude).tensors
+    else:
+        float_model, names = exact, list(dict.fromkeys(tensors))
+        index = Graph(exact)
+        unknown = [name for name in names if name not in index.makers and name not in index.inputs]
+        if unknown:
+            raise InvalidArgumentError(f"tensors: there is no tensor {unknown[0]!r} in the model")
+    observe(
+        float_model,
+        data,
+        names,
+        calibration,
+        digest=digest_of(exact),
+        resume=resume,
+        sampled=sampled,
+        progress=progress,
+    )

@@ -1,0 +1,302 @@
+"""Biases corrected for what codes do to the mean of each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, NodeProto
+
+from .._base.errors import InvalidArgumentError
+from .data import Batch, InputSpec
+from .graph import Graph, all_names, drop_unread, names_within, unused_name
+from .plan import Bias, bias_of
+from .protos import subgraphs
+from .session import Tap, named_run, session_of
+
+#: Bytes of the tensors that go from one part of the model to the next; batches are left out where they would be more,
+#: but for so many samples.
+MOST_BYTES, LEAST_SAMPLES = 2**29, 8
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A node that has a bias or can be given one, and the axis of channels in its output."""
+
+    node: NodeProto
+    bias: Bias
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.node.op_type in {"Conv", "ConvTranspose"} else -1
+
+    @property
+    def output(self) -> str:
+        return str(self.node.output[0])
+
+
+@dataclass
+class _Run:
+    """A batch on its way through a model: tensors that are still needed, and the means that there should be."""
+
+    samples: int
+    tensors: dict[str, Any]
+    expected: dict[str, npt.NDArray[np.float64]]
+
+    def error(self, place: _Place) -> npt.NDArray[np.float64]:
+        """Return by how much the means are off: a row for each sample, or of all if they are not told apart."""
+        made, expected = _means(self.tensors[place.output], place.axis, self.samples), self.expected[place.output]
+        if len(made) != len(expected) or not len(made):
+            # How many rows there are may depend on values.
+            if not (len(made) and len(expected)):
+                return np.empty((0, made.shape[1]))
+            made, expected = made.mean(axis=0, keepdims=True), expected.mean(axis=0, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return made - expected
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(value, "nbytes", 0) for value in self.tensors.values())
+
+
+def corrected_biases(
+    exact: ModelProto,
+    quantize: Callable[[ModelProto], ModelProto],
+    nodes: Sequence[NodeProto],
+    batches: Sequence[Batch],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, npt.NDArray[Any]]:
+    """Return biases that make up for what quantising does to the mean of each channel, by nodes whose bias changes.
+
+    One node after the other: the mean, over samples and positions, of what the quantised node makes, before it has
+    codes itself and with all biases before it corrected, less that of the float model, is taken from the bias
+    (the empirical bias correction of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", 2019).  An even background, on which all positions are off by the same, is put right by this.
+
+    Of a difference that varies from sample to sample only that part is taken that is not by chance: with the variance
+    v of its mean m, max(0, 1 - v / m**2) of m.
+
+    Parameters
+    ----------
+    exact : ModelProto
+        A prepared model; it is left as it is.
+    quantize : callable
+        Makes the quantised model of it, or of one with other biases.
+    nodes : sequence of NodeProto
+        The nodes of `exact` that are quantised, in the order of the graph.
+    batches : sequence of dict
+        What to run both models on; only some of them, spread evenly, where more would take too much memory.
+    progress : callable, optional
+        Told how many nodes are done.
+    """
+    index, spec = Graph(exact), InputSpec(exact)
+    places = _places(nodes, index)
+    biases: dict[_Place, npt.NDArray[Any]] = {}
+    if places:
+        quantized = quantize(with_biases(exact, {place.node.name: place.bias.values for place in places}))
+        stored = _StoredBiases(quantized)
+        runs = _float_runs(exact, places, batches, spec)
+        for place, part in zip(places, _parts(quantized, places), strict=True):
+            try:
+                runs = _advanced(runs, part)
+            except _CannotGoOnError:
+                break
+            error = _certain_part(np.concatenate([each.error(place) for each in runs]))
+            # The error was measured with the bias that is stored, whose own rounding is a part of it.
+            before = stored.rounded(place, place.bias.values)
+            biases[place] = np.where(error.reshape(before.shape) == 0.0, place.bias.values, _less(before, error))
+            # What the node makes with this bias need not be computed again.
+            more = _difference(stored.rounded(place, biases[place]), before)
+            for each in runs:
+                value = each.tensors[place.output]
+                value += more.reshape([-1 if axis == place.axis % value.ndim else 1 for axis in range(value.ndim)])
+            if progress is not None:
+                progress(len(biases))
+    if progress is not None:
+        progress(len(nodes))
+    return {place.node.name: bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
+
+
+def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
+    """Return what has to be run, with the float model's means."""
+    tap = Tap(exact, [place.output for place in places])
+    runs = []
+    for batch in batches:
+        samples, values = spec.samples_of(batch), tap.values(batch)
+        expected = {place.output: _means(values[place.output], place.axis, samples) for place in places}
+        runs.append(_Run(samples, dict(batch), expected))
+        del values
+    return runs
+
+
+def _advanced(runs: list[_Run], part: _Part) -> list[_Run]:
+    """Return runs behind a part of the model, fewer if there is not enough memory for all."""
+    part.advance(runs[0].tensors)
+    while len(runs) * runs[0].nbytes > MOST_BYTES and sum(each.samples for each in runs[::2]) >= LEAST_SAMPLES:
+        runs = runs[::2]
+    for each in runs[1:]:
+        part.advance(each.tensors)
+    return runs
+
+
+class _CannotGoOnError(Exception):
+    """Something goes from one part to the next that NumPy does not have."""
+
+
+class _Part:
+    """The part of a model from one place to the next: nodes, and the tensors that are read further on."""
+
+    def __init__(self, model: ModelProto, nodes: list[NodeProto], kept: set[str]) -> None:
+        self._model, self._nodes, self._kept = model, nodes, kept
+        self._made = [name for node in nodes for name in node.output if name in kept]
+        self._session: Any = None
+
+    def advance(self, tensors: dict[str, Any]) -> None:
+        """Replace tensors by those that are made of them; others that are not read any more are dropped."""
+        try:
+            if self._session is None:
+                self._session = self._opened(tensors)
+            tensors.update(named_run(self._session, self._made, tensors))
+        except (InvalidArgumentError, KeyError, TypeError) as error:
+            raise _CannotGoOnError from error
+        for name in [name for name in tensors if name not in self._kept]:
+            del tensors[name]
+
+    def _opened(self, tensors: dict[str, Any]) -> Any:
+        """Return a session; of which type its inputs are is known only now."""
+        part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
+        part.graph.name = "part"
+        part.graph.node.extend(self._nodes)
+        read = names_within(part.graph)
+        graph = self._model.graph
+        part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+        part.graph.input.extend(
+            onnx.helper.make_value_info(name, _type_of(value)) for name, value in tensors.items() if name in read
+        )
+        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
+        # What is corrected is what the codes stand for, not what a runtime's kernels for some CPU make of them.
+        return session_of(part, as_written=True)
+
+
+def _parts(model: ModelProto, places: list[_Place]) -> Iterator[_Part]:
+    """Yield the parts of a model that end at each place, with what any place depends on."""
+    index = Graph(model)
+    cuts, needed, nodes = {place.output for place in places}, {place.output for place in places}, []
+    constants: dict[str, NodeProto] = {}
+    for node in reversed(model.graph.node):
+        if not needed.isdisjoint(node.output):
+            needed |= _read_by(node)
+            if _is_constant(node, index):
+                constants[node.output[0]] = node
+            else:
+                nodes.append(node)
+    nodes.reverse()
+    last_read = {name: n for n, node in enumerate(nodes) for name in _read_by(node) if name not in constants}
+    start = 0
+    for stop, node in enumerate(nodes, start=1):
+        if not cuts.isdisjoint(node.output):
+            chosen = nodes[start:stop]
+            own = dict.fromkeys(name for each in chosen for name in _read_by(each) if name in constants)
+            kept = {name for name, n in last_read.items() if n >= stop} | {node.output[0]}
+            yield _Part(model, [*(constants[name] for name in own), *chosen], kept)
+            start = stop
+
+
+def _is_constant(node: NodeProto, index: Graph) -> bool:
+    """Return whether a node only says what codes of weights stand for: it is repeated where it is needed."""
+    return node.op_type == "DequantizeLinear" and all(name in index.constants for name in node.input if name)
+
+
+def _read_by(node: NodeProto) -> set[str]:
+    """Return what a node reads, and perhaps more names if there are graphs inside of it."""
+    names = set(node.input)
+    for inner in subgraphs(node):
+        names |= names_within(inner)
+    return names - {""}
+
+
+def _type_of(value: Any) -> onnx.TypeProto:
+    """Return the type of a tensor, or of a sequence of tensors."""
+    if not isinstance(value, np.ndarray) and not (isinstance(value, list) and value):
+        raise _CannotGoOnError
+    if isinstance(value, list):
+        return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
+    kind = onnx.TensorProto.STRING if value.dtype.kind in "OSU" else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+    return onnx.helper.make_tensor_type_proto(kind, [None] * value.ndim)
+
+
+class _StoredBiases:
+    """The biases of a quantised model, which may be codes."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._index, self._nodes = Graph(model), {node.name: node for node in model.graph.node}
+
+    def rounded(self, place: _Place, bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return what is stored of a bias."""
+        given = self._nodes[place.bias.adder.name].input[place.bias.position :]
+        maker = self._index.makers.get(given[0]) if given else None  # it may be added behind the node, as it is
+        if maker is None:
+            return bias
+        scale = self._index.value_of(maker.input[1])
+        assert scale is not None
+        values: npt.NDArray[Any] = (np.rint(bias.astype(np.float64) / scale) * scale).astype(bias.dtype)
+        return values
+
+
+def with_biases(exact: ModelProto, biases: Mapping[str, npt.NDArray[Any]]) -> ModelProto:
+    """Return a model in which nodes, by their names, have other biases."""
+    result = ModelProto()
+    result.CopyFrom(exact)
+    index, taken = Graph(result), all_names(result)
+    for place in _places([node for node in result.graph.node if node.name in biases], index):
+        adder, position = place.bias.adder, place.bias.position
+        name = unused_name(f"{place.node.name}_bias", taken)
+        adder.input.extend([""] * (position + 1 - len(adder.input)))
+        adder.input[position] = name
+        result.graph.initializer.append(onnx.numpy_helper.from_array(biases[place.node.name], name))
+    drop_unread(result)
+    return result
+
+
+def _places(nodes: Iterable[NodeProto], index: Graph) -> list[_Place]:
+    """Return the nodes that have a bias or can be given one."""
+    return [_Place(node, bias) for node in nodes if (bias := bias_of(node, index)) is not None]
+
+
+def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.float64]:
+    """Return the means of each channel, a row for each sample if the first axis can be divided into them."""
+    last = np.moveaxis(values, axis, -1)
+    rows = samples if last.ndim > 1 and len(last) % samples == 0 else 1
+    if not last.size:
+        return np.empty((0, last.shape[-1]))
+    means: npt.NDArray[np.float64] = last.reshape(rows, -1, last.shape[-1]).mean(axis=1, dtype=np.float64)
+    return means
+
+
+def _certain_part(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return for each channel the mean over samples, less what it may be by chance."""
+    n, channels = errors.shape
+    if n < 2:
+        return np.zeros(channels)
+    with np.errstate(all="ignore"):
+        mean, variance = errors.mean(axis=0), errors.var(axis=0, ddof=1) / n
+        part = np.maximum(1.0 - variance / mean**2, 0.0) * mean
+    return np.where(np.isfinite(part), part, 0.0)
+
+
+def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a - b of each channel, 0 where they are infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.where(a == b, 0, a - b).astype(a.dtype).reshape(-1)
+
+
+def _less(bias: npt.NDArray[Any], error: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Return a bias from which errors are taken, where its type can hold that."""
+    with np.errstate(over="ignore"):
+        result = (bias - error.reshape(bias.shape)).astype(bias.dtype)
+    return np.where(np.isfinite(result), result, bias)

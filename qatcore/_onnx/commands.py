@@ -1,0 +1,460 @@
+"""The commands on ONNX models: what they print, their errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import shlex
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+from onnx import ModelProto
+
+from .._base.errors import InvalidArgumentError
+from .api import Quantization, quantize, run_calibration, run_comparison
+from .calibration import Calibration
+from .comparison import Comparison, latency_of
+from .data import Data, InputSpec
+from .display import Phases, counted, figure, print_table, printable
+from .inspection import calibration_rows, model_rows
+from .metric import IncomparableError, Metric
+from .model import description, file_bytes, read_model, refuse_output, write_model
+from .notices import notices
+from .quantization import Options
+from .sensitivity import scored
+from .session import FP8_RUNTIME
+from .speed import why_slower
+
+#: Seconds after which a calibration that goes on is saved again.
+_SAVE_EVERY = 60.0
+#: Seconds that either model is timed for when it is quantised.
+_TIMED_SECONDS = 0.2
+_INTERRUPTED = 130  # what shells make of Ctrl-C
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C, when what there was is saved."""
+
+
+def run(name: str, arguments: argparse.Namespace) -> int:
+    """Run a command and return the exit code: 0, 2 if something given is wrong, 130 if it was interrupted."""
+    try:
+        _COMMANDS[name](arguments)
+    except BrokenPipeError:
+        raise
+    except _InterruptedError as error:
+        return _fail(str(error), _INTERRUPTED)
+    except OSError as error:
+        if error.filename == "":
+            return _fail("expected the name of a file, got an empty one", 2)
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+    except (InvalidArgumentError, TypeError) as error:
+        return _fail(" ".join([str(error), *getattr(error, "__notes__", [])]), 2)
+    except MemoryError:
+        return _fail("there is not enough memory; try a smaller --batch-size", 2)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"qatcore: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return code
+
+
+# --- quantize -----------------------------------------------------------------------------------------
+
+
+def _quantize(arguments: argparse.Namespace) -> None:
+    _refuse_what_has_no_effect(arguments)
+    chosen = {name: getattr(arguments, name) for name in ("method", "percentile", "group_size", "ops")}
+    options = Options.checked(
+        weights=arguments.weights,
+        activations=arguments.activations,
+        per_tensor=arguments.per_tensor,
+        exclude=arguments.exclude or (),
+        bias_correction=not arguments.no_bias_correction,
+        keep_inputs=arguments.keep_inputs,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+    if options.needs_data and arguments.data is None and arguments.calibration is None:
+        raise InvalidArgumentError("give --data to observe activations with, or --activations none for weights alone")
+    refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration, arguments.metric)
+    exact = read_model(arguments.model)
+    observed, asked = Calibration(), Metric(arguments.metric, arguments.labels)
+    start = time.perf_counter()
+    try:
+        with notices() as told, Phases(shown=not arguments.quiet) as phases:
+            result = quantize(
+                exact,
+                arguments.data,
+                options,
+                calibration=arguments.calibration,
+                max_drop=arguments.max_drop,
+                metric=asked,
+                batch_size=arguments.batch_size,
+                phases=phases,
+                observed=observed,
+            )
+            metric, unchecked = result.search.metric if result.search else None, None
+            if metric is None and not arguments.no_check:
+                metric, unchecked = _checked(exact, result, asked, arguments, phases)
+            latency = None if arguments.no_check else _latency(exact, result)
+            share = result.share()
+    except KeyboardInterrupt:
+        raise _saved(observed, arguments) from None
+    write_model(result.model, arguments.output)
+    kept = result.search.float_nodes if result.search else []
+    report: dict[str, Any] = {
+        "model": arguments.model,
+        "output": arguments.output,
+        "seconds": time.perf_counter() - start,
+        "bytes": {"float": file_bytes(exact), "quantized": file_bytes(result.model)},
+        "weights": options.weights,
+        "activations": options.activations,
+        "method": options.method.value if options.needs_data else None,
+        **{name: description(result.model)[name] for name in ("corrected_biases", "corrections_left_out")},
+        "nodes": len(result.quantizer.plan.nodes) - len(kept),
+        "kept_in_float": kept,
+        "unreached": list(result.quantizer.unreached),
+        "share_of_multiply_adds": share,
+        "tensors": len(result.calibration.collectors) if result.calibration else 0,
+        "samples": result.calibration.samples if result.calibration else 0,
+        "not_finite": _not_finite(result.calibration),
+        "samples_left_out": result.data.left_out if result.data else 0,
+        "metric": None if metric is None else metric.name,
+        "unchecked": unchecked,
+        "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
+        "latency": None if latency is None else dict(zip(("float", "quantized"), latency, strict=True)),
+        "slower": None if latency is None else why_slower(result.model, latency),
+        "notices": told,
+    }
+    if arguments.json:
+        _print_json(report)
+        return
+    _print_lines(_quantization_lines(report, result))
+
+
+def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tuple[str, str]]:
+    """Return in words what the report on a quantised model says."""
+    options, kept = result.quantizer.options, report["kept_in_float"]
+    lines = [("quantised", _nodes_line(report))]
+    if options.needs_fp8_runtime:
+        lines.append(("runtime", f"needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer, for FP8"))
+    if result.calibration is not None:
+        samples = counted(report["samples"], "sample")
+        lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
+    if result.quantizer.corrects:
+        lines.append(("corrected", _corrected_line(report)))
+    elif options.bias_correction and options.needs_data:
+        lines.append(("corrected", "no bias: that takes --data as well as --calibration"))
+    if report["not_finite"]:
+        (name, n), *others = report["not_finite"].items()
+        more = f", and some of {counted(len(others), 'other tensor')}" if others else ""
+        lines.append(("not finite", f"{n:,} values of {name}{more}: their range knows nothing of them"))
+    if report["samples_left_out"]:
+        lines.append(("left out", f"{counted(report['samples_left_out'], 'sample')} at the end, too few for a batch"))
+    if kept:
+        lines.append(("in float", ", ".join(kept)))
+    if report["score"] is not None:
+        score = _score_line(report["metric"], tuple(report["score"].values()))
+        lines.append((report["metric"], f"{score}, on the data given"))
+    if report["unchecked"] is not None:
+        lines.append(("unchecked", report["unchecked"]))
+    if report["latency"] is not None:
+        lines.append(("latency", _latency_line(*report["latency"].values())))
+    if report["slower"] is not None:
+        lines.append(("slower", report["slower"]))
+    lines += [("note", text.partition(": ")[2]) for text in report["notices"]]
+    lines.append(("size", _size_line(*report["bytes"].values())))
+    lines.append(("written", f"{report['output']}, in {report['seconds']:.1f} s"))
+    return lines
+
+
+def _checked(
+    exact: ModelProto, result: Quantization, asked: Metric, arguments: argparse.Namespace, phases: Phases
+) -> tuple[Metric | None, str | None]:
+    """Return the metric on the data, or why there is none, which is no reason not to write the model."""
+    if result.data is None:
+        return None, None
+    tick = phases.begin("checking", result.data.total)
+    try:
+        metric = scored(exact, result.model, result.data, asked, progress=tick)
+        _ = metric.scores
+    except IncomparableError as error:
+        if arguments.labels is not None or arguments.metric is not None:  # it was asked for
+            raise
+        return None, error.reason
+    return metric, None
+
+
+def _latency(exact: ModelProto, result: Quantization) -> Any:
+    """Return the milliseconds of a run of both models on the first batch, if outputs can be had."""
+    if result.data is None:
+        return None
+    with contextlib.suppress(IncomparableError):
+        return latency_of([exact, result.model], next(iter(result.data)), _TIMED_SECONDS)
+    return None
+
+
+def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
+    measured = next((name for name in ("labels", "metric", "max_drop") if getattr(arguments, name) is not None), None)
+    if arguments.percentile is not None and arguments.method != "percentile":
+        raise InvalidArgumentError("--percentile is of --method percentile only")
+    if arguments.group_size is not None and arguments.weights != "int4":
+        raise InvalidArgumentError("--group-size is of --weights int4 only")
+    if arguments.calibration is not None and arguments.activations == "none":
+        raise InvalidArgumentError("--calibration is of activations, of which --activations none quantises none")
+    if arguments.group_size is not None and arguments.per_tensor:
+        raise InvalidArgumentError("--group-size is of groups of weights; with --per-tensor there is one for all")
+    if arguments.method is not None and arguments.activations == "none":
+        raise InvalidArgumentError("--method is of activations, of which --activations none quantises none")
+    if arguments.no_check and measured is not None:
+        raise InvalidArgumentError(f"--{measured.replace('_', '-')} has to compare: leave out --no-check")
+    if arguments.data is None:
+        for name in ("batch_size", "no_check", "no_bias_correction"):
+            if getattr(arguments, name):
+                raise InvalidArgumentError(f"--{name.replace('_', '-')} is of --data, of which there is none")
+        if measured is not None:
+            raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
+
+
+def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
+    """Save what was observed until Ctrl-C, and return what says how to go on."""
+    if not observed.samples:
+        return _InterruptedError("interrupted, nothing was written")
+    path = next(
+        path for n in itertools.count() if not os.path.exists(path := f"{arguments.output}.calibration{n or ''}.npz")
+    )
+    observed.save(path)
+    seen = f"interrupted; the calibration of {counted(observed.samples, 'sample')} is saved in {path}"
+    if observed.finished:
+        return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)} as well")
+    go_on = ["qatcore", "calibrate", arguments.model, "--data", arguments.data, "-o", path, "--resume"]
+    if arguments.batch_size is not None:
+        go_on += ["--batch-size", str(arguments.batch_size)]
+    if arguments.ops is not None:
+        go_on += ["--ops", ",".join(arguments.ops)]
+    if arguments.exclude:
+        go_on += ["--exclude", *arguments.exclude]
+    then = f"then quantize with --calibration {shlex.quote(path)} as well"
+    return _InterruptedError(f"{seen}: go on with {shlex.join(go_on)}, {then}")
+
+
+def _not_finite(calibration: Calibration | None) -> dict[str, int]:
+    """Return how many values of which tensors were NaN or infinite."""
+    collectors = {} if calibration is None else calibration.collectors
+    found = {name: collector.n_observed - int(collector.n_elements) for name, collector in collectors.items()}
+    return {name: n for name, n in found.items() if n}
+
+
+def _corrected_line(report: dict[str, Any]) -> str:
+    n, left_out = report["corrected_biases"], report["corrections_left_out"]
+    if not left_out:
+        return f"{counted(n, 'bias')}, on the data given"
+    which = f"{n:,} of {n + left_out:,} biases, on the data given" if n else f"none of {counted(left_out, 'bias')}"
+    return f"{which}: correcting {'the others' if n else 'them'} did not help"
+
+
+def _nodes_line(report: dict[str, Any]) -> str:
+    text = f"{counted(report['nodes'], 'node')}: weights {report['weights']}"
+    text += f", activations {report['activations']}" if report["activations"] != "none" else ""
+    share = report["share_of_multiply_adds"]
+    return text if share is None else f"{text}; {100.0 * share:.1f} % of all multiply-adds by weights"
+
+
+# --- calibrate, merge ---------------------------------------------------------------------------------
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    path = arguments.output
+    refuse_output(path, arguments.model, arguments.data)
+    options = Options.checked(
+        exclude=arguments.exclude or (), **({} if arguments.ops is None else {"ops": arguments.ops})
+    )
+    exact = read_model(arguments.model)
+    calibration, complete = Calibration(), False
+    if os.path.exists(path):
+        before = Calibration.load(path)
+        if arguments.resume:
+            calibration, complete = before, before.finished
+        elif before.unfinished is not None:
+            raise InvalidArgumentError(f"{path} holds an interrupted calibration; go on with --resume, or remove it")
+    data = Data(arguments.data, InputSpec(exact), arguments.batch_size)
+    start = time.perf_counter()
+    try:
+        with Phases(shown=not arguments.quiet) as phases:
+            tick = phases.begin("calibrating", data.total)
+            saved = time.monotonic()
+
+            def after(n: int) -> None:
+                nonlocal saved
+                tick(n)
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    calibration.save(path)
+                    saved = time.monotonic()
+
+            run_calibration(exact, data, options, calibration, resume=arguments.resume, progress=after)
+    except KeyboardInterrupt:
+        if not calibration.samples:
+            raise _InterruptedError("interrupted, nothing was written") from None
+        calibration.save(path)
+        raise _InterruptedError(
+            f"interrupted; {counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
+        ) from None
+    calibration.save(path)
+    _print_calibration(arguments, calibration, time.perf_counter() - start, complete=complete)
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    refuse_output(arguments.output, *arguments.files)
+    start = time.perf_counter()
+    merged: Calibration | None = None
+    for i, file in enumerate(arguments.files):
+        calibration = Calibration.load(file)
+        if any(os.path.samefile(file, other) for other in arguments.files[:i]):
+            raise InvalidArgumentError(f"{file}: given twice, and its samples would count twice; name each file once")
+        if not calibration.finished:
+            raise InvalidArgumentError(f"{file}: expected a finished calibration, got an interrupted one; resume it")
+        if merged is None:
+            merged = calibration
+            continue
+        try:
+            merged.merge(calibration)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{file}: {str(error).removeprefix('other: ')}") from None
+    assert merged is not None
+    merged.save(arguments.output)
+    _print_calibration(arguments, merged, time.perf_counter() - start)
+
+
+def _print_calibration(
+    arguments: argparse.Namespace, calibration: Calibration, seconds: float, *, complete: bool = False
+) -> None:
+    if arguments.json:
+        _print_json(
+            {
+                "output": arguments.output,
+                "tensors": len(calibration.collectors),
+                "samples": calibration.samples,
+                "seconds": seconds,
+            }
+        )
+        return
+    observed = f"{counted(len(calibration.collectors), 'tensor')} on {counted(calibration.samples, 'sample')}"
+    lines = [("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")]
+    if complete:
+        lines.insert(1, ("complete", "nothing was interrupted, so nothing was added; without --resume it is made anew"))
+    _print_lines(lines)
+
+
+# --- compare, inspect ---------------------------------------------------------------------------------
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    with Phases(shown=not arguments.quiet) as phases:
+        metric = Metric(arguments.metric, arguments.labels)
+        result = run_comparison(
+            arguments.model, arguments.quantized, arguments.data, metric, arguments.batch_size, phases
+        )
+    if arguments.json:
+        _print_json(vars(result))
+        return
+    with _printing():
+        _print_comparison(result)
+
+
+def _print_comparison(result: Comparison) -> None:
+    lines = [
+        (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
+        ("latency", _latency_line(*result.latency)),
+    ]
+    if result.slower is not None:
+        lines.append(("slower", result.slower))
+    _print_lines([*lines, ("size", _size_line(*result.size))])
+    print()
+    rows = [(name, figure(sqnr, ".1f"), figure(largest, ".3g")) for name, (sqnr, largest) in result.outputs.items()]
+    print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
+    if result.tensors:
+        print()
+        pairs = [(name, figure(sqnr, ".1f")) for name, sqnr in result.tensors.items()]
+        print_table("tensors with codes", [("tensor", "name"), ("SQNR dB", "right")], pairs)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    path = arguments.file
+    with open(path, "rb"):  # whose errors say what is wrong
+        pass
+    tables = calibration_rows(path) if zipfile.is_zipfile(path) else model_rows(read_model(path))
+    if arguments.json:
+        _print_json({table.name: [dict(zip(table.keys, row, strict=True)) for row in table.rows] for table in tables})
+        return
+    with _printing():
+        for index, table in enumerate(tables):
+            if index:
+                print()
+            print_table(table.title, table.columns, table.cells())
+
+
+# --- words --------------------------------------------------------------------------------------------
+
+
+def _print_lines(lines: list[tuple[str, str]]) -> None:
+    with _printing():
+        for name, text in lines:
+            print(f"{name:<12} {text}")
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    with _printing():
+        print(json.dumps(_plain(content), indent=1, allow_nan=False))
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+    """Tell what cannot be printed from what cannot be done."""
+    try:
+        yield
+        if sys.stdout is not None:  # closed from the start
+            sys.stdout.flush()
+    except OSError as error:
+        raise BrokenPipeError from error
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can have: no infinities, and no NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _score_line(metric: str, score: tuple[float, float]) -> str:
+    exact, other = score
+    if metric in {"agreement", "closeness"}:
+        return f"{other:.2f} % with the float model"
+    return f"{exact:.2f} % float, {other:.2f} % quantised: drop {exact - other:.2f}"
+
+
+def _latency_line(before: float, after: float) -> str:
+    return f"{before:.2f} ms float, {after:.2f} ms quantised: {before / after:.2f} x as fast"
+
+
+def _size_line(before: int, after: int) -> str:
+    unit, name = (2**20, "MiB") if before >= 2**18 else (2**10, "KiB")
+    return f"{before / unit:.2f} {name} float, {after / unit:.2f} {name} quantised: {100.0 * after / before:.0f} %"
+
+
+_COMMANDS = {
+    "quantize": _quantize,
+    "calibrate": _calibrate,
+    "merge": _merge,
+    "compare": _compare,
+    "inspect": _inspect,
+}

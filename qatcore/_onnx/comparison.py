@@ -1,0 +1,204 @@
+"""A float model and a quantised one side by side: outputs, tensors, time and size."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import ModelProto, TensorProto, TypeProto
+
+from .._base.errors import InvalidArgumentError
+from .data import Batch, Data
+from .graph import Graph, known_shapes
+from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
+from .model import file_bytes
+from .rewriting import tensor_of_codes
+from .session import Tap, named_run, run, session_of
+from .speed import why_slower
+
+#: Batches that single tensors are compared on.
+_TENSOR_BATCHES = 8
+_TIMED_SECONDS = 0.5
+_MOST_RUNS = 200
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` has measured.
+
+    Attributes
+    ----------
+    metric : str
+        "agreement" with the float model in the greatest of each output's classes, "accuracy" on labels, "closeness" (1
+        less the relative error, of the output where it is largest) where there are no classes, or the name of a
+        function.
+    score : tuple of float
+        In percent, of the float model and of the quantised one.
+    batches : int
+    outputs : dict of str to tuple of float
+        Of every output the signal-to-quantisation-noise ratio in dB, NaN of integers, and the greatest absolute
+        difference; both NaN of text, and where shapes differ, which a function may compare.
+    tensors : dict of str to float
+        Of every tensor with codes the ratio in dB on the first 8 batches, in the order of the graph; NaN where its size
+        depends on values and differs.
+    latency : tuple of float
+        Median milliseconds of a run on the first batch, of either model.
+    size : tuple of int
+        Bytes of either model.
+    slower : str or None
+        If the quantised model is slower: what ONNX Runtime makes of it, and what can be tried.
+    """
+
+    metric: str
+    score: tuple[float, float]
+    batches: int
+    outputs: dict[str, tuple[float, float]]
+    tensors: dict[str, float]
+    latency: tuple[float, float]
+    size: tuple[int, int]
+    slower: str | None
+
+    @property
+    def drop(self) -> float:
+        """Percent that the quantised model loses."""
+        return self.score[0] - self.score[1]
+
+
+def compare_models(
+    exact: ModelProto,
+    quantized: ModelProto,
+    data: Data,
+    metric: Metric,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Return how a quantised model differs from the float one on data, which it goes through once."""
+    outputs = tensor_outputs(exact)
+    noise = {name: Noise() for name in outputs}
+    first: list[Batch] = []
+    n = 0
+    for n, (batch, a, b) in enumerate(answers_of(exact, quantized, data, progress), start=1):
+        if n <= _TENSOR_BATCHES:
+            first.append(batch)
+        metric.add(a, b, batch)
+        for name in outputs:
+            noise[name].add(a[name], b[name])
+    latency = latency_of([exact, quantized], first[0])
+    return Comparison(
+        metric.name,
+        metric.scores,
+        n,
+        {name: (noise[name].sqnr, noise[name].largest) for name in outputs},
+        _tensor_noise(exact, quantized, first),
+        latency,
+        (file_bytes(exact), file_bytes(quantized)),
+        why_slower(quantized, latency),
+    )
+
+
+def answers_of(
+    exact: ModelProto, other: ModelProto, data: Iterable[Batch], progress: Callable[[int], None] | None
+) -> Iterator[tuple[Batch, Outputs, Outputs]]:
+    """Yield every batch and what two models answer to it."""
+    names = tensor_outputs(exact)
+    with _said_of("float model"):
+        first = session_of(exact)
+    with _said_of("quantised model"):
+        second = session_of(other)
+    for n, batch in enumerate(data, start=1):
+        with _said_of("float model"):
+            a = named_run(first, names, batch)
+        with _said_of("quantised model"):
+            b = named_run(second, names, batch)
+        yield batch, a, b
+        if progress is not None:
+            progress(n)
+
+
+@contextlib.contextmanager
+def _said_of(which: str) -> Iterator[None]:
+    """Let errors of running a model say which of the two it is."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{which}: {str(error).removeprefix('model: ')}") from error
+
+
+def tensor_outputs(model: ModelProto) -> list[str]:
+    """Return the outputs of a model that are tensors of NumPy's types: no sequences, maps, bfloat16, float8 or int4.
+
+    Raises
+    ------
+    IncomparableError
+        If there is none.
+    """
+    names = [value.name for value in model.graph.output if _is_array(value.type)]
+    if not names:
+        reason = "no output is a tensor of a type that NumPy has"
+        raise IncomparableError(f"model: expected an output to compare, and {reason}", reason)
+    return names
+
+
+def _is_array(kind: TypeProto) -> bool:
+    if not kind.HasField("tensor_type"):
+        return False
+    element = kind.tensor_type.elem_type
+    return element == TensorProto.UNDEFINED or onnx.helper.tensor_dtype_to_np_dtype(element).isbuiltin == 1
+
+
+def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
+    """Return the SQNR of every tensor with codes: apart from outputs, since what is looked at is not fused."""
+    pairs = _tensors_with_codes(exact, quantized)
+    noise = {name: Noise() for name in pairs}
+    taps = Tap(exact, pairs), Tap(quantized, pairs.values())
+    shapes: dict[str, list[int]] = {}
+    for batch in batches:
+        values, others = (tap.values(batch) for tap in taps)
+        for name, other in pairs.items():
+            if not are_alike(values[name], others[other]):
+                shapes = shapes or known_shapes(exact)
+                _check_size_depends_on_values(name, shapes.get(name), values[name], others[other])
+            noise[name].add(values[name], others[other])
+    return {name: each.sqnr for name, each in noise.items()}
+
+
+def latency_of(models: Iterable[ModelProto], batch: Batch, seconds: float = _TIMED_SECONDS) -> Any:
+    """Return the median milliseconds of a run of each model, which take turns."""
+    sessions = [(session_of(model), tensor_outputs(model)) for model in models]
+    times: list[list[float]] = [[] for _ in sessions]
+    for session, outputs in sessions:
+        run(session, outputs, batch)  # which prepares it
+    stop = time.perf_counter() + seconds * len(sessions)
+    while len(times[0]) < 3 or (time.perf_counter() < stop and len(times[0]) < _MOST_RUNS):
+        for (session, outputs), taken in zip(sessions, times, strict=True):
+            start = time.perf_counter()
+            run(session, outputs, batch)
+            taken.append(time.perf_counter() - start)
+    return tuple(statistics.median(taken) * 1e3 for taken in times)
+
+
+def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any, other: Any) -> None:
+    """Raise `InvalidArgumentError` where two shapes of a tensor differ, and not in sizes that may depend on values."""
+    sizes = [0] * exact.ndim if known is None else known
+    if len(sizes) != other.ndim or any(size not in {0, n} for size, n in zip(sizes, other.shape, strict=True)):
+        raise InvalidArgumentError(
+            f"quantised model: expected tensor {name} like the float model's, {exact.dtype} {exact.shape}, "
+            f"got {other.dtype} {other.shape}: it is of another model"
+        )
+
+
+def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, str]:
+    """Return the tensors of a float model that are codes in the quantised one, and what gives their values there."""
+    index, graph = Graph(exact), Graph(quantized)
+    pairs = {}
+    for node in quantized.graph.node:
+        if node.op_type == "QuantizeLinear":
+            name, _, values = tensor_of_codes(node, graph)
+            if values and (name in index.makers or name in index.inputs):
+                pairs[name] = values
+    return pairs

@@ -1,0 +1,510 @@
+"""Inputs of a model: batches from files, functions and iterables, checked against what the model takes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto
+
+from .._base.errors import InvalidArgumentError
+from .._base.validation import as_count, as_plain_array
+from .graph import Graph, unused_name
+
+Batch = dict[str, npt.NDArray[Any]]
+PathLike = str | os.PathLike[str]
+
+#: Samples that are run together where the data is one array of them and the model takes any number.
+BATCH_SIZE = 8
+#: What is behind the inputs in a batch without names; more of it has a number behind that, from 1 on.
+LABELS = "labels"
+#: What a `Sample` keeps: not more than so many samples, but for so many batches, and not more than so many bytes.
+SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 128, 4, 2**28
+
+
+class InputSpec:
+    """What a model takes: the name, type and dimensions of each input; a dimension is None if any will do."""
+
+    def __init__(self, model: ModelProto) -> None:
+        names = set(Graph(model).inputs)
+        self.types: dict[str, np.dtype[Any]] = {}
+        self.shapes: dict[str, tuple[int | None, ...] | None] = {}
+        for value in model.graph.input:
+            if value.name not in names:
+                continue
+            if not value.type.HasField("tensor_type"):
+                raise InvalidArgumentError(f"model: expected inputs that are tensors, got another type: {value.name}")
+            tensor = value.type.tensor_type
+            try:
+                self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+            except KeyError:
+                raise InvalidArgumentError(f"model: the type of its input {value.name} is not known") from None
+            self.shapes[value.name] = None
+            if tensor.HasField("shape"):
+                self.shapes[value.name] = tuple(
+                    d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs, in the model's order."""
+        return list(self.types)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} ({_shown(self.types[name], self.shapes[name])})" for name in self.types)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The first dimension of the inputs, if the model fixes it."""
+        fixed = [shape[0] for shape in self.shapes.values() if shape]
+        return next((size for size in fixed if size is not None), None)
+
+    def samples_of(self, batch: Batch) -> int:
+        """Return how many samples a batch has: the first dimension of the first input, or 1 if that has none."""
+        shape = batch[self.names[0]].shape
+        return shape[0] if shape else 1
+
+    def check(self, batch: object, where: str) -> Batch:
+        """Return a batch as the model takes it, with what more there is, labels for example."""
+        if not isinstance(batch, Mapping):
+            batch = self._named(batch, where)
+        missing = [name for name in self.types if name not in batch]
+        if missing:
+            raise InvalidArgumentError(
+                f"{where}: there is no input {missing[0]!r} in it, only {', '.join(map(repr, batch)) or 'nothing'}; "
+                f"the model takes {self}"
+            )
+        checked = {
+            str(name): as_plain_array(value, f"{where}: {name}") if name in self.types else _as_it_is(value)
+            for name, value in batch.items()
+        }
+        for name, expected in self.types.items():
+            self._check_array(name, checked[name], expected, where)
+            if not checked[name].dtype.isnative:
+                checked[name] = checked[name].astype(expected)
+        return checked
+
+    def _named(self, batch: object, where: str) -> dict[str, Any]:
+        """Return a batch without names by names: inputs by their position, and what is behind them as `LABELS`."""
+        if not (isinstance(batch, (list, tuple)) and _holds_arrays(batch)):
+            if len(self.types) > 1:
+                raise TypeError(f"{where}: expected a dict with {self}, or a tuple, got {type(batch).__name__}")
+            return {self.names[0]: batch}
+        first, n = batch[0], len(self.types)
+        if isinstance(first, Mapping):
+            named, rest = {str(name): value for name, value in first.items()}, batch[1:]
+        else:
+            apart = isinstance(first, (list, tuple)) and _holds_arrays(first)
+            given, rest = (first, batch[1:]) if apart else (batch[:n], batch[n:])
+            if len(given) != n:
+                raise InvalidArgumentError(f"{where}: expected {n} arrays, {self}, got {len(given)}")
+            named = dict(zip(self.types, given, strict=True))
+        taken = {*named, *self.types}
+        return named | {unused_name(LABELS, taken): value for value in rest}
+
+    def _check_array(self, name: str, array: npt.NDArray[Any], expected: np.dtype[Any], where: str) -> None:
+        shape = self.shapes[name]
+        fits = shape is None or (
+            array.ndim == len(shape) and all(d in {None, n} for d, n in zip(shape, array.shape, strict=True))
+        )
+        same_type = array.dtype.newbyteorder("=") == expected or (expected.kind == "O" and array.dtype.kind in "OSU")
+        if not same_type or not fits:
+            raise InvalidArgumentError(
+                f"{where}: expected {name} to be {_shown(expected, shape)}, got {_shown(array.dtype, array.shape)}"
+            )
+        if not array.size:
+            raise InvalidArgumentError(f"{where}: {name} is empty, of shape {array.shape}")
+        if expected.kind == "f" or expected.name == "bfloat16":
+            wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
+            if wrong:
+                raise InvalidArgumentError(f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite")
+
+
+def _is_array(value: object) -> bool:
+    """Return whether something is an array, of whatever package, and not a lone number."""
+    return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
+
+
+def _is_samples(source: object) -> bool:
+    """Return whether data are arrays whose first axis is of samples."""
+    return isinstance(source, Mapping) or _is_array(source)
+
+
+def _holds_arrays(values: Iterable[object]) -> bool:
+    """Return whether there is an array, or a dict, among values, which are no rows of numbers then."""
+    return any(
+        _is_array(value) or isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and _holds_arrays(value))
+        for value in values
+    )
+
+
+def _as_it_is(value: object) -> npt.NDArray[Any]:
+    """Return what is no input as an array, of objects if it is no other."""
+    try:
+        return as_plain_array(value, "")
+    except InvalidArgumentError:  # rows of several lengths
+        assert isinstance(value, (list, tuple))
+        result = np.empty(len(value), object)
+        result[:] = value
+        return result
+
+
+def _shown(dtype: Any, shape: tuple[int | None, ...] | None) -> str:
+    if dtype.kind == "O":
+        dtype = "string"
+    return f"{dtype}" if shape is None else f"{dtype}[{', '.join('?' if d is None else str(d) for d in shape)}]"
+
+
+class Sample:
+    """Batches spread evenly over those that pass, however many these are: every one, then every second and so on.
+
+    Attributes
+    ----------
+    batches : list of dict
+        Copies of the inputs only; of one batch at least.  They are whole: only the user knows what can be cut.
+    """
+
+    def __init__(self, spec: InputSpec) -> None:
+        self.batches: list[Batch] = []
+        self._spec = spec
+        self._passed, self._step = 0, 1
+
+    def add(self, batch: Batch) -> None:
+        """Let a batch pass."""
+        if self._passed % self._step == 0:
+            self.batches.append({name: batch[name].copy() for name in self._spec.names})
+            while len(self.batches) > 1 and self._is_too_large():
+                self.batches, self._step = self.batches[::2], 2 * self._step
+        self._passed += 1
+
+    def _is_too_large(self) -> bool:
+        samples = sum(map(self._spec.samples_of, self.batches))
+        many = samples > SAMPLES and (len(self.batches) + 1) // 2 >= LEAST_BATCHES
+        return many or sum(array.nbytes for b in self.batches for array in b.values()) > SAMPLE_BYTES
+
+
+class Data:
+    """Batches that can be gone through again.
+
+    Parameters
+    ----------
+    source : str, PathLike, iterable or callable
+        A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one ``.npz`` or ``.npy``
+        file whose arrays have a leading axis of samples; such an array, or a dict of them by their names;
+        ``module:function`` or a function that returns an iterable; or an iterable.  Batches are mappings of names to
+        arrays; or tuples or lists of arrays for the inputs, in their order, and of anything else, which is `LABELS`; or
+        an array if the model has one input.
+    spec : InputSpec
+    batch_size : int, optional
+        Samples to a batch where the source is one file, or arrays.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is nothing of that name, or nothing in it; or it has batches already and a size of them is given.
+    """
+
+    def __init__(self, source: Any, spec: InputSpec, batch_size: int | None = None) -> None:
+        self.spec = spec
+        self.total: int | None = None  # how many batches there are, where that is known
+        self.left_out = 0  # samples that do not fill a batch of the size that the model takes
+        if batch_size is not None:
+            batch_size = as_count(batch_size, "batch_size")
+        self._batches = self._opened(source, batch_size)
+        self._sample: Sample | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._passing(None)
+
+    def sampled(self) -> Iterator[Batch]:
+        """Go through the batches and keep some of them, which `sample` returns from then on."""
+        sample = Sample(self.spec)
+        yield from self._passing(sample)
+        self._sample = sample
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether `sampled` went through all of the data."""
+        return self._sample is not None
+
+    def sample(self, progress: Callable[[int], None] | None = None) -> list[Batch]:
+        """Return what `sampled` has kept, going through all of the data if that was not done."""
+        if self._sample is None:
+            for n, _ in enumerate(self.sampled(), start=1):
+                if progress is not None:
+                    progress(n)
+        assert self._sample is not None
+        return self._sample.batches
+
+    def _passing(self, sample: Sample | None) -> Iterator[Batch]:
+        n = 0
+        for where, given in self._batches():
+            batch = self.spec.check(given, where)
+            if sample is not None:
+                sample.add(batch)
+            yield batch
+            n += 1
+        if not n:
+            raise InvalidArgumentError("data: there is not a single batch in it")
+
+    def _opened(self, source: Any, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        if isinstance(source, (str, os.PathLike)):
+            if not os.fspath(source):
+                raise InvalidArgumentError("data: expected a directory, a file or module:function, got an empty name")
+            path = Path(source)
+            if path.is_dir():
+                _refuse_batch_size(batch_size, "a directory")
+                return self._directory(path)
+            if path.suffix in {".npz", ".npy"} and path.is_file():
+                of_file = _NpzRows if path.suffix == ".npz" else _NpyRows
+                return self._rows(of_file(path, self.spec), batch_size)
+            if path.exists() or ":" not in str(source):
+                what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
+                raise InvalidArgumentError(f"data: {source} is {what}; give one, or module:function")
+            source = functools.partial(_called, imported(str(source), "data"), str(source))
+        if _is_samples(source):
+            return self._rows(_ArrayRows(source, self.spec), batch_size)
+        _refuse_batch_size(batch_size, "what yields them")
+        if callable(source):
+            return functools.partial(self._made, source)
+        if not isinstance(source, Iterable):
+            raise TypeError(
+                f"data: expected a path, a function or an iterable of batches, or arrays, got {type(source).__name__}"
+            )
+        if isinstance(source, Iterator):
+            return functools.partial(_once, source, [])
+        with contextlib.suppress(TypeError):  # PyTorch's loaders have a length, which some cannot tell
+            self.total = len(source) if isinstance(source, Sized) else None
+        return functools.partial(_numbered, source)
+
+    def _made(self, make: Callable[[], Any]) -> Iterable[tuple[str, Any]]:
+        """Return the batches that a function makes."""
+        batches = make()
+        if _is_samples(batches):
+            return self._rows(_ArrayRows(batches, self.spec), None)()
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"data: expected an iterable of batches, or arrays, got {type(batches).__name__}")
+        return _numbered(batches)
+
+    def _directory(self, path: Path) -> Callable[[], Iterable[tuple[str, Any]]]:
+        files = sorted(  # but for what systems hide beside files of that name
+            entry
+            for entry in path.iterdir()
+            if entry.suffix in {".npz", ".npy"} and not entry.name.startswith(".") and entry.is_file()
+        )
+        if not files:
+            raise InvalidArgumentError(f"data: there is no .npz or .npy file in {path}")
+        self.total = len(files)
+        return lambda: ((str(file), _loaded(file)) for file in files)
+
+    def _rows(self, rows: _Rows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        fixed = self.spec.batch_size
+        if fixed is not None and batch_size not in {None, fixed}:
+            raise InvalidArgumentError(f"batch_size: expected {fixed}, as the model takes, got {batch_size}")
+        size = fixed or batch_size or BATCH_SIZE
+        n: int = rows.samples
+        whole = n - n % size if self.spec.batch_size else n  # a model that takes 4 cannot take the last 3
+        if not whole:
+            raise InvalidArgumentError(
+                f"data: {rows.path} has {n} samples" + (f", the model takes {fixed} at a time" if fixed else "")
+            )
+        self.total, self.left_out = math.ceil(whole / size), n - whole
+        return functools.partial(rows.batches, size, whole)
+
+
+def _refuse_batch_size(batch_size: int | None, source: str) -> None:
+    if batch_size is not None:
+        raise InvalidArgumentError(
+            f"batch_size: expected one file or arrays of samples to make batches of, got {source}, which has batches "
+            "already"
+        )
+
+
+def _numbered(batches: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for index, batch in enumerate(batches):
+        yield f"batch {index}", batch
+
+
+def _called(function: Callable[[], Any], name: str) -> Any:
+    """Return what a function named by the user gives; whatever it raises is said in one line."""
+
+    def told() -> Iterator[Any]:
+        with _said(name):
+            yield from given
+
+    with _said(name):
+        given = function()
+    return given if _is_samples(given) or not isinstance(given, Iterable) else told()
+
+
+@contextlib.contextmanager
+def _said(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise InvalidArgumentError(f"data: {name} raised {type(error).__name__}: {error}") from error
+
+
+def _once(iterator: Iterator[Any], used: list[bool]) -> Iterator[tuple[str, Any]]:
+    if used:
+        raise InvalidArgumentError("data: expected what can be gone through again, got an iterator; pass a function")
+    used.append(True)
+    return _numbered(iterator)
+
+
+def imported(function: str, what: str) -> Callable[..., Any]:
+    """Return ``module:function``, of a module that may be in the working directory."""
+    module, _, name = function.rpartition(":")
+    if not module or not name:
+        raise InvalidArgumentError(f"{what}: expected module:function, got {function!r}")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # whatever importing the user's module raises
+        raise InvalidArgumentError(f"{what}: there is no function {function}: {error}") from error
+    finally:
+        if added:
+            sys.path.remove(here)
+    if not callable(found):
+        raise InvalidArgumentError(f"{what}: expected {function} to be a function, got {type(found).__name__}")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        if path.suffix == ".npz":
+            # NumPy does not close a file that turns out to be damaged; it is given one that is closed.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
+                return dict(opened)
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        # NumPy advises to unpickle what it does not know.
+        reason = "" if "pickle" in str(error) else f": {error}"
+        raise InvalidArgumentError(f"{path}: not a {path.suffix} file, or a damaged one{reason}") from error
+
+
+class _NpyRows:
+    """The rows of one array in a file, which are read when they are wanted."""
+
+    def __init__(self, path: Path, spec: InputSpec) -> None:
+        self.path = path
+        if len(spec.names) > 1:
+            raise InvalidArgumentError(f"data: expected a .npz file with {spec}, got {path}")
+        try:
+            self._array = np.lib.format.open_memmap(path, mode="r")
+        except (ValueError, EOFError) as error:
+            raise InvalidArgumentError(f"{path}: not a .npy file, or a damaged one: {error}") from error
+        if not self._array.ndim:
+            raise InvalidArgumentError(f"{path}: expected a leading axis of samples, got a scalar")
+        self.samples = len(self._array)
+
+    def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
+        for start in range(0, stop, size):
+            yield f"{self.path}, samples {start} on", np.array(self._array[start : min(start + size, stop)])
+
+
+class _ArrayRows:
+    """The rows of arrays in memory."""
+
+    def __init__(self, source: Any, spec: InputSpec) -> None:
+        self.path = "what is given"
+        if not isinstance(source, Mapping):
+            if len(spec.names) > 1:
+                raise InvalidArgumentError(f"data: expected a dict with {spec}, got one array")
+            source = {spec.names[0]: source}
+        self._arrays = {str(name): as_plain_array(value, f"data: {name}") for name, value in source.items()}
+        self.samples = _samples({name: array.shape for name, array in self._arrays.items()}, spec, self.path)
+
+    def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
+        for start in range(0, stop, size):
+            rows = slice(start, min(start + size, stop))
+            yield f"samples {start} on", {name: array[rows] for name, array in self._arrays.items()}
+
+
+def _samples(shapes: dict[str, tuple[int, ...]], spec: InputSpec, where: str) -> int:
+    """Return how many samples arrays have, if all inputs are there and have as many."""
+    missing = [name for name in spec.names if name not in shapes]
+    if missing:
+        raise InvalidArgumentError(
+            f"data: {where} has no input {missing[0]!r} in it, only {', '.join(map(repr, shapes)) or 'nothing'}; "
+            f"the model takes {spec}"
+        )
+    counts = [shape[0] if shape else None for shape in shapes.values()]
+    if len(set(counts)) > 1 or counts[0] is None:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise InvalidArgumentError(f"data: expected as many samples of each array in {where}, got shapes {listed}")
+    return counts[0]
+
+
+class _NpzRows:
+    """The rows of the arrays in a ``.npz`` file, unpacked as they are wanted: the file may be larger than memory."""
+
+    def __init__(self, path: Path, spec: InputSpec) -> None:
+        self.path = path
+        shapes = {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.namelist():
+                    if not member.endswith(".npy"):
+                        raise InvalidArgumentError(f"{path}: expected inputs, got a file with {member} in it")
+                    with archive.open(member) as file:
+                        shapes[member.removesuffix(".npy")] = _npy_header(file)[0]
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InvalidArgumentError(f"{path}: not a .npz file, or a damaged one: {error}") from error
+        if not shapes:
+            raise InvalidArgumentError(f"data: there is no array in {path}")
+        self.samples = _samples(shapes, spec, str(path))
+        self._names = list(shapes)
+
+    def batches(self, size: int, stop: int) -> Iterator[tuple[str, Any]]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                readers = {name: _rows(archive, f"{name}.npy", size, stop) for name in self._names}
+                for start in range(0, stop, size):
+                    yield f"{self.path}, samples {start} on", {name: next(rows) for name, rows in readers.items()}
+        except (EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+            raise InvalidArgumentError(f"{self.path}: damaged: {error}") from error
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects; save strings as such")
+    return shape, fortran, dtype
+
+
+def _rows(archive: zipfile.ZipFile, member: str, size: int, stop: int) -> Iterator[npt.NDArray[Any]]:
+    with archive.open(member) as file:
+        shape, fortran, dtype = _npy_header(file)
+        if fortran and len(shape) > 1:  # whose rows are not in one place
+            data = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
+            yield from (np.ascontiguousarray(data[start : min(start + size, stop)]) for start in range(0, stop, size))
+            return
+        row = math.prod(shape[1:])
+        for start in range(0, stop, size):
+            n = min(size, stop - start)
+            content = file.read(n * row * dtype.itemsize)
+            if len(content) < n * row * dtype.itemsize:
+                raise EOFError(f"{member} ends too early")
+            yield np.frombuffer(content, dtype).reshape(n, *shape[1:])
+
+
+_Rows = _NpzRows | _NpyRows | _ArrayRows

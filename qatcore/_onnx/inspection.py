@@ -1,0 +1,198 @@
+"""What is in a calibration or in a model, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from .._base.config import CalibMethod, QuantBits
+from .._base.errors import InvalidArgumentError
+from .._base.formats import as_code_format
+from .._base.threads import for_each
+from .._calibration.calibrate import choose_scale, load_calibration
+from .._calibration.storage import PathLike
+from .display import counted, figure
+from .graph import Graph, prepared
+from .model import description
+from .plan import OPERATORS, plan
+from .protos import opset_of
+from .quantised import Quantised, computes_on_codes, told
+from .ranges import PERCENTILE
+from .rewriting import tensor_of_codes
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table: its key in JSON, its title, the keys and the headings of its columns, and its rows."""
+
+    name: str
+    title: str
+    keys: tuple[str, ...]
+    headings: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """The headings, and which columns are of names, or else set to which side: numbers to the right."""
+
+        def kind(i: int) -> str:
+            if self.keys[i] in {"tensor", "node", "input", "output"}:
+                return "name"
+            return "left" if any(isinstance(row[i], str) for row in self.rows) else "right"
+
+        return [(heading, kind(i)) for i, heading in enumerate(self.headings)]
+
+    def cells(self) -> Iterator[list[str]]:
+        """Yield the rows as text."""
+        for row in self.rows:
+            yield [_written(value) for value in row]
+
+
+def calibration_rows(path: PathLike) -> list[Rows]:
+    """Return the tensors of a calibration, their ranges, and the SQNR that each method's scale for int8 promises."""
+    collectors = load_calibration(path)
+    methods = (CalibMethod.MIN_MAX, CalibMethod.PERCENTILE, CalibMethod.KL, CalibMethod.MSE)
+    sqnr: dict[str, dict[str, float]] = {}
+
+    def promise(name: str) -> None:
+        collector, promised = collectors[name], {}
+        for method in methods:
+            scale, zero_point, _ = choose_scale(
+                collector, method, PERCENTILE, bits=QuantBits.INT8, symmetric=False, include_zero=True
+            )
+            promised[method.value] = float(np.mean(collector.sqnr(scale, zero_point)))
+        sqnr[name] = promised
+
+    for_each(list(collectors), promise)
+    rows = []
+    for name, collector in collectors.items():
+        n = int(np.sum(collector.n_elements))
+        low = float(np.min(collector.min_val, initial=math.inf))
+        high = float(np.max(collector.max_val, initial=-math.inf))
+        best = max(sqnr[name], key=sqnr[name].__getitem__)
+        rows.append((name, n, int(collector.n_observed) - n, low, high, *sqnr[name].values(), best))
+    names = tuple(method.value for method in methods)
+    return [
+        Rows(
+            "tensors",
+            f"{counted(len(rows), 'tensor')}; SQNR in dB at uint8 or int8, percentile {PERCENTILE:g}",
+            ("tensor", "values", "not_finite", "least", "greatest", *names, "best"),
+            ("tensor", "values", "not finite", "least", "greatest", *names, "best"),
+            rows,
+        )
+    ]
+
+
+def model_rows(model: ModelProto) -> list[Rows]:
+    """Return what of a quantised model has codes or computes on them, and what can be quantised in another.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is neither.
+    """
+    index, about, found = Graph(model), description(model), Quantised.of(model)
+    computing = [node for node in found.nodes if computes_on_codes(node)]
+    activations: list[tuple[Any, ...]] = []
+    weights: list[tuple[Any, ...]] = []
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[1] in index.constants:
+            activations.append(_activation(node, index, about.get("tensors", {})))
+        if node.op_type == "DequantizeLinear" and node.input[0] in index.constants:
+            weights += _weights(node, index, about.get("nodes", {}))
+    tables = [
+        Rows(
+            "activations",
+            f"{counted(len(activations), 'tensor')} with codes",
+            ("tensor", "codes", "least", "greatest", "scale", "zero_point", "method", "sqnr"),
+            ("tensor", "codes", "least", "greatest", "scale", "zero point", "method", "SQNR dB"),
+            activations,
+        ),
+        Rows(
+            "weights",
+            f"{counted(len(weights), 'weight')} with codes",
+            ("node", "op", "codes", "shape", "scales", "sqnr"),
+            ("node", "operator", "codes", "shape", "scales", "SQNR dB"),
+            weights,
+        ),
+        Rows(
+            "operators",
+            f"{counted(len(computing), 'node')} that compute on codes: {told(computing)}",
+            ("node", "op", "codes", "shape"),
+            ("node", "operator", "codes", "shape"),
+            [_operator(node, index) for node in computing],
+        ),
+    ]
+    tables = [table for table in tables if table.rows]
+    return tables if found.is_inside or about else [*tables, _quantisable_rows(model)]
+
+
+def _quantisable_rows(model: ModelProto) -> Rows:
+    ready = prepared(model)
+    index = Graph(ready)
+    rows = [
+        (node.name, node.op_type, _shape(index.constants[node.input[1]].dims), node.input[0], node.output[0])
+        for node in plan(ready, OPERATORS).nodes
+    ]
+    return Rows(
+        "nodes",
+        f"{counted(len(rows), 'node')} that can be quantised, opset {opset_of(model)}",
+        ("node", "op", "shape", "input", "output"),
+        ("node", "operator", "weight", "input", "output"),
+        rows,
+    )
+
+
+def _activation(node: NodeProto, index: Graph, about: dict[str, Any]) -> tuple[Any, ...]:
+    name, scale_name, _ = tensor_of_codes(node, index)
+    scale = index.value_of(scale_name)
+    zero_point = index.value_of(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
+    if scale is None or zero_point is None:
+        raise InvalidArgumentError(f"model: the scale or zero point of {name} is no constant")
+    said = about.get(name, {})
+    if scale.size != 1:
+        return name, str(zero_point.dtype), *(math.nan,) * 3, 0, said.get("method", "-"), _number(said.get("sqnr"))
+    one, zero = float(scale.reshape(-1)[0]), float(zero_point.reshape(-1)[0].astype(np.float64))
+    least, greatest = as_code_format(zero_point.dtype, "codes").ends
+    ends = (least - zero) * one, (greatest - zero) * one
+    return name, str(zero_point.dtype), *ends, one, int(zero), said.get("method", "-"), _number(said.get("sqnr"))
+
+
+def _weights(node: Any, index: Graph, about: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    codes, scale = index.constants[node.input[0]], index.value_of(node.input[1])
+    dtype = numpy_helper.to_array(codes).dtype
+    if dtype == np.int32 or scale is None:  # a bias
+        return
+    for reader in index.readers.get(node.output[0], []):
+        said = about.get(reader.name, {})
+        yield reader.name, reader.op_type, str(dtype), _shape(codes.dims), int(scale.size), _number(said.get("sqnr"))
+
+
+def _operator(node: NodeProto, index: Graph) -> tuple[Any, ...]:
+    """Return a node that computes on codes, and its weights, if it has any."""
+    constants = [index.constants[name] for name in node.input if name in index.constants]
+    codes = [t for t in constants if t.dims and helper.tensor_dtype_to_np_dtype(t.data_type).kind != "f"]
+    if not codes:
+        return node.name, node.op_type, "-", "-"
+    largest = max(codes, key=lambda tensor: math.prod(tensor.dims))
+    kind = str(helper.tensor_dtype_to_np_dtype(largest.data_type))
+    return node.name, node.op_type, kind, _shape(largest.dims)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _shape(dims: Any) -> str:
+    return " x ".join(map(str, dims))
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        return figure(value, ".4g")
+    return f"{value:,}" if isinstance(value, int) else str(value)

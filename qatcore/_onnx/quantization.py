@@ -1,0 +1,389 @@
+"""From a float model and its calibration to a quantised model."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, TensorProto
+
+from .. import __version__
+from .._base.config import CalibMethod, as_flag, as_member
+from .._base.errors import InvalidArgumentError
+from .._base.threads import for_each
+from .._calibration.collector import CalibrationCollector
+from .bias import corrected_biases, with_biases
+from .data import Batch, InputSpec
+from .graph import Graph, known_shapes, prepared
+from .judging import Judge, halves, helpful
+from .metric import Noise
+from .model import describe, description, fault_of
+from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
+from .protos import is_a, opset_of
+from .quantised import Quantised, scale_given, told
+from .ranges import (
+    ACTIVATIONS,
+    PERCENTILE,
+    WEIGHTS,
+    Activation,
+    activation_scales,
+    as_percentile,
+    inside_clip,
+    weight_scale,
+)
+from .rewriting import Rewriter, Scale, with_room_for_bias
+from .rounding import weight_codes, weight_values
+from .session import session_of
+
+#: Weights of a group have one scale, where they are int4.
+GROUP_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is quantised; see `quantize_model`, whose arguments these are."""
+
+    method: CalibMethod = CalibMethod.MSE
+    percentile: float = PERCENTILE
+    weights: str = "int8"
+    activations: str = "uint8"
+    per_tensor: bool = False
+    group_size: int = GROUP_SIZE
+    ops: tuple[str, ...] = DEFAULT_OPERATORS
+    exclude: tuple[str, ...] = field(default=())
+    bias_correction: bool = True
+    keep_inputs: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        method: object = CalibMethod.MSE,
+        percentile: object = PERCENTILE,
+        weights: object = "int8",
+        activations: object = "uint8",
+        per_tensor: object = False,
+        group_size: object = GROUP_SIZE,
+        ops: Iterable[str] = DEFAULT_OPERATORS,
+        exclude: Iterable[str] = (),
+        bias_correction: object = True,
+        keep_inputs: object = False,
+    ) -> Options:
+        """Return options if all of them are possible."""
+        if weights not in WEIGHTS:
+            raise InvalidArgumentError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+        if activations not in (*ACTIVATIONS, "none"):
+            expected = ", ".join((*ACTIVATIONS, "none"))
+            raise InvalidArgumentError(f"activations: expected one of {expected}, got {activations!r}")
+        if type(group_size) is not int or not (group_size == 0 or (group_size >= 16 and group_size.bit_count() == 1)):
+            raise InvalidArgumentError(
+                f"group_size: expected a power of two from 16 on, as runtimes take, or 0 for none, got {group_size!r}"
+            )
+        return cls(
+            as_member(CalibMethod, "min_max" if method == "minmax" else method, "method"),
+            as_percentile(percentile),
+            str(weights),
+            str(activations),
+            as_flag(per_tensor, "per_tensor"),
+            group_size,
+            _names(ops, "ops"),
+            _names(exclude, "exclude"),
+            as_flag(bias_correction, "bias_correction"),
+            as_flag(keep_inputs, "keep_inputs"),
+        )
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether activations get codes, whose ranges have to be observed."""
+        return self.activations != "none"
+
+    @property
+    def needs_fp8_runtime(self) -> bool:
+        """Whether there is FP8 beside activations in codes, which ONNX Runtime before `FP8_RUNTIME` hardly loads."""
+        return self.needs_data and "fp8" in {self.weights, self.activations}
+
+    @property
+    def opset(self) -> int:
+        """The least opset that has the operators on these formats."""
+        if self.weights == "int4":
+            return 21
+        return 19 if "fp8" in {self.weights, self.activations} else 13
+
+
+def ready(model: ModelProto, options: Options) -> ModelProto:
+    """Return a model prepared for options.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model is one that was quantised, by this package or by others, or in a part.
+    """
+    found = Quantised.of(model)
+    if found.is_inside or description(model):
+        nodes = f": {told(found.nodes)}" if found.nodes else ""
+        raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
+    result = prepared(model, options.opset, keep_inputs=options.keep_inputs)
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
+    if half and opset_of(result) < 19:  # the first with codes of float16
+        return prepared(model, 19, keep_inputs=options.keep_inputs)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A weight in codes, the axis of its outputs, and the SQNR in dB that this has."""
+
+    scale: Scale
+    codes: npt.NDArray[Any]
+    channels: int | None
+    sqnr: float
+
+
+class Quantizer:
+    """Quantises a model, several times if need be, with other nodes left in float; scales are chosen once.
+
+    Parameters
+    ----------
+    model : ModelProto
+        One that is `ready`.
+    options : Options
+    collectors : dict of str to CalibrationCollector
+        Of the tensors that the plan names, and perhaps others; none are needed for weights alone.
+    sample : sequence of dict
+        Batches that biases are corrected with, if there are any.
+
+    Attributes
+    ----------
+    plan : Plan
+    unreached : tuple of str
+        Nodes that stay in float and are not in the plan, since no sample reached them.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a tensor was not observed, or no sample reached any node.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        options: Options,
+        collectors: dict[str, CalibrationCollector],
+        sample: Sequence[Batch] = (),
+    ) -> None:
+        self.float_model, self.options, self._sample = model, options, sample
+        self.plan = plan(model, options.ops, options.exclude)
+        self._index = Graph(model)
+        self._is_faulty = fault_of(model) is not None
+        self._shapes = known_shapes(model)
+        self._activations: dict[str, Activation] = {}
+        self.unreached: tuple[str, ...] = ()
+        if options.needs_data:
+            missing = [name for name in self.plan.tensors if name not in collectors]
+            if missing:
+                raise InvalidArgumentError(
+                    f"calibration: {missing[0]} was not observed, one of {len(missing)} such tensors that get codes; "
+                    "calibrate with the same ops and nodes"
+                )
+            self._leave_unreached(collectors)
+            needed = {name: collectors[name] for name in self.plan.tensors}
+            types = {self._range_of(name): self._weight_of(node).dtype for name, node in self.plan.because.items()}
+            self._activations = activation_scales(
+                needed, options.method, options.percentile, options.activations, types
+            )
+            for name, given in self._activations.items():
+                if (scale := scale_given(name, self._index, given.scale.dtype)) is not None:
+                    self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
+            for name, activation in self._activations.items():
+                maker = self._index.makers.get(name)
+                if maker is not None and is_a(maker, {"Clip"}):
+                    bounds = [self._index.value_of(bound) for bound in [*maker.input[1:], "", ""][:2]]
+                    self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
+        self._weights: dict[str, Weight] = {}
+        self._choose_weights()
+
+    def _leave_unreached(self, collectors: dict[str, CalibrationCollector]) -> None:
+        """Leave nodes out of the plan whose tensors had no elements in any batch: they have no range."""
+        empty = {name for name in self.plan.tensors if not collectors[name].n_observed}
+        self.unreached = tuple(
+            node.name
+            for node in self.plan.nodes
+            if not empty.isdisjoint({self._range_of(node.input[0]), self.plan.outputs.get(tail(node, self._index), "")})
+        )
+        if len(self.unreached) == len(self.plan.nodes):
+            raise InvalidArgumentError(
+                f"calibration: there is nothing to quantise: no sample reached {', '.join(self.unreached)}; "
+                "calibrate with samples that do"
+            )
+        if self.unreached:
+            self.plan = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=self.unreached)
+
+    def _choose_weights(self) -> None:
+        options = self.options
+        readers = Counter(node.input[1] for node in self.plan.nodes)
+
+        def choose(node: NodeProto) -> None:
+            weight = self._weight_of(node)
+            outputs = weight_axes(node, weight.ndim)
+            scale = weight_scale(weight, None if options.per_tensor else outputs, options.weights, options.group_size)
+            # The bias of one node shall not make the steps of another's weight wider.
+            alone = options.needs_data and readers[node.input[1]] == 1
+            if alone and (bias := bias_of(node, self._index)) is not None:
+                activation = self._activations[self._range_of(node.input[0])].scale
+                in_codes = self._becomes_codes(bias.adder)
+                scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
+            channels = None if outputs is None else outputs.channels
+            codes = weight_codes(weight, scale, channels)
+            noise = Noise()
+            noise.add(weight, weight_values(codes, scale))
+            self._weights[node.name] = Weight(scale, codes, channels, noise.sqnr)
+
+        for_each(self.plan.nodes, choose)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether there is data to correct biases with."""
+        return bool(self._sample)
+
+    def _becomes_codes(self, node: NodeProto) -> bool:
+        """Whether nobody reads what a node makes but as codes."""
+        output = tail(node, self._index)
+        if output in self.plan.outputs:
+            return True
+        readers = {reader.name for reader in self._index.readers.get(output, [])}
+        return output in self.plan.inputs and not self._index.is_seen(output) and readers <= self.plan.readers
+
+    def _weight_of(self, node: NodeProto) -> npt.NDArray[Any]:
+        weight = self._index.value_of(node.input[1])
+        assert weight is not None
+        return weight
+
+    def model(
+        self,
+        float_nodes: Iterable[str] = (),
+        *,
+        corrected: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> ModelProto:
+        """Return the quantised model, in which some nodes stay in float, and biases are corrected if there is data."""
+        kept = tuple(float_nodes)
+        left = (*kept, *self.unreached)
+        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=left)
+
+        exact, n = self.float_model, (0, 0)
+        if corrected and self.corrects and chosen.nodes:
+            biases, left_out = self._helpful_biases(chosen, kept, progress)
+            exact, n = with_biases(exact, biases), (len(biases), left_out)
+        result = self._written(exact, chosen, kept, n)
+        # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
+        if self._is_faulty:
+            session_of(result)
+        elif (fault := fault_of(result)) is not None:
+            raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
+        return result
+
+    def _helpful_biases(
+        self, chosen: Plan, kept: tuple[str, ...], progress: Callable[[int], None] | None
+    ) -> tuple[dict[str, npt.NDArray[Any]], int]:
+        """Return corrected biases that help, by the names of their nodes, and how many do not.
+
+        Those help that bring the outputs nearer to the float model's on samples that they were not computed from.
+        """
+
+        def written(exact: ModelProto, *, all_activations: bool = False) -> ModelProto:
+            return self._written(exact, chosen, kept, (0, 0), all_activations=all_activations)
+
+        def corrected(nodes: Sequence[NodeProto], batches: Sequence[Batch], before: int) -> dict[str, npt.NDArray[Any]]:
+            to_be_measured = functools.partial(written, all_activations=True)
+            tick = None if progress is None else lambda n: progress(before + n)
+            return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=tick)
+
+        n, last = len(chosen.nodes), chosen.nodes[-1]
+        bias = bias_of(last, self._index)
+        end = tail(last if bias is None else bias.adder, self._index)
+        learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
+        biases, judge = corrected(chosen.nodes, learned, 0), Judge(self.float_model, [end], judged)
+
+        def errors(names: Sequence[str]) -> list[float]:
+            return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
+
+        tried = [node.name for node in chosen.nodes if node.name in biases]
+        names = set(helpful(tried, errors)) if tried else set()
+        helped = [node for node in chosen.nodes if node.name in names]
+        # From all samples, now that they are known to help.
+        result = corrected(helped, self._sample, n) if helped else {}
+        if progress is not None:
+            progress(2 * n)
+        return result, len(tried) - len(helped)
+
+    def _written(
+        self,
+        exact: ModelProto,
+        chosen: Plan,
+        kept: tuple[str, ...],
+        corrected: tuple[int, int],
+        *,
+        all_activations: bool = False,
+    ) -> ModelProto:
+        """Return a model with codes for what is chosen; it tells how many biases were corrected, and how many not."""
+        options = self.options
+        rewriter = Rewriter(exact, self._shapes)
+        # Those first that other nodes read in codes.
+        tensors = {name: self._range_of(name) for name in {**chosen.outputs, **chosen.inputs}}
+        for node in chosen.nodes:
+            weight = self._weights[node.name]
+            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels, alone=not options.needs_data)
+            if options.needs_data:
+                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
+        if options.needs_data:
+            for name, source in tensors.items():
+                scale = self._activations[source].scale
+                rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
+        result = rewriter.finished(all_activations=all_activations)
+        about = self._about(chosen, tensors, kept)
+        describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
+        return result
+
+    def _range_of(self, name: str) -> str:
+        return self.plan.inputs.get(name) or self.plan.outputs[name]
+
+    def _about(self, chosen: Plan, tensors: dict[str, str], kept: tuple[str, ...]) -> dict[str, Any]:
+        options = self.options
+        about: dict[str, Any] = {
+            "version": __version__,
+            "weights": options.weights,
+            "activations": options.activations,
+            "nodes": {
+                node.name: {"op": node.op_type, "sqnr": _decibels(self._weights[node.name].sqnr)}
+                for node in chosen.nodes
+            },
+            "float": list(kept),
+            "unreached": list(self.unreached),
+            "tensors": {},
+        }
+        if options.needs_data:
+            about["tensors"] = {
+                name: {
+                    "method": self._activations[source].method.value,
+                    "sqnr": _decibels(self._activations[source].sqnr),
+                }
+                for name, source in tensors.items()
+            }
+        return about
+
+
+def _decibels(value: float) -> float | None:
+    """Return decibels as JSON can have them, which has no infinity."""
+    return round(value, 2) if math.isfinite(value) else None
+
+
+def _names(names: Iterable[str], what: str) -> tuple[str, ...]:
+    given = names if isinstance(names, str) else tuple(names)
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{what}: expected an iterable of names, got {given!r}")
+    return given

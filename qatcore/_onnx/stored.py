@@ -1,0 +1,148 @@
+"""Tensors as models store them: read from files beside a model, and checked to have the values that they say."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+
+import onnx
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from .._base.errors import InvalidArgumentError
+from .protos import all_nodes, graphs_within
+
+#: The bits of types of which several share a byte.
+_SMALL = {"float4e2m1": 4, "uint4": 4, "int4": 4, "uint2": 2, "int2": 2}
+
+
+def tensors_within(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield all tensors that a model stores: initializers, and attributes of nodes; of sparse ones both parts."""
+    for graph in graphs_within(model):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+            one = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+            for sparse in (*attribute.sparse_tensors, *one):
+                yield from (sparse.values, sparse.indices)
+
+
+def places_of(model: ModelProto, path: str) -> set[str]:
+    """Return the files, with links resolved, in which a model from a path has tensors."""
+    folder = os.path.dirname(path)
+    locations = (_external(tensor).get("location", "") for tensor in tensors_within(model) if _is_elsewhere(tensor))
+    return {os.path.realpath(os.path.join(folder, location)) for location in locations}
+
+
+def read_elsewhere(model: ModelProto, path: str) -> None:
+    """Read what tensors of a model from a path have in other files, also through links, where ONNX Runtime does.
+
+    Files are looked for where the path says that the model is.  Links may lead to the folder of the model, or to that
+    of the file which the path is a link to: hubs keep their files so.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a file is missing, too short or elsewhere.
+    """
+    allowed = {os.path.dirname(os.path.realpath(path)), os.path.realpath(os.path.dirname(path) or ".")}
+    for tensor in tensors_within(model):
+        if not _is_elsewhere(tensor):
+            continue
+        said = _external(tensor)
+        location, size = said.get("location", ""), _bytes_of(tensor)
+        try:
+            offset, length = (int(said.get(name) or 0) for name in ("offset", "length"))
+        except ValueError:
+            offset = length = -1
+        if not location or os.path.isabs(location) or min(offset, length) < 0 or (length and length != size):
+            wanted = f"{size:,} bytes in a file beside the model"
+            raise InvalidArgumentError(f"tensor {tensor.name!r}: expected {wanted}, got {_shown(said)}")
+        place = os.path.join(os.path.dirname(path), location)
+        real = os.path.realpath(place)
+        if not any(os.path.commonpath([real, folder]) == folder for folder in allowed):
+            raise InvalidArgumentError(
+                f"{place}: it is outside of the model's folder, where ONNX Runtime reads no weights either; "
+                "put a copy of it beside the model"
+            )
+        tensor.raw_data = _read(place, offset, size)
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def check_stored(model: ModelProto) -> None:
+    """Raise unless all tensors of a model are in it and have as many values as their shapes say.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If one has not.
+    """
+    for tensor in tensors_within(model):
+        if _is_elsewhere(tensor):
+            raise InvalidArgumentError(
+                f"model: tensor {tensor.name!r} is in another file, {_external(tensor).get('location')}, and was not "
+                "read; give the path of the model, or load it with its external data"
+            )
+        try:
+            if any(size < 0 for size in tensor.dims):
+                raise ValueError("a dimension is less than 0")
+            numpy_helper.to_array(tensor)
+        except Exception as error:  # what it raises depends on what is wrong
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise InvalidArgumentError(
+                f"model: tensor {tensor.name!r}: its data are no {_type_of(tensor)} of shape {list(tensor.dims)}, "
+                f"the file is damaged: {lines[0]}"
+            ) from error
+
+
+def _read(place: str, offset: int, size: int) -> bytes:
+    try:
+        with open(place, "rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+    except FileNotFoundError as error:
+        raise InvalidArgumentError(f"{place}: no such file; put it beside the model, under this name") from error
+    if len(content) < size:
+        raise InvalidArgumentError(
+            f"{place}: it is too short: expected {size:,} bytes from {offset:,} on, got {len(content):,}"
+        )
+    return content
+
+
+def _is_elsewhere(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _external(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _shown(said: dict[str, str]) -> str:
+    return ", ".join(f"{key} {value!r}" for key, value in said.items()) or "nothing"
+
+
+def _type_of(tensor: TensorProto) -> str:
+    known = TensorProto.DataType.values()
+    return str(TensorProto.DataType.Name(tensor.data_type)).lower() if tensor.data_type in known else "known type"
+
+
+def _bytes_of(tensor: TensorProto) -> int:
+    """Return how many bytes a tensor's values take, small ones packed."""
+    name = _type_of(tensor)
+    bits: int = _SMALL.get(name, 0)
+    if not bits:
+        with contextlib.suppress(KeyError):
+            bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    if name in {"string", "undefined", "known type"} or not bits or any(size < 0 for size in tensor.dims):
+        raise InvalidArgumentError(
+            f"tensor {tensor.name!r}: expected numbers in another file, got {name} of shape {list(tensor.dims)}"
+        )
+    n: int = math.prod(tensor.dims)
+    return -(-n * bits // 8)

@@ -1,0 +1,20 @@
+"""Quantisation-aware training in PyTorch; needs PyTorch, the extra ``torch``.
+
+CPU tensors share their memory with the kernels.  Rounding is ONNX's, so that what was trained is what an exported model
+computes.
+"""
+
+try:
+    import torch as _torch
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        "qatcore.torch needs PyTorch: pip install 'qatcore[torch]'", name=_missing.name
+    ) from _missing
+
+from ._torch.functional import fake_quantize
+from ._torch.models import convert, prepare_qat, set_mode
+from ._torch.module import FakeQuantize, RangeMode
+
+__all__ = ["FakeQuantize", "RangeMode", "convert", "fake_quantize", "prepare_qat", "set_mode"]
+
+del _torch
