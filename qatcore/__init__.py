@@ -1,9 +1,10 @@
 """The quantisation core for Python: observe, choose scales, quantise, infer exactly."""
 
 from . import _startup, reference  # noqa: F401 (_startup before all else)
-from ._base.config import CalibMethod, QatConfig, QuantBits, QuantizationSpec
+from ._base.config import CalibMethod, QatConfig, QuantizationSpec
 from ._base.dispatch import cpu_level, show_config
 from ._base.errors import InvalidArgumentError
+from ._base.formats import QuantBits
 from ._base.threads import get_num_threads, set_num_threads
 from ._calibration.calibrate import (
     CalibrationDataset,

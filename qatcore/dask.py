@@ -18,8 +18,9 @@ try:
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
-from ._base.config import CalibMethod, QuantBits, QuantizationSpec
+from ._base.config import CalibMethod, QuantizationSpec
 from ._base.errors import InvalidArgumentError
+from ._base.formats import QuantBits
 from ._base.validation import as_array, kernel_dtype
 from ._calibration.calibrate import checked_options, choose_specs, distinct_layers, iterate_batches
 from ._calibration.collector import CalibrationCollector

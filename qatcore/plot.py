@@ -15,8 +15,10 @@ except ModuleNotFoundError as _missing:
         "qatcore.plot needs Matplotlib: pip install 'qatcore[plot]'", name=_missing.name
     ) from _missing
 
-from ._base.config import CalibMethod, QuantBits, as_flag, as_member
+from ._base.config import CalibMethod
 from ._base.errors import InvalidArgumentError
+from ._base.formats import QuantBits
+from ._base.validation import as_flag, as_member
 from ._calibration.collector import CalibrationCollector
 from ._calibration.histogram import LeadingBitHistogram
 from ._calibration.thresholds import Range, expected_errors, ranges_by_method

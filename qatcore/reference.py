@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ._base import dispatch
-from ._base.config import CalibMethod, QatConfig, QuantBits, QuantizationSpec, as_member
+from ._base.config import CalibMethod, QatConfig, QuantizationSpec
 from ._base.errors import InvalidArgumentError
-from ._base.formats import INTEGERS
+from ._base.formats import INTEGERS, QuantBits
 from ._base.scale import round_half_away
 from ._base.validation import (
     INT32,
     as_array,
     as_count,
     as_float64,
+    as_member,
     as_number,
     as_plain_array,
     as_zero_point,

@@ -1,25 +1,16 @@
-"""Plain values: formats, methods, configurations and results."""
+"""Plain values: methods, configurations and results."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from .errors import InvalidArgumentError
-
-_Member = TypeVar("_Member", bound=enum.Enum)
-
-
-class QuantBits(enum.Enum):
-    """The number format of codes."""
-
-    INT2 = "int2"
-    INT4 = "int4"
-    INT8 = "int8"
-    FP8 = "fp8"  # OCP E4M3FN
+from .formats import QuantBits
+from .validation import as_flag, as_member, as_plain_array
 
 
 class CalibMethod(enum.Enum):
@@ -30,26 +21,6 @@ class CalibMethod(enum.Enum):
     KL = "kl"
     MSE = "mse"
     AUTO = "auto"  # the one of the others whose codes have the least expected squared error
-
-
-def as_member(kind: type[_Member], value: object, name: str) -> _Member:
-    """Return the member of an enumeration that `value` is, or whose value it is."""
-    if isinstance(value, kind):
-        return value
-    expected = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected one of {expected}, got {type(value).__name__}")
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidArgumentError(f"{name}: expected one of {expected}, got {value!r}") from None
-
-
-def as_flag(value: object, name: str) -> bool:
-    """Return `value` as a bool; anything but a bool is a `TypeError`."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
 @dataclass(frozen=True)
@@ -177,8 +148,6 @@ class QuantizationSpec:
 
 def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
     """Return a scale or zero point of a specification as a read-only array of its own."""
-    from .validation import as_plain_array  # which imports this module, for the names of formats
-
     try:
         array = as_plain_array(value, name)
     except InvalidArgumentError:

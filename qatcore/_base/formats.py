@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import reprlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -11,8 +12,16 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .config import QuantBits
 from .errors import InvalidArgumentError
+
+
+class QuantBits(enum.Enum):
+    """The number format of codes."""
+
+    INT2 = "int2"
+    INT4 = "int4"
+    INT8 = "int8"
+    FP8 = "fp8"  # OCP E4M3FN
 
 
 @dataclass(frozen=True)

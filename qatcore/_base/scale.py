@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .config import QuantBits
-from .formats import E4M3_MAX, INTEGERS
+from .formats import E4M3_MAX, INTEGERS, QuantBits
 
 #: No scale is smaller: float32's least normal number, for scales are stored as float32 and computed with as such.
 MIN_SCALE = 2.0**-126

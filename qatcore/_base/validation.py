@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import math
 import numbers
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +21,8 @@ from .formats import BFLOAT16, MINIFLOATS, SUB_BYTE_INTEGERS
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 INT32 = np.iinfo(np.int32)
+
+_Member = TypeVar("_Member", bound=enum.Enum)
 
 
 def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
@@ -184,6 +187,26 @@ def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], 
     if isinstance(x, numbers.Number) and not isinstance(x, np.generic):
         return float(result)
     return result[()] if isinstance(x, np.generic) else result
+
+
+def as_member(kind: type[_Member], value: object, name: str) -> _Member:
+    """Return the member of an enumeration that `value` is, or whose value it is."""
+    if isinstance(value, kind):
+        return value
+    expected = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected one of {expected}, got {type(value).__name__}")
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidArgumentError(f"{name}: expected one of {expected}, got {value!r}") from None
+
+
+def as_flag(value: object, name: str) -> bool:
+    """Return `value` as a bool; anything but a bool is a `TypeError`."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
 def _single(value: object, name: str) -> object:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.config import CalibMethod, QuantBits, QuantizationSpec, as_flag, as_member
+from .._base.config import CalibMethod, QuantizationSpec
 from .._base.errors import InvalidArgumentError
+from .._base.formats import QuantBits
 from .._base.threads import for_each
-from .._base.validation import as_array
+from .._base.validation import as_array, as_flag, as_member
 from .collector import CalibrationCollector
 from .thresholds import PERCENTILE
 

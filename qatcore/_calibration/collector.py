@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.config import CalibMethod, QuantBits, as_flag, as_member
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
+from .._base.formats import QuantBits
 from .._base.scale import scale_and_zero_point
-from .._base.validation import as_array, as_count, as_number, as_plain_array, as_scales, as_zero_points
+from .._base.validation import (
+    as_array,
+    as_count,
+    as_flag,
+    as_member,
+    as_number,
+    as_plain_array,
+    as_scales,
+    as_zero_points,
+)
 from .accumulator import COUNTS, Accumulator
 from .counting import count, count_along
 from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import CalibMethod, QuantBits
-from .._base.formats import E4M3_MAX, INTEGERS
+from .._base.config import CalibMethod
+from .._base.formats import E4M3_MAX, INTEGERS, QuantBits
 from .histogram import LeadingBitHistogram
 from .thresholds import expected_errors, ranges_by_method, scaled_distribution
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import CalibMethod, QuantBits
-from .._base.formats import E4M3_MAX, E4M3_VALUES, INTEGERS
+from .._base.config import CalibMethod
+from .._base.formats import E4M3_MAX, E4M3_VALUES, INTEGERS, QuantBits
 from .._base.scale import scale_and_zero_point
 from .._base.threads import for_ranges
 from .histogram import LeadingBitHistogram

@@ -19,7 +19,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from .._base.config import CalibMethod, QatConfig, QuantBits
+from .._base.config import CalibMethod, QatConfig
+from .._base.formats import QuantBits
 from .._base.threads import get_num_threads, set_num_threads
 from .._linear.layer import QatLayer
 

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import as_flag
 from .._base.errors import InvalidArgumentError
 from .._base.formats import BFLOAT16, CodeFormat, as_code_format
 from .._base.threads import GRAIN, for_ranges
 from .._base.validation import (
     as_array,
     as_count,
+    as_flag,
     as_floats,
     as_plain_array,
     as_zero_points,

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import QuantBits
-from .._base.formats import E4M3, E4M3_VALUES, INTEGERS
+from .._base.formats import E4M3, E4M3_VALUES, INTEGERS, QuantBits
 from .._base.threads import GRAIN, for_ranges
 from .._base.validation import Floats, as_scale, as_zero_point, elementwise
 

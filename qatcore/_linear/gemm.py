@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import QuantBits
 from .._base.errors import InvalidArgumentError
-from .._base.formats import INTEGERS
+from .._base.formats import INTEGERS, QuantBits
 from .._base.threads import for_ranges, get_num_threads
 from .._base.validation import (
     Floats,

@@ -9,16 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import CalibMethod, QatConfig, QuantBits, as_flag, as_member
+from .._base.config import CalibMethod, QatConfig
 from .._base.errors import InvalidArgumentError
-from .._base.formats import E4M3_VALUES, CodeFormat, as_code_format
+from .._base.formats import E4M3_VALUES, CodeFormat, QuantBits, as_code_format
 from .._base.scale import scale_and_zero_point
 from .._base.validation import (
     Floats,
     as_array,
     as_count,
+    as_flag,
     as_float64,
     as_floats,
+    as_member,
     as_scales,
     as_share,
     as_zero_points,

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.config import QatConfig, QuantBits
+from .._base.config import QatConfig
 from .._base.errors import InvalidArgumentError
-from .._base.formats import E4M3
+from .._base.formats import E4M3, QuantBits
 from .._base.scale import scale_and_zero_point
 from .._base.validation import Floats, as_floats, as_plain_array, as_scales, as_zero_points
 from .._codes.reference_rounding import decode, encode

@@ -11,9 +11,9 @@ from typing import Any
 import onnxruntime
 from onnx import ModelProto
 
-from .._base.config import CalibMethod, as_flag
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
-from .._base.validation import as_count, as_number
+from .._base.validation import as_count, as_flag, as_number
 from .._calibration.storage import PathLike
 from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models

@@ -11,9 +11,9 @@ from types import FrameType
 
 from onnx import ModelProto
 
-from .._base.config import as_flag
 from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
+from .._base.validation import as_flag
 from .._calibration.calibrate import named_collectors
 from .._calibration.collector import CalibrationCollector
 from .._calibration.storage import PathLike, read_described, write_states

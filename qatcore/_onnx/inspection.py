@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from .._base.config import CalibMethod, QuantBits
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
-from .._base.formats import as_code_format
+from .._base.formats import QuantBits, as_code_format
 from .._base.threads import for_each
 from .._calibration.calibrate import choose_scale, load_calibration
 from .._calibration.storage import PathLike

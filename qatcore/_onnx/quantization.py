@@ -13,9 +13,10 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto
 
 from .. import __version__
-from .._base.config import CalibMethod, as_flag, as_member
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
+from .._base.validation import as_flag, as_member
 from .._calibration.collector import CalibrationCollector
 from .bias import corrected_biases, with_biases
 from .data import Batch, InputSpec

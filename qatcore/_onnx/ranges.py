@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._base.config import CalibMethod, QuantBits
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
+from .._base.formats import QuantBits
 from .._base.threads import for_each
 from .._base.validation import as_number
 from .._calibration.calibrate import choose_scale

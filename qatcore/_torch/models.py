@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._base.config import CalibMethod, QatConfig, as_flag, as_member
+from .._base.config import CalibMethod, QatConfig
 from .._base.errors import InvalidArgumentError
-from .._base.validation import as_share
+from .._base.validation import as_flag, as_member, as_share
 from .._codes.affine import quantize
 from .._linear.weights import as_config
 from . import onnx

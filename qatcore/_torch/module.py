@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._base.config import CalibMethod, QuantBits, as_flag, as_member
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
-from .._base.formats import CodeFormat, as_code_format
+from .._base.formats import CodeFormat, QuantBits, as_code_format
 from .._base.scale import MIN_SCALE
-from .._base.validation import as_count, as_share
+from .._base.validation import as_count, as_flag, as_member, as_share
 from .._linear.weights import default_scale
 from . import onnx
 from .calls import no_calls

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._base.config import CalibMethod, QuantBits
+from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
+from .._base.formats import QuantBits
 from .._base.scale import MIN_SCALE, scale_and_zero_point
 from .._calibration.calibrate import choose_scale
 from .._calibration.collector import CalibrationCollector
