@@ -22,7 +22,7 @@ from ._base.config import CalibMethod, QuantizationSpec
 from ._base.errors import InvalidArgumentError
 from ._base.formats import QuantBits
 from ._base.validation import as_array, kernel_dtype
-from ._calibration.calibrate import checked_options, choose_specs, distinct_layers, iterate_batches
+from ._calibration.calibrate import checked_options, distinct_layers, iterate_batches, specs_of
 from ._calibration.collector import CalibrationCollector
 
 __all__ = ["calibrate_model", "collect"]
@@ -129,10 +129,10 @@ def calibrate_model(
     >>> calibrate_model(layers, "min_max")[0].zero_point
     -128
     """
-    method, bits, symmetric, include_zero = checked_options(method, bits, symmetric, include_zero)
+    how = checked_options(method, bits, symmetric, include_zero)
     collectors = {name: collect(batches, axis, groups=groups) for name, batches in distinct_layers(layer_activations)}
     (observed,) = dask.compute(collectors)
-    return choose_specs(observed, method, bits=bits, symmetric=symmetric, include_zero=include_zero)
+    return specs_of(observed, *how)
 
 
 def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:

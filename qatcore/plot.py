@@ -18,10 +18,12 @@ except ModuleNotFoundError as _missing:
 from ._base.config import CalibMethod
 from ._base.errors import InvalidArgumentError
 from ._base.formats import QuantBits
+from ._base.scale import Target
 from ._base.validation import as_flag, as_member
 from ._calibration.collector import CalibrationCollector
-from ._calibration.histogram import LeadingBitHistogram
-from ._calibration.thresholds import Range, expected_errors, ranges_by_method
+from ._calibration.histogram import LeadingBitHistogram, Range
+from ._calibration.squared_error import expected_errors
+from ._calibration.thresholds import ranges_by_method
 
 __all__ = ["histogram"]
 
@@ -102,10 +104,10 @@ def histogram(
     elif figure.axes:
         raise InvalidArgumentError(f"figure: expected an empty one, got one with {len(figure.axes)} axes")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    options = {"symmetric": symmetric, "include_zero": False}
-    ranges = ranges_by_method(h, bits, **options)
+    target = Target(bits, symmetric)
+    ranges = ranges_by_method(h, target)
     _draw_counts(above, h, low, high)
-    _draw_errors(below, h, ranges, bits, symmetric)
+    _draw_errors(below, h, ranges, target)
     for method, (starts, stops) in ranges.items():
         colour, style, _ = _LINES[method]
         start, stop = float(starts[0]), float(stops[0])
@@ -147,22 +149,19 @@ def _draw_counts(axes: Axes, h: LeadingBitHistogram, low: float, high: float) ->
     axes.set_ylabel("values")
 
 
-def _draw_errors(
-    axes: Axes, h: LeadingBitHistogram, ranges: dict[CalibMethod, Range], bits: QuantBits, symmetric: bool
-) -> None:
+def _draw_errors(axes: Axes, h: LeadingBitHistogram, ranges: dict[CalibMethod, Range], target: Target) -> None:
     """Draw the error as a function of where the range ends."""
-    both_ends = symmetric or bits is QuantBits.FP8
     low, high = float(h.low[0]), float(h.high[0])
     best_low, best_high = (float(end[0]) for end in ranges[CalibMethod.MSE])
     fractions = np.arange(1, _CANDIDATES + 1) / _CANDIDATES
 
     def errors(lows: _FloatArray, highs: _FloatArray) -> _FloatArray:
         candidates: list[Range] = [(lows[i : i + 1], highs[i : i + 1]) for i in range(lows.size)]
-        total, _ = expected_errors(h, candidates, bits, symmetric=symmetric, include_zero=False)
+        total, _ = expected_errors(h, candidates, target)
         return np.asarray(total[0])
 
     curves = []
-    if both_ends:
+    if target.is_even:
         clip = fractions * max(abs(low), abs(high))
         cost = errors(-clip, clip)
         curves += [(end, cost) for end in (clip, -clip) if ((low <= end) & (end <= high)).any()]
@@ -189,7 +188,7 @@ def _draw_errors(
         colour, _, marker = _LINES[method]
         label = f"{method.value}: {cost / unit:.3g}"
         start, stop = (float(end[0]) for end in ranges[method])
-        for place in _mirrored(start, stop, h) if both_ends else [start, stop]:
+        for place in _mirrored(start, stop, h) if target.is_even else [start, stop]:
             axes.plot(
                 [place], [drawn(cost)], color=colour, marker=marker, linestyle="", markersize=6, label=label, alpha=0.8
             )
@@ -198,6 +197,6 @@ def _draw_errors(
     axes.set_ylim(top=float(np.max(drawn(chosen))) * 30)
     axes.set_ylabel("squared error / least")
     axes.set_xlabel(
-        "where the range ends" + ("" if both_ends else " (curve: this end alone is moved; marks: whole ranges)")
+        "where the range ends" + ("" if target.is_even else " (curve: this end alone is moved; marks: whole ranges)")
     )
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -1,11 +1,14 @@
-"""From a clipping range to a scale and a zero point."""
+"""From a clipping range to a scale and a zero point, for a target: the codes that it is chosen for."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from .formats import E4M3_MAX, INTEGERS, QuantBits
+from .validation import as_flag, as_member
 
 #: No scale is smaller: float32's least normal number, for scales are stored as float32 and computed with as such.
 MIN_SCALE = 2.0**-126
@@ -22,13 +25,51 @@ _FloatsOrOne = float | npt.NDArray[np.float64]
 _HALF_BELOW = 0.49999999999999994  # the largest double below one half
 
 
+@dataclass(frozen=True)
+class Target:
+    """The codes that a range is chosen for.
+
+    Attributes
+    ----------
+    bits : QuantBits
+        Their format.
+    symmetric : bool
+        Whether they lie evenly about 0, whose code is 0.
+    include_zero : bool
+        Whether the range is widened to hold 0, so that 0 has a code and the zero point is one.
+    """
+
+    bits: QuantBits = QuantBits.INT8
+    symmetric: bool = False
+    include_zero: bool = False
+
+    @classmethod
+    def checked(cls, bits: object, symmetric: object, include_zero: object = False) -> Target:
+        """Return what a user has asked for, if all of it is known."""
+        return cls(
+            as_member(QuantBits, bits, "bits"),
+            as_flag(symmetric, "symmetric"),
+            as_flag(include_zero, "include_zero"),
+        )
+
+    @property
+    def is_even(self) -> bool:
+        """Whether a range for it is one about 0: FP8 has no zero point."""
+        return self.symmetric or self.bits is QuantBits.FP8
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The least and the greatest code of an integer format."""
+        return INTEGERS[self.bits].code_range(self.symmetric)
+
+
 def round_half_away(v: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Round to the nearest integer, ties away from zero; exact for every double."""
     return np.trunc(v + np.copysign(_HALF_BELOW, v))
 
 
 def scale_and_zero_point(
-    low: _FloatsOrOne, high: _FloatsOrOne, bits: QuantBits, *, symmetric: bool, include_zero: bool
+    low: _FloatsOrOne, high: _FloatsOrOne, target: Target
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Return the scales and zero points for clipping ranges.
 
@@ -45,20 +86,18 @@ def scale_and_zero_point(
     ----------
     low, high : float or ndarray of float64
         Of one shape; ``low > high`` means that nothing was observed.
-    bits : QuantBits
-    symmetric : bool
-    include_zero : bool
-        Widen the range to hold 0, so that 0 has a code and the zero point is one.
+    target : Target
     """
+    bits = target.bits
     start, stop = np.asarray(low, np.float64), np.asarray(high, np.float64)
     zeros, unknown = (start == 0.0) & (stop == 0.0), ~(start <= stop)
     with np.errstate(all="ignore"):
         clip = np.maximum(np.abs(start), np.abs(stop))
-        if symmetric or bits is QuantBits.FP8:
+        if target.is_even:
             greatest = E4M3_MAX if bits is QuantBits.FP8 else float(INTEGERS[bits].high)
             scale, zero_point = np.maximum(clip / greatest, MIN_SCALE), np.zeros(clip.shape)
         else:
-            if include_zero:
+            if target.include_zero:
                 start, stop = np.minimum(start, 0.0), np.maximum(stop, 0.0)
             unknown |= ~(start < stop)
             scale = np.maximum((stop - start) / INTEGERS[bits].steps, np.maximum(clip / _FARTHEST, MIN_SCALE))

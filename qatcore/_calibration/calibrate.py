@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .._base.config import CalibMethod, QuantizationSpec
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
+from .._base.scale import Target
 from .._base.threads import for_each
 from .._base.validation import as_array, as_flag, as_member
 from .collector import CalibrationCollector
@@ -130,7 +131,7 @@ def calibrate_layer(
     """
     [spec] = _calibrate(
         [("layer_outputs", layer_outputs)],
-        (method, bits, symmetric, include_zero),
+        checked_options(method, bits, symmetric, include_zero),
         axis=axis,
         groups=groups,
         collectors=None,
@@ -203,7 +204,7 @@ def calibrate_model(
     """
     return _calibrate(
         layer_activations,
-        (method, bits, symmetric, include_zero),
+        checked_options(method, bits, symmetric, include_zero),
         axis=axis,
         groups=groups,
         collectors=collectors,
@@ -256,12 +257,18 @@ def choose_specs(
     >>> [(spec.layer_name, spec.zero_point) for spec in choose_specs({"fc1": collector}, CalibMethod.MIN_MAX)]
     [('fc1', -128)]
     """
-    method, bits, symmetric, include_zero = checked_options(method, bits, symmetric, include_zero)
+    return specs_of(collectors, *checked_options(method, bits, symmetric, include_zero))
+
+
+def specs_of(
+    collectors: Mapping[str, CalibrationCollector], method: CalibMethod, target: Target
+) -> list[QuantizationSpec]:
+    """Return a specification for each of some collectors."""
     named = named_collectors(collectors)
     chosen: dict[str, tuple[Any, Any, CalibMethod]] = {}
 
     def choose(name: str) -> None:
-        chosen[name] = choose_scale(named[name], method, bits=bits, symmetric=symmetric, include_zero=include_zero)
+        chosen[name] = choose_scale(named[name], method, target)
 
     for_each(list(named), choose)
     specs = []
@@ -275,31 +282,27 @@ def choose_specs(
                 CalibrationWarning,
                 stacklevel=_stack_level(),
             )
-        specs.append(QuantizationSpec(name, *chosen[name], bits, symmetric, collector.axis, collector.groups))
+        specs.append(
+            QuantizationSpec(name, *chosen[name], target.bits, target.symmetric, collector.axis, collector.groups)
+        )
     return specs
 
 
 def choose_scale(
-    collector: CalibrationCollector,
-    method: CalibMethod,
-    percentile: float = PERCENTILE,
-    *,
-    bits: QuantBits,
-    symmetric: bool,
-    include_zero: bool = False,
+    collector: CalibrationCollector, method: CalibMethod, target: Target, percentile: float = PERCENTILE
 ) -> tuple[Any, Any, CalibMethod]:
     """Return a collector's scale and zero point by the given method, and the method, which AUTO chooses."""
+    options = vars(target)
     if method is CalibMethod.AUTO:
-        return collector.best_scale(bits=bits, symmetric=symmetric, include_zero=include_zero)
+        return collector.best_scale(**options)
     if method is CalibMethod.PERCENTILE:
-        kept = collector.percentile_scale(percentile, bits=bits, symmetric=symmetric, include_zero=include_zero)
-        return *kept, method
+        return *collector.percentile_scale(percentile, **options), method
     answer = {
         CalibMethod.MIN_MAX: collector.min_max_scale,
         CalibMethod.KL: collector.kl_divergence_scale,
         CalibMethod.MSE: collector.mse_scale,
     }[method]
-    return *answer(bits=bits, symmetric=symmetric, include_zero=include_zero), method
+    return *answer(**options), method
 
 
 def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollector]) -> None:
@@ -410,19 +413,14 @@ def load_specs(path: PathLike) -> list[QuantizationSpec]:
 
 def checked_options(
     method: object, bits: object, symmetric: object, include_zero: object
-) -> tuple[CalibMethod, QuantBits, bool, bool]:
+) -> tuple[CalibMethod, Target]:
     """Return how scales are to be chosen, if all of it is known."""
-    return (
-        as_member(CalibMethod, method, "method"),
-        as_member(QuantBits, bits, "bits"),
-        as_flag(symmetric, "symmetric"),
-        as_flag(include_zero, "include_zero"),
-    )
+    return as_member(CalibMethod, method, "method"), Target.checked(bits, symmetric, include_zero)
 
 
 def _calibrate(
     layers: object,
-    how: tuple[CalibMethod, QuantBits, bool, bool],
+    how: tuple[CalibMethod, Target],
     *,
     axis: int | tuple[int, ...] | None,
     groups: int | None,
@@ -430,7 +428,6 @@ def _calibrate(
     resume: bool,
     progress: bool,
 ) -> list[QuantizationSpec]:
-    method, bits, symmetric, include_zero = checked_options(*how)
     resume = as_flag(resume, "resume")
     if resume and collectors is None:
         raise InvalidArgumentError("resume: expected collectors to go on with, got None")
@@ -457,9 +454,7 @@ def _calibrate(
             if name not in by_name:
                 by_name[name] = CalibrationCollector(axis, groups=groups)
             _observe_all(name, batches, by_name[name], report, resume=resume)
-    return choose_specs(
-        {name: by_name[name] for name in names}, method, bits=bits, symmetric=symmetric, include_zero=include_zero
-    )
+    return specs_of({name: by_name[name] for name in names}, *how)
 
 
 def _observe_all(name: str, batches: object, collector: CalibrationCollector, report: Any, *, resume: bool) -> None:

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
-from .._base.scale import scale_and_zero_point
+from .._base.scale import Target, scale_and_zero_point
 from .._base.validation import (
     as_array,
     as_count,
     as_flag,
-    as_member,
     as_number,
     as_plain_array,
     as_scales,
@@ -26,9 +25,10 @@ from .._base.validation import (
 )
 from .accumulator import COUNTS, Accumulator
 from .counting import count, count_along
-from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
+from .divergence import kl_range
+from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, Range, State
 from .summary import CalibrationSummary, promised_sqnr, summarize
-from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
+from .thresholds import best_range, min_max_range, mse_range, percentile_range
 
 if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
     from .storage import PathLike
@@ -405,7 +405,7 @@ class CalibrationCollector:
         InvalidArgumentError
             If `bits` names no format.
         """
-        return self._answer(min_max_range(self._histogram), *_options(bits, symmetric, include_zero))
+        return self._answer(min_max_range(self._histogram), Target.checked(bits, symmetric, include_zero))
 
     def percentile_scale(
         self, p: float, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
@@ -438,7 +438,7 @@ class CalibrationCollector:
         percent = as_number(p, "p")
         if math.isnan(percent):
             raise InvalidArgumentError("p: expected a percentage from 0 to 100, got nan")
-        return self._answer(percentile_range(self._histogram, percent), *_options(bits, symmetric, include_zero))
+        return self._answer(percentile_range(self._histogram, percent), Target.checked(bits, symmetric, include_zero))
 
     def kl_divergence_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
@@ -467,9 +467,8 @@ class CalibrationCollector:
         -----
         After S. Migacz, "8-bit inference with TensorRT" (GTC 2017), made sound; docs/numerics.md has the formula.
         """
-        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
-        chosen = kl_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
-        return self._answer(chosen, bits, symmetric, include_zero)
+        target = Target.checked(bits, symmetric, include_zero)
+        return self._answer(kl_range(self._histogram, target), target)
 
     def mse_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
@@ -498,9 +497,8 @@ class CalibrationCollector:
         is min-max's range unless another's error is less by more than the bins leave in doubt: four deviations.
         Up to 8,192 values nothing is in doubt.  docs/numerics.md has the formulas.
         """
-        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
-        chosen = mse_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
-        return self._answer(chosen, bits, symmetric, include_zero)
+        target = Target.checked(bits, symmetric, include_zero)
+        return self._answer(mse_range(self._histogram, target), target)
 
     def best_scale(
         self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
@@ -534,9 +532,9 @@ class CalibrationCollector:
         >>> collector.best_scale(bits=QuantBits.INT4)[2]
         <CalibMethod.MSE: 'mse'>
         """
-        bits, symmetric, include_zero = _options(bits, symmetric, include_zero)
-        method, chosen = best_range(self._histogram, bits, symmetric=symmetric, include_zero=include_zero)
-        return *self._answer(chosen, bits, symmetric, include_zero), method
+        target = Target.checked(bits, symmetric, include_zero)
+        method, chosen = best_range(self._histogram, target)
+        return *self._answer(chosen, target), method
 
     def sqnr(
         self, scale: Any, zero_point: Any = 0, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False
@@ -574,13 +572,13 @@ class CalibrationCollector:
         >>> [round(collector.sqnr(2.0 / steps), 1) for steps in (255, 200)]
         [48.1, 46.2]
         """
-        bits, symmetric, _ = _options(bits, symmetric, False)
+        target = Target.checked(bits, symmetric)
         h, shape = self._histogram, self.shape
-        if bits is QuantBits.FP8 and np.any(as_zero_points(zero_point, shape, "zero_point")):
+        if target.bits is QuantBits.FP8 and np.any(as_zero_points(zero_point, shape, "zero_point")):
             raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point}")
         scales = np.broadcast_to(as_scales(scale, shape, "scale"), shape).reshape(-1)
         zero_points = np.broadcast_to(as_zero_points(zero_point, shape, "zero_point"), shape).reshape(-1)
-        return self._answers(promised_sqnr(h, scales, zero_points, bits, symmetric=symmetric))
+        return self._answers(promised_sqnr(h, scales, zero_points, target))
 
     def summary(self, *, symmetric: bool = False) -> CalibrationSummary:
         """Return statistics of what was observed, and the quality that each method promises for each format.
@@ -698,8 +696,8 @@ class CalibrationCollector:
             collector._held(state.shape, Accumulator.of_histogram(state.histogram))
         return collector
 
-    def _answer(self, chosen: Range, bits: QuantBits, symmetric: bool, include_zero: bool) -> tuple[Any, Any]:
-        scale, zero_point = scale_and_zero_point(*chosen, bits, symmetric=symmetric, include_zero=include_zero)
+    def _answer(self, chosen: Range, target: Target) -> tuple[Any, Any]:
+        scale, zero_point = scale_and_zero_point(*chosen, target)
         return self._answers(scale), self._answers(zero_point)
 
     def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
@@ -729,14 +727,6 @@ def _as_index(value: object, name: str = "index") -> tuple[int, ...]:
         return tuple(operator.index(item) for item in items)
     except TypeError:
         raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
-
-
-def _options(bits: object, symmetric: object, include_zero: object) -> tuple[QuantBits, bool, bool]:
-    return (
-        as_member(QuantBits, bits, "bits"),
-        as_flag(symmetric, "symmetric"),
-        as_flag(include_zero, "include_zero"),
-    )
 
 
 def _as_mask(mask: object, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:

@@ -31,6 +31,9 @@ LARGEST_COUNT = 1 << 52
 _PORTION = 1 << 21  # numbers held at a time where memory must not grow with the channels
 
 _FloatArray = npt.NDArray[np.float64]
+
+#: The lower and the upper end of each channel's clipping range.
+Range = tuple[_FloatArray, _FloatArray]
 _Integers = npt.NDArray[np.int64]
 
 
@@ -110,6 +113,19 @@ class LeadingBitHistogram:
     def is_exact(self) -> npt.NDArray[np.bool_]:
         """Whether a channel's values themselves are kept."""
         return self.n_nonzero <= EXACT_LIMIT
+
+    @property
+    def is_searchable(self) -> npt.NDArray[np.bool_]:
+        """Whether a channel has a range to search, and one that float64 can hold."""
+        with np.errstate(all="ignore"):
+            return (self.low < self.high) & np.isfinite(self.high - self.low)
+
+    def whole_range(self, *, symmetric: bool) -> Range:
+        """Return the range of each channel that clips nothing."""
+        if not symmetric:
+            return self.low, self.high
+        clip = np.maximum(np.abs(self.low), np.abs(self.high))
+        return -clip, clip
 
     def statistics(self) -> dict[str, npt.NDArray[Any]]:
         """Return the fields with one number for each channel."""

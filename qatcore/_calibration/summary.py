@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from .._base import dispatch
 from .._base.config import CalibMethod
-from .._base.formats import E4M3_MAX, INTEGERS, QuantBits
+from .._base.formats import E4M3_MAX, QuantBits
+from .._base.scale import Target
 from .histogram import LeadingBitHistogram
-from .thresholds import expected_errors, ranges_by_method, scaled_distribution
+from .squared_error import expected_errors, scaled_distribution
+from .thresholds import ranges_by_method
 
 #: The percentiles that are told, in tenths of a percent: integers, so that a rank is one exactly.
 TENTHS = (1, 10, 100, 500, 900, 990, 999)
@@ -84,8 +86,9 @@ def summarize(h: LeadingBitHistogram, *, symmetric: bool) -> dict[str, Any]:
     mean, std, power = _moments(h)
     sqnr = {}
     for bits in QuantBits:
-        ranges = ranges_by_method(h, bits, symmetric=symmetric, include_zero=False)
-        errors, _ = expected_errors(h, list(ranges.values()), bits, symmetric=symmetric, include_zero=False)
+        target = Target(bits, symmetric)
+        ranges = ranges_by_method(h, target)
+        errors, _ = expected_errors(h, list(ranges.values()), target)
         sqnr[bits] = {method: _decibels(power, errors[:, i], h) for i, method in enumerate(ranges)}
     n = h.n_elements
     return {
@@ -106,15 +109,14 @@ def summarize(h: LeadingBitHistogram, *, symmetric: bool) -> dict[str, Any]:
 
 @np.errstate(all="ignore")
 def promised_sqnr(
-    h: LeadingBitHistogram, scale: _FloatArray, zero_point: npt.NDArray[np.int32], bits: QuantBits, *, symmetric: bool
+    h: LeadingBitHistogram, scale: _FloatArray, zero_point: npt.NDArray[np.int32], target: Target
 ) -> _FloatArray:
     """Return the signal-to-quantisation-noise ratio in dB that each channel's scale promises."""
-    if bits is QuantBits.FP8:
+    if target.bits is QuantBits.FP8:
         low, high = -scale * E4M3_MAX, scale * E4M3_MAX
     else:
-        least, greatest = INTEGERS[bits].code_range(symmetric)
-        low, high = (scale * (end - zero_point.astype(np.float64)) for end in (least, greatest))
-    errors, _ = expected_errors(h, [(low, high)], bits, symmetric=symmetric, include_zero=False)
+        low, high = (scale * (end - zero_point.astype(np.float64)) for end in target.code_range)
+    errors, _ = expected_errors(h, [(low, high)], target)
     return _decibels(_moments(h)[2], errors[:, 0], h)
 
 

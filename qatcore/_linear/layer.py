@@ -12,7 +12,7 @@ from .._base import dispatch
 from .._base.config import CalibMethod, QatConfig
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3_VALUES, CodeFormat, QuantBits, as_code_format
-from .._base.scale import scale_and_zero_point
+from .._base.scale import Target, scale_and_zero_point
 from .._base.validation import (
     Floats,
     as_array,
@@ -329,7 +329,7 @@ class QatLayer:
         method = as_member(CalibMethod, method, "method")
         collector = CalibrationCollector()
         collector.observe(activations)
-        scale, zero_point, _ = choose_scale(collector, method, bits=self._config.bits, symmetric=False)
+        scale, zero_point, _ = choose_scale(collector, method, Target(self._config.bits))
         self._calibrate_weights()
         if as_array(activations, "activations").size:
             self._activation_scale, self._activation_zero_point = scale, zero_point
@@ -395,7 +395,7 @@ class QatLayer:
                 low = (1.0 - averaging_constant) * average_low + averaging_constant * low
                 high = (1.0 - averaging_constant) * average_high + averaging_constant * high
             self._activation_range = low, high
-            scale, zero_point = scale_and_zero_point(low, high, self._config.bits, symmetric=False, include_zero=True)
+            scale, zero_point = scale_and_zero_point(low, high, Target(self._config.bits, include_zero=True))
             self._activation_scale, self._activation_zero_point = float(scale), int(zero_point)
             self._drop_inference()
         self._calibrate_weights()

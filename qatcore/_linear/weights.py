@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .._base.config import QatConfig
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3, QuantBits
-from .._base.scale import scale_and_zero_point
+from .._base.scale import Target, scale_and_zero_point
 from .._base.validation import Floats, as_floats, as_plain_array, as_scales, as_zero_points
 from .._codes.reference_rounding import decode, encode
 
@@ -109,12 +109,12 @@ def weight_parameters(weights: Floats, config: QatConfig) -> tuple[npt.NDArray[n
         # Weights of one value have no range, for which the reference's int8 answers (1, 0) and loses them.
         constant = low == high
         low, high = np.where(constant, np.minimum(low, 0.0), low), np.where(constant, np.maximum(high, 0.0), high)
-    return scale_and_zero_point(low, high, config.bits, symmetric=config.symmetric, include_zero=False)
+    return scale_and_zero_point(low, high, Target(config.bits, config.symmetric))
 
 
 def default_scale(bits: QuantBits) -> float:
     """Return the scale of a unit range, which a layer has until it is calibrated."""
-    scale, _ = scale_and_zero_point(-1.0, 1.0, bits, symmetric=True, include_zero=False)
+    scale, _ = scale_and_zero_point(-1.0, 1.0, Target(bits, symmetric=True))
     return float(scale)
 
 

@@ -12,7 +12,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
-from .._base.formats import QuantBits, as_code_format
+from .._base.formats import as_code_format
+from .._base.scale import Target
 from .._base.threads import for_each
 from .._calibration.calibrate import choose_scale, load_calibration
 from .._calibration.storage import PathLike
@@ -62,9 +63,7 @@ def calibration_rows(path: PathLike) -> list[Rows]:
     def promise(name: str) -> None:
         collector, promised = collectors[name], {}
         for method in methods:
-            scale, zero_point, _ = choose_scale(
-                collector, method, PERCENTILE, bits=QuantBits.INT8, symmetric=False, include_zero=True
-            )
+            scale, zero_point, _ = choose_scale(collector, method, Target(include_zero=True))
             promised[method.value] = float(np.mean(collector.sqnr(scale, zero_point)))
         sqnr[name] = promised
 

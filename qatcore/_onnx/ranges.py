@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
+from .._base.scale import Target
 from .._base.threads import for_each
 from .._base.validation import as_number
 from .._calibration.calibrate import choose_scale
@@ -88,9 +89,8 @@ def activation_scale(
     """Return how what a collector has seen, of this type, becomes codes."""
     bits, offset, codes = ACTIVATIONS[kind]
     symmetric = bits is QuantBits.FP8
-    scale, zero_point, by = choose_scale(
-        collector, method, percentile, bits=bits, symmetric=symmetric, include_zero=True
-    )
+    target = Target(bits, symmetric, include_zero=True)
+    scale, zero_point, by = choose_scale(collector, method, target, percentile)
     stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
     return Activation(stored, by, sqnr)

@@ -12,7 +12,7 @@ import torch
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
-from .._base.scale import MIN_SCALE, scale_and_zero_point
+from .._base.scale import MIN_SCALE, Target, scale_and_zero_point
 from .._calibration.calibrate import choose_scale
 from .._calibration.collector import CalibrationCollector
 from .calls import in_backward, is_full, recall, remember
@@ -54,7 +54,7 @@ def follow(
     if again and (used := recall(calls, new.ravel())) is not None:
         averages = used.reshape(averages.shape)
     start, stop = averages.astype(np.float64)
-    chosen: tuple[Any, ...] = scale_and_zero_point(start, stop, QuantBits(bits), symmetric=symmetric, include_zero=True)
+    chosen: tuple[Any, ...] = scale_and_zero_point(start, stop, Target(QuantBits(bits), symmetric, include_zero=True))
     used_scale, used_zero_point = (
         torch.as_tensor(np.where(start <= stop, value, as_numpy(before.cpu()))).to(before)
         for value, before in zip(chosen, (scale, zero_point), strict=True)
@@ -111,7 +111,7 @@ def calibrate(
     collector.observe(as_numpy(x.cpu()))
     if not np.any(np.isfinite(collector.min_val)):
         raise InvalidArgumentError("x: expected some finite values, got none")
-    chosen, zeros, _ = choose_scale(collector, method, bits=bits, symmetric=symmetric, include_zero=True)
+    chosen, zeros, _ = choose_scale(collector, method, Target(bits, symmetric, include_zero=True))
     for state, value in ((scale, chosen), (zero_point, zeros), (low, collector.min_val), (high, collector.max_val)):
         state.copy_(torch.as_tensor(value))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qatcore import CalibMethod, CalibrationCollector, QuantBits
+from qatcore._base.scale import Target
 from qatcore._calibration.calibrate import choose_scale
 
 METHODS = list(CalibMethod)
@@ -24,9 +25,9 @@ def every_answer(*batches):
         channels.observe(np.stack([x, np.zeros_like(x), np.arange(x.size)], axis=1))
     for bits, symmetric in FORMATS:
         for method in METHODS:
-            scale, zero_point, _ = choose_scale(single, method, bits=bits, symmetric=symmetric)
+            scale, zero_point, _ = choose_scale(single, method, Target(bits, symmetric))
             if batches and method is not CalibMethod.AUTO:  # which is one method for all channels
-                scales, zero_points, _ = choose_scale(channels, method, bits=bits, symmetric=symmetric)
+                scales, zero_points, _ = choose_scale(channels, method, Target(bits, symmetric))
                 assert (scales[0], zero_points[0]) == (scale, zero_point)
             yield method, bits, symmetric, (scale, zero_point)
 

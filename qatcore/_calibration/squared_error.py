@@ -1,0 +1,163 @@
+"""The expected squared error of codes, from a histogram."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._base import dispatch
+from .._base.formats import E4M3_MAX, QuantBits
+from .._base.scale import Target, scale_and_zero_point
+from .._base.threads import for_ranges
+from .histogram import LeadingBitHistogram, Range
+
+_FloatArray = npt.NDArray[np.float64]
+_Indices = npt.NDArray[np.int64]
+
+
+#: Standard deviations by which values, lying anywhere in their bins, may make a range worse than it looks.
+_DEVIATIONS = 4.0
+_GRAIN = 1 << 17  # intervals and points that take a thread about 0.2 ms
+
+
+class SquaredError:
+    """The expected squared error of codes: from clipping ranges, some for each channel, to totals.
+
+    Attributes
+    ----------
+    unit : ndarray of float64, shape (channels,)
+        Totals are in squares of 1 / unit.  A power of two: squares of huge values must not overflow, nor those of
+        tiny ones vanish.
+    """
+
+    @np.errstate(all="ignore")
+    def __init__(self, h: LeadingBitHistogram, target: Target) -> None:
+        self._target = target
+        self._distribution, self.unit = scaled_distribution(h, density=True)
+        self._size = 1 + (self._distribution[0].size + self._distribution[4].size) // max(h.channels, 1)
+
+    @np.errstate(all="ignore")
+    def __call__(self, low: _FloatArray, high: _FloatArray) -> _FloatArray:
+        """Return the errors of ranges, shape (channels, candidates)."""
+        scale, zero_point = scale_and_zero_point(low, high, self._target)
+        out = np.empty(scale.shape)
+        scaled = scale * self.unit[:, np.newaxis]
+        kernel: Callable[..., None]
+        if self._target.bits is QuantBits.FP8:
+            kernel, arguments = dispatch.kernels.e4m3_squared_error, (*self._distribution, scaled)
+        else:
+            least, greatest = self._target.code_range
+            first = (least - zero_point.astype(np.int64)).astype(np.float64)
+            kernel = dispatch.kernels.integer_squared_error
+            arguments = (*self._distribution, scaled, first, first + (greatest - least))
+        if out.size:
+            grain = _GRAIN // self._size + 1
+            for_ranges(out.size, grain, lambda begin, stop: kernel(*arguments, out, begin, stop))
+        out[np.isnan(out)] = np.inf
+        return out
+
+    @np.errstate(all="ignore")
+    def doubt(self, whole: Range, other: Range) -> _FloatArray:
+        """Return, for each channel, what the errors of two ranges have to differ by to do so on the values themselves.
+
+        Within a bin values may be anywhere: docs/numerics.md has the derivation.  Where the values are kept it is 0.
+        """
+        low, high, density, start = self._distribution[:4]
+        there = np.flatnonzero(density)  # the rest is padding
+        channel = np.repeat(np.arange(self.unit.size), np.diff(start))[there]
+        low, high, density = low[there], high[there], density[there]
+        mass = density * (high - low)
+        # In steps of the whole range, whose fourth powers are finite.
+        step = scale_and_zero_point(*whole, self._target)[0] * self.unit
+        variance = sum(self._variances(low, high, channel, chosen, step) for chosen in (whole, other))
+        deviation = np.sqrt(variance)
+        by_chance = np.sqrt(np.bincount(channel, mass * variance, self.unit.size))
+        unevenness = _unevenness(low, high, density, channel)
+        by_shape = np.bincount(channel, mass * math.sqrt(5.0) * unevenness**2 * deviation, self.unit.size)
+        return (_DEVIATIONS * by_chance + by_shape) * step**2
+
+    def _variances(
+        self, low: _FloatArray, high: _FloatArray, channel: _Indices, chosen: Range, unit: _FloatArray
+    ) -> _FloatArray:
+        """Return what variance squared errors have in intervals at most, in fourth powers of a unit."""
+        scale, zero_point = scale_and_zero_point(*chosen, self._target)
+        scale = scale * self.unit
+        if (
+            self._target.bits is QuantBits.FP8
+        ):  # with three bits of mantissa, and the step of the least normal numbers below
+            step = np.maximum(np.maximum(np.abs(low), np.abs(high)) / 8.0, scale[channel] / 512.0)
+            first, last = -scale * E4M3_MAX, scale * E4M3_MAX
+        else:
+            step = scale[channel]
+            ends = self._target.code_range
+            first, last = (scale * (float(code) - zero_point) for code in ends)
+        beyond = np.maximum(np.maximum(first[channel] - low, high - last[channel]) - step / 2.0, 0.0)
+        step, beyond, width = (each / unit[channel] for each in (step, beyond, high - low))
+        varies = ((step + 2.0 * beyond) * width) ** 2 / 12.0
+        return np.where(beyond > 0.0, varies, np.minimum(varies, step**4 / 180.0))
+
+
+def _unevenness(low: _FloatArray, high: _FloatArray, density: _FloatArray, channel: _Indices) -> _FloatArray:
+    """Return by which part of its own, at most 1, an interval's density differs from a neighbour's.
+
+    Beyond two deviations of the counts, and only where much of the data may lie at one place: in intervals without a
+    neighbour, as those of a lattice, and in the outermost, where a density may have no bound.
+    """
+    left, right = slice(None, -1), slice(1, None)
+    inside = channel[left] == channel[right]
+    touching = inside & (high[left] == low[right])
+    n, width, uneven = density.size, high - low, np.zeros(density.size)
+    for one, two in ((right, left), (left, right)):
+        beside = np.where(touching, density[two], 0.0)
+        chance = 2.0 * np.sqrt(density[one] * width[one] + beside * width[one] * (width[one] / width[two]))
+        excess = np.abs(density[one] - beside) / density[one] - chance / (density[one] * width[one])
+        uneven[one] = np.maximum(uneven[one], np.where(inside, excess, 0.0))
+    is_outermost = ~(np.append(False, inside)[:n] & np.append(inside, False)[:n])
+    is_alone = ~(np.append(False, touching)[:n] | np.append(touching, False)[:n])
+    return np.where(is_outermost | is_alone, np.minimum(uneven, 1.0), 0.0)
+
+
+@np.errstate(all="ignore")
+def expected_errors(h: LeadingBitHistogram, ranges: list[Range], target: Target) -> tuple[_FloatArray, _FloatArray]:
+    """Return the total squared errors of ranges, shape (channels, ranges), and the units they are in.
+
+    Infinite where no scale is: the errors of a range that float64 cannot hold.
+    """
+    errors, unit = np.empty((h.channels, len(ranges))), np.empty(h.channels)
+    for channels, part in h.portions(4 * len(ranges)):
+        error = SquaredError(part, target)
+        low, high = (np.stack([chosen[end][channels] for chosen in ranges], axis=1) for end in (0, 1))
+        errors[channels], unit[channels] = error(low, high), error.unit
+    return errors, unit
+
+
+def scaled_distribution(h: LeadingBitHistogram, *, density: bool) -> tuple[tuple[npt.NDArray[Any], ...], _FloatArray]:
+    """Return the distributions as the kernels take them, of values times a unit, and the units.
+
+    The mass of intervals is a density, if that is asked for.
+    """
+    largest = np.maximum(np.abs(h.low), np.abs(h.high))
+    unit = np.where(largest < 2.0**-400, 2.0**400, np.where((largest > 2.0**400) & (largest < np.inf), 2.0**-600, 1.0))
+    pieces = h.pieces()
+    by_interval = np.repeat(unit, np.diff(pieces.interval_start))
+    low, high, mass = pieces.low * by_interval, pieces.high * by_interval, pieces.mass
+    points = pieces.points * np.repeat(unit, np.diff(pieces.point_start))
+    if density:
+        mass = mass / (high - low)
+    intervals = _padded(pieces.interval_start, low, high, mass)
+    return (*intervals, *_padded(pieces.point_start, points, pieces.counts)), unit
+
+
+def _padded(start: _Indices, *arrays: _FloatArray) -> list[npt.NDArray[Any]]:
+    """Lengthen each channel's part of arrays with zeros to a multiple of 8, as the kernels sum; and their starts."""
+    sizes = np.diff(start)
+    padded_start = np.concatenate([[0], np.cumsum(-(-sizes // 8) * 8)])
+    where = np.arange(arrays[0].size) + np.repeat(padded_start[:-1] - start[:-1], sizes)
+    padded: list[npt.NDArray[Any]] = [np.zeros(padded_start[-1]) for _ in arrays]
+    for target, array in zip(padded, arrays, strict=True):
+        target[where] = array
+    return [*padded, padded_start]
