@@ -101,7 +101,7 @@ def test_what_cannot_be_drawn(collector, message):
 
 
 @pytest.mark.parametrize(("module", "missing", "extra"), [("plot", "matplotlib", "plot"), ("dask", "dask", "dask"),
-                                                          ("progress", "tqdm", "progress")])  # fmt: skip
+                                                          ("_calibration.progress", "tqdm", "progress")])  # fmt: skip
 def test_what_to_install(module, missing, extra):
     program = f"""
 import sys
