@@ -28,6 +28,34 @@ with warnings.catch_warnings():
     given(none())(lambda _: None)()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave to the slow tests what only repeats a product: each value of each parameter stays, with some of the others."""
+    by_function = {}
+    for item in items:
+        if hasattr(item, "callspec") and item.get_closest_marker("slow") is None:
+            by_function.setdefault((item.path, item.originalname), []).append(item)
+    for products in by_function.values():
+        for item in set(products) - covering(products):
+            item.add_marker("slow")
+
+
+def covering(items):
+    """Return some of the items of a parametrised test in which every value of every parameter occurs.
+
+    Those first that bring several new values at a time, as a diagonal does.
+    """
+    chosen, seen = set(), set()
+    for new in range(max(len(item.callspec.params) for item in items), 0, -1):
+        for item in items:
+            # The very objects: not all can be compared.
+            values = {(name, id(value)) for name, value in item.callspec.params.items()}
+            if len(values - seen) >= new:
+                chosen.add(item)
+                seen |= values
+    return chosen
+
+
 def pytest_collection_finish():
     """Take 20,000 tests out of what the garbage collector goes through, again and again in some of them."""
     gc.collect()
