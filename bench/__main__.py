@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(stored, indent=1) + "\n")
     if arguments.plot:
-        from x import plot
+        from . import plot
 
         plot.draw(stored, arguments.plot)
     return 0
@@ -131,8 +131,8 @@ def set_environment(threads: int, level: str | None) -> None:
 def run(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
     """Run the parts, print each row when it is done, and return everything as plain data."""
     qatcore = _import_qatcore()
-    from x import machine, peers, report
-    from x.settings import Settings
+    from . import machine, peers, report
+    from .settings import Settings
 
     qatcore.set_num_threads(arguments.threads)
     if arguments.peers:
@@ -151,9 +151,9 @@ def run(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def results(parts: list[str], settings: Any) -> Iterator[dict[str, Any]]:
     """Yield the timed rows of the parts."""
-    from x.timing import alternate, result
-
     import qatcore
+
+    from .timing import alternate, result
 
     budget, least, most = SHORT if settings.short else FULL
     for part in parts:
@@ -174,7 +174,7 @@ def _import_qatcore() -> Any:
 
 def show(stored: dict[str, Any], *, markdown: bool) -> None:
     """Print kept results."""
-    from x import report
+    from . import report
 
     printed = report.Printer(stored, markdown=markdown)
     for row in stored["rows"]:

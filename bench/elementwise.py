@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
-from x.checks import near, same
-from x.peers import OneNode
-from x.settings import Settings, counted
-from x.timing import Row, faster, within
 
 import qatcore
+
+from .checks import near, same
+from .peers import OneNode
+from .settings import Settings, counted
+from .timing import Row, faster, within
 
 SCALE, ZERO_POINT = 0.0371, 3
 E4M3 = ml_dtypes.float8_e4m3fn

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
-from x.checks import near, require, same
-from x.elementwise import SCALE
-from x.peers import OneNode
-from x.settings import Settings, counted
-from x.timing import Row
 
 import qatcore
+
+from .checks import near, require, same
+from .elementwise import SCALE
+from .peers import OneNode
+from .settings import Settings, counted
+from .timing import Row
 
 FLOATS = {"float8_e5m2": 57344.0, "float4_e2m1fn": 6.0}
 LIMITS = {

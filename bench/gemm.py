@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from x import peak, peers
-from x.checks import near, same
-from x.settings import Settings
-from x.timing import Bar, Row, faster, share
 
 import qatcore
+
+from . import peak, peers
+from .checks import near, same
+from .settings import Settings
+from .timing import Bar, Row, faster, share
 
 #: As in a layer: activations have a zero point, weights do not, and each column has its scale and bias.
 A_ZERO_POINT = 5

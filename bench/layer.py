@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from x import peers
-from x.checks import near, same
-from x.settings import Settings
-from x.timing import Row, faster
 
 import qatcore
+
+from . import peers
+from .checks import near, same
+from .settings import Settings
+from .timing import Row, faster
 
 
 def rows(settings: Settings) -> Iterator[Row]:

@@ -11,9 +11,10 @@ import shutil
 import subprocess
 
 import numpy as np
-from x import peak, peers
 
 import qatcore
+
+from . import peak, peers
 
 #: Linux's names of what matters to int8, and the usual ones.
 FEATURES = {

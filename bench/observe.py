@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from x.checks import require, same
-from x.settings import Settings, counted
-from x.timing import Row, faster, within
 
 import qatcore
+
+from .checks import require, same
+from .settings import Settings, counted
+from .timing import Row, faster, within
 
 BINS = 2048
 BATCH = 8192

@@ -227,6 +227,16 @@ TASKS = {
 }
 
 
+def write(task: Task, directory: Path) -> None:
+    """Write the model, ``calibration.npz``, and the first test set as ``test.npz``, and print what they hold."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(task.path, directory / "model.onnx")
+    for name, batches in (("calibration", task.calibration), ("test", next(iter(task.tests.values())))):
+        arrays = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+        np.savez_compressed(directory / f"{name}.npz", **arrays)
+        print(f"{directory / name}.npz: {len(arrays['label'])} samples")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[name for name in TASKS if name != "recogniser"])
@@ -234,12 +244,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=80, help="files of a kind that magika is tested on (80)")
     arguments = parser.parse_args()
     task = magika(arguments.most) if arguments.task == "magika" else TASKS[arguments.task]()
-    arguments.directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(task.path, arguments.directory / "model.onnx")
-    for name, batches in (("calibration", task.calibration), ("test", next(iter(task.tests.values())))):
-        arrays = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
-        np.savez_compressed(arguments.directory / f"{name}.npz", **arrays)
-        print(f"{arguments.directory / name}.npz: {len(arrays['label'])} samples")
+    write(task, arguments.directory)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from x.onnx_data import TASKS, Task
+
+from .onnx_data import TASKS, Task
 
 METHODS = ("mse", "kl", "percentile", "min_max", "auto")
 OURS = {

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from x.settings import Settings
-from x.timing import Row, at_most
-
 import qatcore
+
+from .settings import Settings
+from .timing import Row, at_most
 
 IMPORT = """
 import time

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-from x.report import digits
+
+from .report import digits
 
 #: Read on GitHub's light and on its dark background.
 TEXT, OURS, PEER, LIMIT = "#768390", "#2f81f7", "#9aa4ae", "#e3742f"

@@ -15,10 +15,11 @@ import sys
 import warnings
 
 import numpy as np
-from x.search import load_brute_force
 
 import qatcore
 from qatcore import QuantBits
+
+from .search import load_brute_force
 
 BITS = {QuantBits.INT8: 8, QuantBits.INT4: 4}
 LIGHT_TAILS = ("normal", "laplace", "gamma", "uniform", "rectified")

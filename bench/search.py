@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import numpy as np
-from x.checks import require
-from x.settings import Settings
-from x.timing import Row, faster, within
 
 import qatcore
+
+from .checks import require
+from .settings import Settings
+from .timing import Row, faster, within
 
 BINS, LEVELS = 2048, 128
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from x.checks import require, same
-from x.settings import Settings, counted
-from x.timing import Bar, Row, faster
 
 import qatcore
+
+from .checks import require, same
+from .settings import Settings, counted
+from .timing import Bar, Row, faster
 
 
 def rows(settings: Settings) -> Iterator[Row]:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-from x.checks import near, same
-from x.settings import Settings, counted
-from x.timing import Row, faster
 
 import qatcore
+
+from .checks import near, same
+from .settings import Settings, counted
+from .timing import Row, faster
 
 CHANNELS = 256
 LOW, HIGH = -128, 127

@@ -1,4 +1,4 @@
-"""Which kernel ONNX Runtime gives every quantised node: docs/onnx.md has the table, each runtime must agree with it.
+"""Which kernel ONNX Runtime gives every quantised node: each runtime must agree with docs/onnx-runtimes.md.
 
 The suite runs this with the newest ONNX Runtime; CI also with older ones, each in an environment of its own.
 """
@@ -17,7 +17,7 @@ import qatcore.onnx
 
 pytestmark = [pytest.mark.any_build, pytest.mark.slow]
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "onnx-runtimes.md"
 VERSION = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 #: The versions that the table was made with, and CI runs.
 OLDEST, FP8_ACTIVATIONS = (1, 20), (1, 32)
@@ -197,7 +197,7 @@ FORMS = {f"{row}: {name}": (row, model, feed) for row, name, model, feed in form
 
 
 def expected():
-    """Return the table of docs/onnx.md: of each row and column what each version has."""
+    """Return the table of docs/onnx-runtimes.md: of each row and column what each version has."""
     lines = DOCUMENT.read_text().split("<!-- kernels -->\n\n")[1].split("\n\n")[0].splitlines()
     heading, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     assert heading[1:] == list(COLUMNS)
