@@ -18,8 +18,16 @@ from qatcore._base import dispatch
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("qatcore", deadline=None, derandomize=True, print_blob=True)
-settings.load_profile("qatcore")
+settings.register_profile("all", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("quick", settings.get_profile("all"), max_examples=20)
+settings.load_profile("all")
+
+
+def pytest_configure(config):
+    """Try fewer examples of Hypothesis where slow tests are left out."""
+    if "not slow" in config.option.markexpr:
+        settings.load_profile("quick")
+
 
 # Hypothesis makes a generator when the first test asks, and holds it where the garbage collector of Python 3.14 does
 # not see it: then it warns that nothing does.  So it is made here, before warnings are errors.
@@ -30,7 +38,7 @@ with warnings.catch_warnings():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave to the slow tests what only repeats a product: each value of each parameter stays, with some of the others."""
+    """Leave to the slow tests what only repeats a product: each value of each parameter stays."""
     by_function = {}
     for item in items:
         if hasattr(item, "callspec") and item.get_closest_marker("slow") is None:

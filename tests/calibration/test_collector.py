@@ -82,6 +82,7 @@ def test_merge_trees(batches, random):
     assert collectors[0] == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 29_999), min_size=1, max_size=10))
 def test_large_batches_merges_and_dtypes(seed, cuts):
@@ -166,6 +167,7 @@ def bins_of(collector):
     return list(zip(bins.low.tolist(), bins.high.tolist(), bins.counts.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @given(hnp.arrays(st.sampled_from([np.float32, np.float64, np.float16]), st.integers(0, 200), elements=None))
 def test_bins_by_brute_force(x):
     assert bins_of(observed(x)) == brute_bins(x)

@@ -130,6 +130,7 @@ def test_a_large_batch_in_pieces_and_threads():
     assert expected.channel(7) == observed(x[:, 7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_binade_in_every_channel(dtype):
     """More rows of counts than are kept for the next run, and the next one."""
@@ -139,6 +140,7 @@ def test_every_binade_in_every_channel(dtype):
         assert_is_made_of(observed(x, axis=0), [observed(row) for row in x], ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 2, 32, 64])
 def test_groups_of_channels_and_of_elements(groups):
     weights = uneven(np.random.default_rng(2), 64, 12).T
@@ -175,6 +177,7 @@ def test_mask_per_channel():
 batches = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), batches, st.integers(1, 9), st.randoms(use_true_random=False), st.booleans())
 def test_splits_orders_and_merge_trees(seed, sizes, channels, random, many):

@@ -58,6 +58,7 @@ def test_a_file_is_numpys_and_compact(tmp_path):
     assert path.read_bytes() == first  # the same state is the same file
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.lists(st.integers(0, 6000), min_size=1, max_size=5), st.data())
 def test_anything_between_any_two_steps(tmp_path_factory, seed, channels, sizes, data):
@@ -375,6 +376,7 @@ def test_damaged_specs(tmp_path, change):
         qatcore.load_specs(path)
 
 
+@pytest.mark.slow
 def test_fuzzed_specs(tmp_path):
     path = tmp_path / "specs.json"
     qatcore.save_specs(path, SPECS)

@@ -94,6 +94,7 @@ def test_order_and_splits_leave_no_trace():
         assert vars(ours) == vars(theirs)
 
 
+@pytest.mark.slow
 def test_channels():
     x = np.stack([x for x in DATA.values() if x.size == 60_000], axis=1)
     summary = observed(x, axis=1).summary()

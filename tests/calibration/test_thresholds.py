@@ -67,6 +67,7 @@ def test_fp8_ranges(name, n):
     assert found <= fp8_error(x, largest)
 
 
+@pytest.mark.slow
 def test_more_samples_of_the_hard_ones():
     """Affine int8 ranges of few values are where the search could miss."""
     for seed in range(1, 6):

@@ -117,6 +117,7 @@ def test_threads_are_given_back(monkeypatch):
     assert qatcore.get_num_threads() == 3
 
 
+@pytest.mark.slow
 def test_same_seed_same_accuracy(report):
     again = demo.run_demo(0)
     untimed = [dataclasses.replace(row, milliseconds=0.0) for row in report.rows]

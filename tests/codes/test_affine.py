@@ -201,6 +201,7 @@ def test_division_of_like_by_like(level, kind):
     check_division(x, scale, LIMITS, 0)
 
 
+@pytest.mark.slow
 @every_level
 @both_types
 def test_one_scale(level, kind):

@@ -11,6 +11,7 @@ from values import uniform
 
 import qatcore
 from qatcore import InvalidArgumentError
+from qatcore._base import threads
 from qatcore._codes import affine
 
 # --- layouts and types of arguments ----------------------------------------------------------------------
@@ -269,8 +270,8 @@ def test_threads(kind, dtype, axis, monkeypatch):
     x = ((uniform(801_000, 67) - 0.5) * 100.0).astype(kind).reshape(89, 9000)
     scale = 0.1 if axis is None else np.linspace(0.1, 0.2, x.shape[axis])
     results = []
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(threads, "_num_threads", threads)
+    for n in (1, 2, 3):
+        monkeypatch.setattr(threads, "_num_threads", n)
         codes = qatcore.quantize(x, scale, dtype=dtype, axis=axis)
         values = qatcore.dequantize(codes, scale, dtype=kind, axis=axis)
         results.append([codes, values, qatcore.fake_quantize(x, scale, dtype=dtype, axis=axis)])
@@ -280,16 +281,16 @@ def test_threads(kind, dtype, axis, monkeypatch):
 
 
 @every_level
-@pytest.mark.parametrize("threads", [2, 3, 7])
+@pytest.mark.parametrize("several", [2, 3, 7])
 @pytest.mark.parametrize(("shape", "axis"), [((1000,), None), ((3, 7, 50), 1), ((2, 4, 301), 1), ((500, 3), 1)])
-def test_threads_split_anywhere(level, threads, shape, axis, monkeypatch):
+def test_threads_split_anywhere(level, several, shape, axis, monkeypatch):
     monkeypatch.setattr(affine, "GRAIN", 100)
     x = np.random.default_rng(6).normal(size=shape)
     scale = 0.01 if axis is None else np.linspace(0.01, 0.02, shape[axis])
     zero_point = 5 if axis is None else np.arange(shape[axis])
     for dtype, z in (("int8", zero_point), ("uint8", zero_point), ("float8_e4m3fn", 0)):
         results = []
-        for n in (1, threads):
+        for n in (1, several):
             monkeypatch.setattr(threads, "_num_threads", n)
             codes = qatcore.quantize(x, scale, z, dtype=dtype, axis=axis)
             values = qatcore.dequantize(codes, scale, z, axis=axis)

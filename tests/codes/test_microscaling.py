@@ -90,6 +90,7 @@ def hard_blocks_by_the_standard(kind, block_size, n, dtype):
     return [by_the_standard(row, dtype) for row in hard_blocks(kind, block_size, n)]
 
 
+@pytest.mark.slow
 @every_level
 @every_element
 @pytest.mark.parametrize("kind", [np.float32, np.float64], ids=["float32", "float64"])

@@ -63,6 +63,7 @@ def test_values_of_the_codes():
     assert np.isnan(E4M3_VALUES[[0x7F, 0xFF]]).all()
 
 
+@pytest.mark.slow
 @every_level
 def test_hard_cases(level):
     x = hard_cases()

@@ -150,6 +150,7 @@ def test_reference_computes_any_scale(name, scale):
     assert_same(getattr(reference, f"quantize_{name}")(x, scale, 3), exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_quantize_fp8_formula(dtype):
     with np.errstate(all="ignore"):

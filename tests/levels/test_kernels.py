@@ -521,6 +521,7 @@ CASES = [
 PRODUCTS = [multiply, multiply_scaled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_kernel_is_the_same_in_every_build(case):
     builds = {level: dispatch.load_kernels(level) for level in LEVELS}

@@ -223,6 +223,7 @@ def test_models_that_differ_in_a_function_differ():
         qatcore.onnx.quantize_model(made("Exp"), calibration=found)
 
 
+@pytest.mark.slow
 def test_a_calibration_serves_fewer_nodes_and_every_format():
     found, helped = qatcore.onnx.calibrate(MODEL, BATCHES), []
     for options in (

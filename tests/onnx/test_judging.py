@@ -107,6 +107,7 @@ def error(model, made, batches):
     return sum(np.square(a - b).sum() for a, b in pairs) / sum(np.square(a).sum() for a, _ in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"weights": "int4"}, {"method": "percentile", "percentile": 97}])
 def test_corrections_do_not_make_models_worse(options):
     for seed in range(12):

@@ -101,6 +101,7 @@ def test_a_metric_of_the_users_is_obeyed():
     assert description(made)["float"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [True, False])
 def test_sensitivities_and_drops_of_detectors(static):
     model, batches = onnx_models.detector(sensitive()), onnx_models.rows(16, n=256)

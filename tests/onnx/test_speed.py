@@ -56,6 +56,7 @@ def test_what_is_said_is_what_onnx_runtime_makes_of_the_model(options, said):
     assert why_slower(made, (1.0, 1.04)) is None
 
 
+@pytest.mark.slow
 def test_the_commands_say_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     onnx.save(convolutions(), "model.onnx")

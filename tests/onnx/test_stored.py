@@ -200,7 +200,7 @@ def damaged(how):
 def test_tensors_whose_data_are_not_what_they_say(tmp_path, how):
     model, path = damaged(how), tmp_path / "model.onnx"
     message = r"tensor '\w*': its data are no .* of shape \[.*\], the file is damaged: "
-    for call in (qatcore.onnx.quantize_model, qatcore.onnx.calibrate, qatcore._onnx.sensitivity):
+    for call in (qatcore.onnx.quantize_model, qatcore.onnx.calibrate, qatcore.onnx.sensitivity):
         with pytest.raises(InvalidArgumentError, match=f"^model: {message}"):
             call(model, onnx_models.rows())
     path.write_bytes(model.SerializeToString())

@@ -145,6 +145,7 @@ def test_number_of_threads(call):
         assert_same(call(), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_large_results_are_right(n):
     """By NumPy's own arithmetic, which is exact here."""

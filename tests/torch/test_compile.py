@@ -54,6 +54,7 @@ def two(mode, bits=QuantBits.INT4, per_channel=True):
     return model, copy.deepcopy(model)
 
 
+@pytest.mark.slow
 @modes
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -132,6 +133,7 @@ def test_modules_may_be_called_twice(backend, mode):
         assert torch.equal(value, quantizer.state_dict()[name]), name
 
 
+@pytest.mark.slow
 @modes
 def test_checkpoints_around_compiled_models(mode):
     model, other = two(mode)

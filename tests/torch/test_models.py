@@ -296,6 +296,7 @@ def run_in_worker(connection, model, x):
         connection.send(model(x).numpy())
 
 
+@pytest.mark.slow
 def test_modules_survive_copies_files_and_other_processes(tmp_path):
     x = torch.randn(8, 2, 6, 6)
     model = prepare_qat(small_model(), QatConfig(QuantBits.INT4, per_channel=True), mode=RangeMode.LEARNED)
@@ -698,6 +699,7 @@ def test_types_of_codes_may_be_pytorchs():
         assert torch.equal(fake_quantize(x, 0.1, dtype=dtype), fake_quantize(x, 0.1, dtype=name))
 
 
+@pytest.mark.slow
 @every_bits
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_sequences_are_exported(bits, dynamic, tmp_path):
@@ -788,6 +790,7 @@ def trained(bits, mode=RangeMode.LEARNED):
     return model, x
 
 
+@pytest.mark.slow
 @every_bits
 @pytest.mark.parametrize("mode", [RangeMode.LEARNED, RangeMode.MOVING_AVERAGE])
 def test_what_was_trained_is_what_is_exported(bits, mode, tmp_path):
@@ -833,6 +836,7 @@ def test_what_was_trained_is_what_is_exported(bits, mode, tmp_path):
         assert (out.argmax(1) == expected[:100].argmax(1).numpy())[certain].all()
 
 
+@pytest.mark.slow
 @every_bits
 def test_converted_weights_are_the_fake_quantised_ones(bits):
     model, _ = trained(bits)
