@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,13 @@ import numpy.typing as npt
 from .._base.config import CalibMethod, QuantBits, as_flag, as_member
 from .._base.errors import InvalidArgumentError
 from .._base.scale import scale_and_zero_point
+from .._base.types import Count, FloatLike, FloatOrArray, PathLike, ZeroPoint
 from .._base.validation import as_array, as_count, as_number, as_plain_array, as_scales, as_zero_points
 from .accumulator import COUNTS, Accumulator
 from .counting import count, count_along
 from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
 from .summary import CalibrationSummary, promised_sqnr, summarize
 from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
-
-if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
-    from .storage import PathLike
 
 
 class CalibrationCollector:
@@ -99,7 +97,7 @@ class CalibrationCollector:
         state: tuple[tuple[int, ...], Accumulator] = self.__dict__.setdefault("_state", (shape, added))
         return state
 
-    def observe(self, x: Any, mask: Any = None) -> None:
+    def observe(self, x: npt.ArrayLike, mask: npt.ArrayLike | None = None) -> None:
         """Count the values of an array.
 
         Parameters
@@ -216,10 +214,11 @@ class CalibrationCollector:
             self._made = made = accumulator.histogram()
         return made[1]
 
-    def _counts(self, *names: str) -> Any:
+    def _counts(self, *names: str) -> Count:
         """Return a sum of statistics, for which no histogram has to be made."""
         stats = self._accumulator().stats
-        return self._answers(stats[:, [COUNTS[name] for name in names]].sum(axis=1))
+        total: npt.NDArray[np.int64] = stats[:, [COUNTS[name] for name in names]].sum(axis=1)
+        return self._answers(total)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self)._of_state, (self._to_state(),)
@@ -260,17 +259,17 @@ class CalibrationCollector:
         return (0,) * len(self._axis or ()) if shape is None else shape
 
     @property
-    def min_val(self) -> Any:
+    def min_val(self) -> FloatOrArray:
         """Least finite value; +inf if there is none.  Zero has no sign."""
         return self._answers(self._accumulator().extreme(0))
 
     @property
-    def max_val(self) -> Any:
+    def max_val(self) -> FloatOrArray:
         """Greatest finite value; -inf if there is none."""
         return self._answers(self._accumulator().extreme(1))
 
     @property
-    def n_elements(self) -> Any:
+    def n_elements(self) -> Count:
         """Number of finite values."""
         return self._counts("n_zero", "n_nonzero")
 
@@ -280,22 +279,22 @@ class CalibrationCollector:
         return int(np.sum(self._counts("n_zero", "n_nonzero", "n_nan", "n_posinf", "n_neginf")))
 
     @property
-    def n_zero(self) -> Any:
+    def n_zero(self) -> Count:
         """Number of zeros among them, of either sign."""
         return self._counts("n_zero")
 
     @property
-    def n_nan(self) -> Any:
+    def n_nan(self) -> Count:
         """Number of NaNs seen."""
         return self._counts("n_nan")
 
     @property
-    def n_posinf(self) -> Any:
+    def n_posinf(self) -> Count:
         """Number of positive infinities seen."""
         return self._counts("n_posinf")
 
     @property
-    def n_neginf(self) -> Any:
+    def n_neginf(self) -> Count:
         """Number of negative infinities seen."""
         return self._counts("n_neginf")
 
@@ -375,13 +374,13 @@ class CalibrationCollector:
         return counts.reshape(*shape, counts.shape[1]), edges
 
     def min_max_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatOrArray, ZeroPoint]:
         """Return scale and zero point for the range from the least to the greatest finite value.
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -398,15 +397,20 @@ class CalibrationCollector:
         return self._answer(min_max_range(self._histogram), *_options(bits, symmetric, include_zero))
 
     def percentile_scale(
-        self, p: float, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self,
+        p: FloatLike,
+        *,
+        bits: QuantBits | str = QuantBits.INT8,
+        symmetric: bool = False,
+        include_zero: bool = False,
+    ) -> tuple[FloatOrArray, ZeroPoint]:
         """Return scale and zero point for the range that leaves out (100 - p) / 2 percent at either end.
 
         Parameters
         ----------
         p : float
             Percent of the values to keep; clamped to [0, 100].
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.  A symmetric range reaches as far as the farther end.
 
@@ -431,15 +435,15 @@ class CalibrationCollector:
         return self._answer(percentile_range(self._histogram, percent), *_options(bits, symmetric, include_zero))
 
     def kl_divergence_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatOrArray, ZeroPoint]:
         """Return scale and zero point for the range that loses least by Kullback-Leibler divergence.
 
         For data with light tails.  On heavy tails it clips too much: prefer `mse_scale`.
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -462,13 +466,13 @@ class CalibrationCollector:
         return self._answer(chosen, bits, symmetric, include_zero)
 
     def mse_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatOrArray, ZeroPoint]:
         """Return scale and zero point for the range with the least mean squared error.
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -493,8 +497,8 @@ class CalibrationCollector:
         return self._answer(chosen, bits, symmetric, include_zero)
 
     def best_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any, CalibMethod]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatOrArray, ZeroPoint, CalibMethod]:
         """Return scale and zero point by the method with the least expected squared error, and which that is.
 
         Of MIN_MAX, PERCENTILE (99 %), KL and MSE; of equally good ones the first.  With an axis it is one method for
@@ -502,7 +506,7 @@ class CalibrationCollector:
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -529,8 +533,13 @@ class CalibrationCollector:
         return *self._answer(chosen, bits, symmetric, include_zero), method
 
     def sqnr(
-        self, scale: Any, zero_point: Any = 0, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False
-    ) -> Any:
+        self,
+        scale: npt.ArrayLike,
+        zero_point: npt.ArrayLike = 0,
+        *,
+        bits: QuantBits | str = QuantBits.INT8,
+        symmetric: bool = False,
+    ) -> FloatOrArray:
         """Return the signal-to-quantisation-noise ratio that a scale promises for what was observed, in dB.
 
         Parameters
@@ -539,7 +548,7 @@ class CalibrationCollector:
             Finite and not negative.
         zero_point : int, or array_like of shape `shape`
             Int32.
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric : bool
             Whether the least code is left out.
 
@@ -567,7 +576,7 @@ class CalibrationCollector:
         bits, symmetric, _ = _options(bits, symmetric, False)
         h, shape = self._histogram, self.shape
         if bits is QuantBits.FP8 and np.any(as_zero_points(zero_point, shape, "zero_point")):
-            raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point}")
+            raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point!s}")
         scales = np.broadcast_to(as_scales(scale, shape, "scale"), shape).reshape(-1)
         zero_points = np.broadcast_to(as_zero_points(zero_point, shape, "zero_point"), shape).reshape(-1)
         return self._answers(promised_sqnr(h, scales, zero_points, bits, symmetric=symmetric))
@@ -692,6 +701,12 @@ class CalibrationCollector:
         scale, zero_point = scale_and_zero_point(*chosen, bits, symmetric=symmetric, include_zero=include_zero)
         return self._answers(scale), self._answers(zero_point)
 
+    @overload
+    def _answers(self, by_channel: npt.NDArray[np.float64]) -> FloatOrArray: ...
+    @overload
+    def _answers(self, by_channel: npt.NDArray[np.int64]) -> Count: ...
+    @overload
+    def _answers(self, by_channel: npt.NDArray[np.int32]) -> ZeroPoint: ...
     def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
         """Return one number for each channel as users want it."""
         if self._axis is None:

@@ -92,7 +92,7 @@ def activation_scale(
     )
     stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
-    return Activation(stored, by, sqnr)
+    return Activation(stored, by, float(sqnr))
 
 
 def inside_clip(scale: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> Scale:
