@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,3 +30,15 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 FloatOrArray: TypeAlias = float | npt.NDArray[np.float64]
 ZeroPoint: TypeAlias = int | npt.NDArray[np.int32]
 Count: TypeAlias = int | npt.NDArray[np.int64]
+
+# The same in generic classes.  Type checkers know defaults of variables before Python 3.13 does.
+if TYPE_CHECKING:
+    import typing_extensions as te
+
+    FloatsT_co = te.TypeVar("FloatsT_co", bound=FloatOrArray, covariant=True, default=FloatOrArray)
+    ZeroPointT_co = te.TypeVar("ZeroPointT_co", bound=ZeroPoint, covariant=True, default=ZeroPoint)
+    CountT_co = te.TypeVar("CountT_co", bound=Count, covariant=True, default=Count)
+else:
+    FloatsT_co = TypeVar("FloatsT_co", covariant=True)
+    ZeroPointT_co = TypeVar("ZeroPointT_co", covariant=True)
+    CountT_co = TypeVar("CountT_co", covariant=True)

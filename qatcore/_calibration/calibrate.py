@@ -16,7 +16,7 @@ from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
 from .._base.types import AnyArray, FloatOrArray, PathLike, ZeroPoint
 from .._base.validation import as_array
-from .collector import CalibrationCollector
+from .collector import AnyCollector, CalibrationCollector
 from .thresholds import PERCENTILE
 
 #: The batches of some layers, by their names.
@@ -173,7 +173,7 @@ def calibrate_model(
     include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
-    collectors: MutableMapping[str, CalibrationCollector] | None = None,
+    collectors: MutableMapping[str, AnyCollector] | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> list[QuantizationSpec]:
@@ -450,7 +450,7 @@ def _calibrate(
     *,
     axis: int | tuple[int, ...] | None,
     groups: int | None,
-    collectors: MutableMapping[str, CalibrationCollector] | None,
+    collectors: MutableMapping[str, AnyCollector] | None,
     resume: bool,
     progress: bool,
 ) -> list[QuantizationSpec]:

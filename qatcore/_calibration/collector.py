@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from typing import Any, overload
+from typing import Any, Generic, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .._base.config import CalibMethod, QuantBits, as_flag, as_member
 from .._base.errors import InvalidArgumentError
 from .._base.scale import scale_and_zero_point
-from .._base.types import Count, FloatLike, FloatOrArray, PathLike, ZeroPoint
+from .._base.types import CountT_co, FloatLike, FloatsT_co, PathLike, ZeroPointT_co
 from .._base.validation import as_array, as_count, as_number, as_plain_array, as_scales, as_zero_points
 from .accumulator import COUNTS, Accumulator
 from .counting import count, count_along
@@ -22,7 +22,7 @@ from .summary import CalibrationSummary, promised_sqnr, summarize
 from .thresholds import Range, best_range, kl_range, min_max_range, mse_range, percentile_range
 
 
-class CalibrationCollector:
+class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     """Observes values in constant memory and answers with scales.
 
     What it holds is a function of the multiset of observed values: batches, their order, threads and the
@@ -81,6 +81,12 @@ class CalibrationCollector:
     # The shape of the channels and their state: missing before the first batch, if there is an axis.
     _state: tuple[tuple[int, ...], Accumulator]
 
+    @overload
+    def __init__(self: OneCollector, axis: None = ..., *, groups: None = ...) -> None: ...
+    @overload
+    def __init__(self: ChannelCollector, axis: int | tuple[int, ...], *, groups: int | None = ...) -> None: ...
+    @overload
+    def __init__(self, axis: int | tuple[int, ...] | None, *, groups: int | None = ...) -> None: ...
     def __init__(self, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> None:
         self._axis = None if axis is None else _as_axes(axis)
         self._groups = 1 if groups is None else as_count(groups, "groups")
@@ -214,7 +220,7 @@ class CalibrationCollector:
             self._made = made = accumulator.histogram()
         return made[1]
 
-    def _counts(self, *names: str) -> Count:
+    def _counts(self, *names: str) -> CountT_co:
         """Return a sum of statistics, for which no histogram has to be made."""
         stats = self._accumulator().stats
         total: npt.NDArray[np.int64] = stats[:, [COUNTS[name] for name in names]].sum(axis=1)
@@ -259,17 +265,17 @@ class CalibrationCollector:
         return (0,) * len(self._axis or ()) if shape is None else shape
 
     @property
-    def min_val(self) -> FloatOrArray:
+    def min_val(self) -> FloatsT_co:
         """Least finite value; +inf if there is none.  Zero has no sign."""
         return self._answers(self._accumulator().extreme(0))
 
     @property
-    def max_val(self) -> FloatOrArray:
+    def max_val(self) -> FloatsT_co:
         """Greatest finite value; -inf if there is none."""
         return self._answers(self._accumulator().extreme(1))
 
     @property
-    def n_elements(self) -> Count:
+    def n_elements(self) -> CountT_co:
         """Number of finite values."""
         return self._counts("n_zero", "n_nonzero")
 
@@ -279,26 +285,26 @@ class CalibrationCollector:
         return int(np.sum(self._counts("n_zero", "n_nonzero", "n_nan", "n_posinf", "n_neginf")))
 
     @property
-    def n_zero(self) -> Count:
+    def n_zero(self) -> CountT_co:
         """Number of zeros among them, of either sign."""
         return self._counts("n_zero")
 
     @property
-    def n_nan(self) -> Count:
+    def n_nan(self) -> CountT_co:
         """Number of NaNs seen."""
         return self._counts("n_nan")
 
     @property
-    def n_posinf(self) -> Count:
+    def n_posinf(self) -> CountT_co:
         """Number of positive infinities seen."""
         return self._counts("n_posinf")
 
     @property
-    def n_neginf(self) -> Count:
+    def n_neginf(self) -> CountT_co:
         """Number of negative infinities seen."""
         return self._counts("n_neginf")
 
-    def channel(self, index: int | tuple[int, ...]) -> CalibrationCollector:
+    def channel(self, index: int | tuple[int, ...]) -> OneCollector:
         """Return a collector without an axis that has seen what one channel has.
 
         Parameters
@@ -327,7 +333,7 @@ class CalibrationCollector:
         flat = np.arange(math.prod(shape)).reshape(shape)[place]
         return type(self)._of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
 
-    def pooled(self) -> CalibrationCollector:
+    def pooled(self) -> OneCollector:
         """Return a collector without an axis that has seen what all channels have, to the bit.
 
         Examples
@@ -375,7 +381,7 @@ class CalibrationCollector:
 
     def min_max_scale(
         self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[FloatOrArray, ZeroPoint]:
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range from the least to the greatest finite value.
 
         Parameters
@@ -403,7 +409,7 @@ class CalibrationCollector:
         bits: QuantBits | str = QuantBits.INT8,
         symmetric: bool = False,
         include_zero: bool = False,
-    ) -> tuple[FloatOrArray, ZeroPoint]:
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range that leaves out (100 - p) / 2 percent at either end.
 
         Parameters
@@ -436,7 +442,7 @@ class CalibrationCollector:
 
     def kl_divergence_scale(
         self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[FloatOrArray, ZeroPoint]:
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range that loses least by Kullback-Leibler divergence.
 
         For data with light tails.  On heavy tails it clips too much: prefer `mse_scale`.
@@ -467,7 +473,7 @@ class CalibrationCollector:
 
     def mse_scale(
         self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[FloatOrArray, ZeroPoint]:
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range with the least mean squared error.
 
         Parameters
@@ -498,7 +504,7 @@ class CalibrationCollector:
 
     def best_scale(
         self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[FloatOrArray, ZeroPoint, CalibMethod]:
+    ) -> tuple[FloatsT_co, ZeroPointT_co, CalibMethod]:
         """Return scale and zero point by the method with the least expected squared error, and which that is.
 
         Of MIN_MAX, PERCENTILE (99 %), KL and MSE; of equally good ones the first.  With an axis it is one method for
@@ -539,7 +545,7 @@ class CalibrationCollector:
         *,
         bits: QuantBits | str = QuantBits.INT8,
         symmetric: bool = False,
-    ) -> FloatOrArray:
+    ) -> FloatsT_co:
         """Return the signal-to-quantisation-noise ratio that a scale promises for what was observed, in dB.
 
         Parameters
@@ -689,7 +695,7 @@ class CalibrationCollector:
         return State(self._axis, self._groups, shape, histogram)
 
     @classmethod
-    def _of_state(cls, state: State) -> CalibrationCollector:
+    def _of_state(cls, state: State) -> AnyCollector:
         """Return the collector that is made of a state, which has to be sound."""
         collector = cls.__new__(cls)
         collector._axis, collector._groups = state.axis, state.groups
@@ -702,11 +708,11 @@ class CalibrationCollector:
         return self._answers(scale), self._answers(zero_point)
 
     @overload
-    def _answers(self, by_channel: npt.NDArray[np.float64]) -> FloatOrArray: ...
+    def _answers(self, by_channel: npt.NDArray[np.float64]) -> FloatsT_co: ...
     @overload
-    def _answers(self, by_channel: npt.NDArray[np.int64]) -> Count: ...
+    def _answers(self, by_channel: npt.NDArray[np.int64]) -> CountT_co: ...
     @overload
-    def _answers(self, by_channel: npt.NDArray[np.int32]) -> ZeroPoint: ...
+    def _answers(self, by_channel: npt.NDArray[np.int32]) -> ZeroPointT_co: ...
     def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
         """Return one number for each channel as users want it."""
         if self._axis is None:
@@ -715,6 +721,14 @@ class CalibrationCollector:
         if math.prod(shape) != by_channel.size:  # asked before the first batch, which has come meanwhile
             shape = (0,) * len(shape)
         return by_channel.reshape(shape).copy()
+
+
+# What type checkers know of a collector: without an axis, with one, and that it may be either.
+OneCollector: TypeAlias = CalibrationCollector[float, int, int]
+ChannelCollector: TypeAlias = CalibrationCollector[
+    npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int64]
+]
+AnyCollector: TypeAlias = CalibrationCollector[Any, Any, Any]
 
 
 def _as_axes(axis: object) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from qatcore import CalibrationCollector
+
 #: The public modules, and what each needs.
 MODULES = {
     "qatcore": "numpy",
@@ -61,13 +63,13 @@ def with_overloads(name: str, function: Callable[..., Any]) -> Iterator[tuple[st
 
 
 def says_nothing(hint: Any) -> bool:
-    """Return whether a type is `Any`, or made of it; an array's elements may be, and NumPy's own `ArrayLike`."""
+    """Return whether a type is `Any`, or made of it; elements of arrays may be, what collectors answer, `ArrayLike`."""
     if hint is Any or hint is inspect.Parameter.empty:
         return True
     if isinstance(hint, list):  # the arguments of a callable
         return any(map(says_nothing, hint))
     origin = typing.get_origin(hint)
-    if isinstance(origin, type) and issubclass(origin, np.ndarray | np.dtype | np.generic):
+    if isinstance(origin, type) and issubclass(origin, np.ndarray | np.dtype | np.generic | CalibrationCollector):
         return False
     of_numpy = [*typing.get_args(npt.ArrayLike), *typing.get_args(npt.DTypeLike)]
     return any(says_nothing(part) for part in typing.get_args(hint) if part not in of_numpy)
