@@ -7,9 +7,10 @@ the scheduler: it runs on threads, processes, or whatever `distributed.Client` i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 try:
     import dask
@@ -27,10 +28,13 @@ from ._calibration.collector import CalibrationCollector
 
 __all__ = ["calibrate_model", "collect"]
 
+#: An array that is in blocks, or batches.
+Batches: TypeAlias = dask.array.Array | Iterable[Delayed | npt.ArrayLike]
+
 _FAN_IN = 8  # collectors merged by one task
 
 
-def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> Delayed:
+def collect(x: Batches, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> Delayed:
     """Return a delayed `CalibrationCollector` that will have observed all of a Dask array or of some batches.
 
     Parameters
@@ -79,10 +83,10 @@ def collect(x: Any, axis: int | tuple[int, ...] | None = None, *, groups: int | 
 
 
 def calibrate_model(
-    layer_activations: Mapping[str, Any] | Iterable[tuple[str, Any]],
-    method: CalibMethod = CalibMethod.KL,
+    layer_activations: Mapping[str, Batches] | Iterable[tuple[str, Batches]],
+    method: CalibMethod | str = CalibMethod.KL,
     *,
-    bits: QuantBits = QuantBits.INT8,
+    bits: QuantBits | str = QuantBits.INT8,
     symmetric: bool = False,
     include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
@@ -96,9 +100,9 @@ def calibrate_model(
     ----------
     layer_activations : mapping or sequence of pairs
         From a layer's name to an array or batches, each as `collect` takes it.
-    method : CalibMethod
+    method : CalibMethod or str
         ``AUTO`` chooses for each layer, and the specification says what.
-    bits : QuantBits
+    bits : QuantBits or str
     symmetric, include_zero : bool
         As the methods of `CalibrationCollector` take them.
     axis, groups : optional

@@ -43,7 +43,7 @@ _FloatArray = npt.NDArray[np.float64]
 def histogram(
     collector: CalibrationCollector,
     *,
-    bits: QuantBits = QuantBits.INT8,
+    bits: QuantBits | str = QuantBits.INT8,
     symmetric: bool = False,
     figure: Figure | None = None,
 ) -> Figure:
@@ -57,7 +57,7 @@ def histogram(
     ----------
     collector : CalibrationCollector
         Without an axis; ``collector.channel(i)`` and ``collector.pooled()`` give such ones.
-    bits : QuantBits
+    bits : QuantBits or str
     symmetric : bool
     figure : matplotlib.figure.Figure, optional
         An empty one to draw into; a new one of 8 by 6 inches if left out.

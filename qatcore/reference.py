@@ -8,8 +8,8 @@ it all, with evidence).  The top-level functions of `qatcore` are right where th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ._base.config import CalibMethod, QatConfig, QuantizationSpec
 from ._base.errors import InvalidArgumentError
 from ._base.formats import INTEGERS, QuantBits
 from ._base.scale import round_half_away
+from ._base.types import FloatLike, IntLike
 from ._base.validation import (
     INT32,
     as_array,
@@ -30,7 +31,7 @@ from ._base.validation import (
     as_zero_point,
     elementwise,
 )
-from ._calibration.calibrate import CalibrationDataset, iterate_batches, named_layers
+from ._calibration.calibrate import CalibrationDataset, LayerBatches, iterate_batches, named_layers
 from ._codes import reference_rounding as codes
 from ._linear.gemm import int8_matmul
 from ._linear.weights import as_config
@@ -59,7 +60,15 @@ _LEVELS = 256
 _LEAST_SCALE = 1e-12
 
 
-def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
+@overload
+def quantize_int8(x: np.generic, scale: FloatLike, zero_point: IntLike = ...) -> np.float64: ...
+@overload
+def quantize_int8(x: float, scale: FloatLike, zero_point: IntLike = ...) -> float: ...
+@overload
+def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = ...) -> npt.NDArray[np.float64]: ...
+def quantize_int8(
+    x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0
+) -> float | np.float64 | npt.NDArray[np.float64]:
     """Quantise to int8 and dequantise again, in float64.
 
     As `qatcore.quantize_int8`, with any scale: negative, NaN and infinite ones are computed as written.
@@ -91,7 +100,15 @@ def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
     return codes.fake_quantize(x, as_number(scale, "scale"), as_zero_point(zero_point), QuantBits.INT8, float64=True)
 
 
-def quantize_int4(x: Any, scale: float, zero_point: int = 0) -> Any:
+@overload
+def quantize_int4(x: np.generic, scale: FloatLike, zero_point: IntLike = ...) -> np.float64: ...
+@overload
+def quantize_int4(x: float, scale: FloatLike, zero_point: IntLike = ...) -> float: ...
+@overload
+def quantize_int4(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = ...) -> npt.NDArray[np.float64]: ...
+def quantize_int4(
+    x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0
+) -> float | np.float64 | npt.NDArray[np.float64]:
     """Quantise to int4 and dequantise again, in float64.
 
     As `quantize_int8`, with codes saturated to [-8, 7].
@@ -116,7 +133,13 @@ def quantize_int4(x: Any, scale: float, zero_point: int = 0) -> Any:
     return codes.fake_quantize(x, as_number(scale, "scale"), as_zero_point(zero_point), QuantBits.INT4, float64=True)
 
 
-def quantize_fp8(x: Any) -> Any:
+@overload
+def quantize_fp8(x: np.generic) -> np.float64: ...
+@overload
+def quantize_fp8(x: float) -> float: ...
+@overload
+def quantize_fp8(x: npt.ArrayLike) -> npt.NDArray[np.float64]: ...
+def quantize_fp8(x: npt.ArrayLike) -> float | np.float64 | npt.NDArray[np.float64]:
     """Round to FP8 E4M3 as the reference does: half away from zero, without carry, NaN to 0.
 
     Parameters
@@ -140,7 +163,7 @@ def quantize_fp8(x: Any) -> Any:
     return elementwise(x, "x", dispatch.kernels.round_e4m3_reference, float64=True)
 
 
-def kl_divergence_symmetric(p: Any, q: Any) -> float:
+def kl_divergence_symmetric(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
     """Return half of KL(p, q) + KL(q, p), each value raised by 1e-12, over the shorter length.
 
     Parameters
@@ -188,7 +211,7 @@ class CalibrationCollector:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_batches": [self.samples]}  # a copy has a list of its own
 
-    def observe(self, tensor: Any) -> None:
+    def observe(self, tensor: npt.ArrayLike) -> None:
         """Add the finite values of an array.
 
         Parameters
@@ -249,7 +272,7 @@ class CalibrationCollector:
         """Return scale and zero point for the range of all finite values."""
         return _affine(self._min_val, self._max_val)
 
-    def percentile_scale(self, p: float) -> tuple[float, int]:
+    def percentile_scale(self, p: FloatLike) -> tuple[float, int]:
         """Return scale and zero point for the range that keeps p percent of the samples.
 
         Parameters
@@ -319,17 +342,17 @@ class QatLayer:
         self.out_features = as_count(out_features, "out_features", 0)
         self.config = as_config(config)
         _bits(self.config)
-        self.weights: Any = np.empty((self.out_features, self.in_features))
+        self.weights: npt.NDArray[np.float64] = np.empty((self.out_features, self.in_features))
         if self.weights.size:
             limit = math.sqrt(6.0 / (self.in_features + self.out_features))
             dispatch.kernels.glorot_weights(self.weights.reshape(-1), limit, float(2**32 - 1))
-        self.bias: Any = np.zeros(self.out_features)
+        self.bias: npt.NDArray[np.float64] = np.zeros(self.out_features)
         self.weight_scale: float = 1.0 / 127.0
         self.weight_zero_point: int = 0
         self.activation_scale: float = 1.0 / 127.0
         self.activation_zero_point: int = 0
 
-    def calibrate_from_data(self, activations: Any) -> None:
+    def calibrate_from_data(self, activations: npt.ArrayLike) -> None:
         """Set the weights' scale and zero point from their range, the activations' from these values.
 
         Parameters
@@ -342,7 +365,7 @@ class QatLayer:
         if array.size:
             self.activation_scale, self.activation_zero_point = _min_max(array)
 
-    def forward_train(self, x: Any) -> npt.NDArray[np.float64]:
+    def forward_train(self, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the output with fake-quantised weights and activations.
 
         Parameters
@@ -372,7 +395,7 @@ class QatLayer:
         with np.errstate(all="ignore"):
             return np.asarray(activations @ weights.T + bias)
 
-    def forward_infer(self, x: Any) -> npt.NDArray[np.float64]:
+    def forward_infer(self, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the output computed on int8 codes, whatever ``config.bits`` says.
 
         Parameters
@@ -440,7 +463,9 @@ def _min_max(x: Any) -> tuple[float, int]:
     return collector.min_max_scale()
 
 
-def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tuple[npt.NDArray[np.int8], float, int]:
+def quantize_model_weights(
+    weights: npt.ArrayLike, config: QatConfig | None = None
+) -> tuple[npt.NDArray[np.int8], float, int]:
     """Quantise weights with a scale of 255 steps, clamped to [-8, 7] for ``INT4`` and int8 otherwise.
 
     Parameters
@@ -469,7 +494,7 @@ def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tup
     return codes.encode(array, np.array(scale), np.array(zero_point, np.int32), bits), scale, zero_point
 
 
-def dequantize_weights(weights: Any, scale: float, zero_point: int = 0) -> npt.NDArray[np.float64]:
+def dequantize_weights(weights: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -> npt.NDArray[np.float64]:
     """Return ``(code - zero_point) * scale``, the difference wrapping in int32.
 
     Parameters
@@ -496,13 +521,13 @@ def dequantize_weights(weights: Any, scale: float, zero_point: int = 0) -> npt.N
     return codes.decode(array.astype(np.int8), *given)
 
 
-def calibrate_layer(layer_outputs: Iterable[Any], method: CalibMethod) -> tuple[float, int]:
+def calibrate_layer(layer_outputs: Iterable[npt.ArrayLike], method: CalibMethod | str) -> tuple[float, int]:
     """Return scale and zero point for the batches of one layer.
 
     Parameters
     ----------
     layer_outputs : iterable of array_like
-    method : CalibMethod
+    method : CalibMethod or str
         ``PERCENTILE`` keeps 99 %; all but that and ``KL`` are min-max.
 
     Returns
@@ -527,7 +552,7 @@ def calibrate_layer(layer_outputs: Iterable[Any], method: CalibMethod) -> tuple[
 
 
 def calibrate_model(
-    layer_activations: Mapping[str, Iterable[Any]] | Iterable[tuple[str, Iterable[Any]]],
+    layer_activations: LayerBatches,
 ) -> list[QuantizationSpec]:
     """Return a specification for each layer, by the reference's KL search.
 

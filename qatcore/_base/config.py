@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import InvalidArgumentError
 from .formats import QuantBits
+from .types import FloatOrArray, ZeroPoint
 from .validation import as_flag, as_member, as_plain_array
 
 
@@ -29,7 +31,7 @@ class QatConfig:
 
     Parameters
     ----------
-    bits : QuantBits
+    bits : QuantBits or str
         Format of the weight and activation codes.
     per_channel : bool
         One weight scale for each output channel instead of one for all.
@@ -54,6 +56,10 @@ class QatConfig:
     per_channel: bool = False
     symmetric: bool = True
 
+    if TYPE_CHECKING:  # what is given, which need not be what it becomes
+
+        def __init__(self, bits: QuantBits | str = ..., per_channel: bool = ..., symmetric: bool = ...) -> None: ...
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", as_member(QuantBits, self.bits, "bits"))
         object.__setattr__(self, "per_channel", as_flag(self.per_channel, "per_channel"))
@@ -72,8 +78,8 @@ class QuantizationSpec:
     scale : float or ndarray of float64, shape (channels,)
         Not negative.
     zero_point : int or ndarray of int32, shape (channels,)
-    method : CalibMethod
-    bits : QuantBits
+    method : CalibMethod or str
+    bits : QuantBits or str
     symmetric : bool
     axis : int, tuple of int or None
         The axis of the channels, None for one scale for the whole tensor.  With several the arrays have as many
@@ -90,13 +96,27 @@ class QuantizationSpec:
     """
 
     layer_name: str
-    scale: Any
-    zero_point: Any
+    scale: FloatOrArray
+    zero_point: ZeroPoint
     method: CalibMethod
     bits: QuantBits = QuantBits.INT8
     symmetric: bool = False
     axis: int | tuple[int, ...] | None = None
     groups: int = 1
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            layer_name: str,
+            scale: npt.ArrayLike,
+            zero_point: npt.ArrayLike,
+            method: CalibMethod | str,
+            bits: QuantBits | str = ...,
+            symmetric: bool = ...,
+            axis: int | tuple[int, ...] | None = ...,
+            groups: int = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer_name, str):

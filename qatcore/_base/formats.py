@@ -6,7 +6,7 @@ import enum
 import reprlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
@@ -121,6 +121,10 @@ for _format in CODE_FORMATS:
     _FORMAT_OF |= dict.fromkeys((str(_format.dtype), _format.dtype, _format.dtype.type), _format)
 for _bits in QuantBits:
     _FORMAT_OF[_bits] = _FORMAT_OF["float8_e4m3fn" if _bits is QuantBits.FP8 else _bits.value]
+
+
+#: What names a format of codes; its name as a str, too.
+CodeDType: TypeAlias = npt.DTypeLike | QuantBits
 
 
 def as_code_format(dtype: Any, name: str, allowed: Collection[str] | None = None) -> CodeFormat:

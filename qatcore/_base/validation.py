@@ -9,7 +9,7 @@ import numbers
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import ml_dtypes
 import numpy as np
@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from .errors import InvalidArgumentError
 from .formats import BFLOAT16, MINIFLOATS, SUB_BYTE_INTEGERS
-
-Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+from .types import AnyArray, Floats
 
 INT32 = np.iinfo(np.int32)
 
@@ -170,7 +169,17 @@ def _overlaps(out: npt.NDArray[Any], array: npt.NDArray[Any]) -> bool:
     return not (out.ctypes.data == array.ctypes.data and out.strides == array.strides and out.dtype == array.dtype)
 
 
-def elementwise(x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False) -> Any:
+@overload
+def elementwise(
+    x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: Literal[True]
+) -> float | np.float64 | npt.NDArray[np.float64]: ...
+@overload
+def elementwise(
+    x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = ...
+) -> float | np.generic | AnyArray: ...
+def elementwise(
+    x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False
+) -> float | np.generic | AnyArray:
     """Apply ``kernel(flat input, flat output)`` to a scalar or an array and return the like.
 
     Python numbers give a float, NumPy scalars a NumPy scalar, everything else an array of the same

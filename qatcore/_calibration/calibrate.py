@@ -6,7 +6,7 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sized
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,13 @@ from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
 from .._base.scale import Target
 from .._base.threads import for_each
+from .._base.types import AnyArray, FloatOrArray, PathLike, ZeroPoint
 from .._base.validation import as_array, as_flag, as_member
-from .collector import CalibrationCollector
+from .collector import AnyCollector, CalibrationCollector
 from .thresholds import PERCENTILE
 
-if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
-    from .storage import PathLike
+#: The batches of some layers, by their names.
+LayerBatches: TypeAlias = Mapping[str, Iterable[npt.ArrayLike]] | Iterable[tuple[str, Iterable[npt.ArrayLike]]]
 
 #: A range from fewer values says little of the data to come.
 _FEW_VALUES = 256
@@ -48,9 +49,9 @@ class CalibrationDataset:
     """
 
     def __init__(self) -> None:
-        self._data: list[npt.NDArray[Any]] = []
+        self._data: list[AnyArray] = []
 
-    def push(self, row: Any) -> None:
+    def push(self, row: npt.ArrayLike) -> None:
         """Add a copy of a batch.
 
         Parameters
@@ -65,37 +66,61 @@ class CalibrationDataset:
         self._data.append(np.array(as_array(row, "row")))
 
     @property
-    def data(self) -> list[npt.NDArray[Any]]:
+    def data(self) -> list[AnyArray]:
         """The batches, in a list of its own."""
         return list(self._data)
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+    def __iter__(self) -> Iterator[AnyArray]:
         return iter(self._data)
 
 
+@overload
 def calibrate_layer(
-    layer_outputs: Iterable[Any],
-    method: CalibMethod = CalibMethod.KL,
+    layer_outputs: Iterable[npt.ArrayLike],
+    method: CalibMethod | str = ...,
     *,
-    bits: QuantBits = QuantBits.INT8,
+    bits: QuantBits | str = ...,
+    symmetric: bool = ...,
+    include_zero: bool = ...,
+    axis: None = ...,
+    groups: int | None = ...,
+    progress: bool = ...,
+) -> tuple[float, int]: ...
+@overload
+def calibrate_layer(
+    layer_outputs: Iterable[npt.ArrayLike],
+    method: CalibMethod | str = ...,
+    *,
+    bits: QuantBits | str = ...,
+    symmetric: bool = ...,
+    include_zero: bool = ...,
+    axis: int | tuple[int, ...],
+    groups: int | None = ...,
+    progress: bool = ...,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]: ...
+def calibrate_layer(
+    layer_outputs: Iterable[npt.ArrayLike],
+    method: CalibMethod | str = CalibMethod.KL,
+    *,
+    bits: QuantBits | str = QuantBits.INT8,
     symmetric: bool = False,
     include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
     progress: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[FloatOrArray, ZeroPoint]:
     """Return scale and zero point for the batches of one layer.
 
     Parameters
     ----------
     layer_outputs : iterable of array_like
         Batches of any shape, taken one at a time and not kept; a one-dimensional array is one batch.
-    method : CalibMethod
+    method : CalibMethod or str
         ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least expected squared error.
-    bits : QuantBits
+    bits : QuantBits or str
     symmetric, include_zero : bool
         As the methods of `CalibrationCollector` take them.
     axis, groups : optional
@@ -142,15 +167,15 @@ def calibrate_layer(
 
 
 def calibrate_model(
-    layer_activations: Mapping[str, Iterable[Any]] | Iterable[tuple[str, Iterable[Any]]],
-    method: CalibMethod = CalibMethod.KL,
+    layer_activations: LayerBatches,
+    method: CalibMethod | str = CalibMethod.KL,
     *,
-    bits: QuantBits = QuantBits.INT8,
+    bits: QuantBits | str = QuantBits.INT8,
     symmetric: bool = False,
     include_zero: bool = False,
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
-    collectors: MutableMapping[str, CalibrationCollector] | None = None,
+    collectors: MutableMapping[str, AnyCollector] | None = None,
     resume: bool = False,
     progress: bool = False,
 ) -> list[QuantizationSpec]:
@@ -160,9 +185,9 @@ def calibrate_model(
     ----------
     layer_activations : mapping or sequence of pairs
         From a layer's name to its batches, each as in `calibrate_layer`.
-    method : CalibMethod
+    method : CalibMethod or str
         ``AUTO`` chooses for each layer, and the specification says what.
-    bits : QuantBits
+    bits : QuantBits or str
     symmetric, include_zero : bool
         As the methods of `CalibrationCollector` take them.
     axis, groups : optional
@@ -215,9 +240,9 @@ def calibrate_model(
 
 def choose_specs(
     collectors: Mapping[str, CalibrationCollector],
-    method: CalibMethod = CalibMethod.KL,
+    method: CalibMethod | str = CalibMethod.KL,
     *,
-    bits: QuantBits = QuantBits.INT8,
+    bits: QuantBits | str = QuantBits.INT8,
     symmetric: bool = False,
     include_zero: bool = False,
 ) -> list[QuantizationSpec]:
@@ -227,9 +252,9 @@ def choose_specs(
     ----------
     collectors : mapping of str to CalibrationCollector
         As `load_calibration` returns them.
-    method : CalibMethod
+    method : CalibMethod or str
         ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses for each layer, and the specification says what.
-    bits : QuantBits
+    bits : QuantBits or str
     symmetric, include_zero : bool
         As the methods of `CalibrationCollector` take them.
 
@@ -424,7 +449,7 @@ def _calibrate(
     *,
     axis: int | tuple[int, ...] | None,
     groups: int | None,
-    collectors: MutableMapping[str, CalibrationCollector] | None,
+    collectors: MutableMapping[str, AnyCollector] | None,
     resume: bool,
     progress: bool,
 ) -> list[QuantizationSpec]:

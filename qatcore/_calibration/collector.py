@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
 from .._base.scale import Target, scale_and_zero_point
+from .._base.types import CountT_co, FloatLike, FloatsT_co, PathLike, ZeroPointT_co
 from .._base.validation import (
     as_array,
     as_count,
@@ -30,11 +31,8 @@ from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, Range, Sta
 from .summary import CalibrationSummary, promised_sqnr, summarize
 from .thresholds import best_range, min_max_range, mse_range, percentile_range
 
-if TYPE_CHECKING:  # what it imports takes longer than all the rest, and is not needed until there is a file
-    from .storage import PathLike
 
-
-class CalibrationCollector:
+class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     """Observes values in constant memory and answers with scales.
 
     What it holds is a function of the multiset of observed values: batches, their order, threads and the
@@ -93,6 +91,12 @@ class CalibrationCollector:
     # The shape of the channels and their state: missing before the first batch, if there is an axis.
     _state: tuple[tuple[int, ...], Accumulator]
 
+    @overload
+    def __init__(self: OneCollector, axis: None = ..., *, groups: None = ...) -> None: ...
+    @overload
+    def __init__(self: ChannelCollector, axis: int | tuple[int, ...], *, groups: int | None = ...) -> None: ...
+    @overload
+    def __init__(self, axis: int | tuple[int, ...] | None, *, groups: int | None = ...) -> None: ...
     def __init__(self, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> None:
         self._axis = None if axis is None else _as_axes(axis)
         self._groups = 1 if groups is None else as_count(groups, "groups")
@@ -109,7 +113,7 @@ class CalibrationCollector:
         state: tuple[tuple[int, ...], Accumulator] = self.__dict__.setdefault("_state", (shape, added))
         return state
 
-    def observe(self, x: Any, mask: Any = None) -> None:
+    def observe(self, x: npt.ArrayLike, mask: npt.ArrayLike | None = None) -> None:
         """Count the values of an array.
 
         Parameters
@@ -226,10 +230,11 @@ class CalibrationCollector:
             self._made = made = accumulator.histogram()
         return made[1]
 
-    def _counts(self, *names: str) -> Any:
+    def _counts(self, *names: str) -> CountT_co:
         """Return a sum of statistics, for which no histogram has to be made."""
         stats = self._accumulator().stats
-        return self._answers(stats[:, [COUNTS[name] for name in names]].sum(axis=1))
+        total: npt.NDArray[np.int64] = stats[:, [COUNTS[name] for name in names]].sum(axis=1)
+        return self._answers(total)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self)._of_state, (self._to_state(),)
@@ -270,17 +275,17 @@ class CalibrationCollector:
         return (0,) * len(self._axis or ()) if shape is None else shape
 
     @property
-    def min_val(self) -> Any:
+    def min_val(self) -> FloatsT_co:
         """Least finite value; +inf if there is none.  Zero has no sign."""
         return self._answers(self._accumulator().extreme(0))
 
     @property
-    def max_val(self) -> Any:
+    def max_val(self) -> FloatsT_co:
         """Greatest finite value; -inf if there is none."""
         return self._answers(self._accumulator().extreme(1))
 
     @property
-    def n_elements(self) -> Any:
+    def n_elements(self) -> CountT_co:
         """Number of finite values."""
         return self._counts("n_zero", "n_nonzero")
 
@@ -290,26 +295,26 @@ class CalibrationCollector:
         return int(np.sum(self._counts("n_zero", "n_nonzero", "n_nan", "n_posinf", "n_neginf")))
 
     @property
-    def n_zero(self) -> Any:
+    def n_zero(self) -> CountT_co:
         """Number of zeros among them, of either sign."""
         return self._counts("n_zero")
 
     @property
-    def n_nan(self) -> Any:
+    def n_nan(self) -> CountT_co:
         """Number of NaNs seen."""
         return self._counts("n_nan")
 
     @property
-    def n_posinf(self) -> Any:
+    def n_posinf(self) -> CountT_co:
         """Number of positive infinities seen."""
         return self._counts("n_posinf")
 
     @property
-    def n_neginf(self) -> Any:
+    def n_neginf(self) -> CountT_co:
         """Number of negative infinities seen."""
         return self._counts("n_neginf")
 
-    def channel(self, index: int | tuple[int, ...]) -> CalibrationCollector:
+    def channel(self, index: int | tuple[int, ...]) -> OneCollector:
         """Return a collector without an axis that has seen what one channel has.
 
         Parameters
@@ -338,7 +343,7 @@ class CalibrationCollector:
         flat = np.arange(math.prod(shape)).reshape(shape)[place]
         return type(self)._of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
 
-    def pooled(self) -> CalibrationCollector:
+    def pooled(self) -> OneCollector:
         """Return a collector without an axis that has seen what all channels have, to the bit.
 
         Examples
@@ -385,13 +390,13 @@ class CalibrationCollector:
         return counts.reshape(*shape, counts.shape[1]), edges
 
     def min_max_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range from the least to the greatest finite value.
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -408,15 +413,20 @@ class CalibrationCollector:
         return self._answer(min_max_range(self._histogram), Target.checked(bits, symmetric, include_zero))
 
     def percentile_scale(
-        self, p: float, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self,
+        p: FloatLike,
+        *,
+        bits: QuantBits | str = QuantBits.INT8,
+        symmetric: bool = False,
+        include_zero: bool = False,
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range that leaves out (100 - p) / 2 percent at either end.
 
         Parameters
         ----------
         p : float
             Percent of the values to keep; clamped to [0, 100].
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.  A symmetric range reaches as far as the farther end.
 
@@ -441,15 +451,15 @@ class CalibrationCollector:
         return self._answer(percentile_range(self._histogram, percent), Target.checked(bits, symmetric, include_zero))
 
     def kl_divergence_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range that loses least by Kullback-Leibler divergence.
 
         For data with light tails.  On heavy tails it clips too much: prefer `mse_scale`.
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -471,13 +481,13 @@ class CalibrationCollector:
         return self._answer(kl_range(self._histogram, target), target)
 
     def mse_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatsT_co, ZeroPointT_co]:
         """Return scale and zero point for the range with the least mean squared error.
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -501,8 +511,8 @@ class CalibrationCollector:
         return self._answer(mse_range(self._histogram, target), target)
 
     def best_scale(
-        self, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
-    ) -> tuple[Any, Any, CalibMethod]:
+        self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
+    ) -> tuple[FloatsT_co, ZeroPointT_co, CalibMethod]:
         """Return scale and zero point by the method with the least expected squared error, and which that is.
 
         Of MIN_MAX, PERCENTILE (99 %), KL and MSE; of equally good ones the first.  With an axis it is one method for
@@ -510,7 +520,7 @@ class CalibrationCollector:
 
         Parameters
         ----------
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric, include_zero : bool
             See the class.
 
@@ -537,8 +547,13 @@ class CalibrationCollector:
         return *self._answer(chosen, target), method
 
     def sqnr(
-        self, scale: Any, zero_point: Any = 0, *, bits: QuantBits = QuantBits.INT8, symmetric: bool = False
-    ) -> Any:
+        self,
+        scale: npt.ArrayLike,
+        zero_point: npt.ArrayLike = 0,
+        *,
+        bits: QuantBits | str = QuantBits.INT8,
+        symmetric: bool = False,
+    ) -> FloatsT_co:
         """Return the signal-to-quantisation-noise ratio that a scale promises for what was observed, in dB.
 
         Parameters
@@ -547,7 +562,7 @@ class CalibrationCollector:
             Finite and not negative.
         zero_point : int, or array_like of shape `shape`
             Int32.
-        bits : QuantBits
+        bits : QuantBits or str
         symmetric : bool
             Whether the least code is left out.
 
@@ -575,7 +590,7 @@ class CalibrationCollector:
         target = Target.checked(bits, symmetric)
         h, shape = self._histogram, self.shape
         if target.bits is QuantBits.FP8 and np.any(as_zero_points(zero_point, shape, "zero_point")):
-            raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point}")
+            raise InvalidArgumentError(f"zero_point: expected 0 for FP8, got {zero_point!s}")
         scales = np.broadcast_to(as_scales(scale, shape, "scale"), shape).reshape(-1)
         zero_points = np.broadcast_to(as_zero_points(zero_point, shape, "zero_point"), shape).reshape(-1)
         return self._answers(promised_sqnr(h, scales, zero_points, target))
@@ -688,7 +703,7 @@ class CalibrationCollector:
         return State(self._axis, self._groups, shape, histogram)
 
     @classmethod
-    def _of_state(cls, state: State) -> CalibrationCollector:
+    def _of_state(cls, state: State) -> AnyCollector:
         """Return the collector that is made of a state, which has to be sound."""
         collector = cls.__new__(cls)
         collector._axis, collector._groups = state.axis, state.groups
@@ -700,6 +715,12 @@ class CalibrationCollector:
         scale, zero_point = scale_and_zero_point(*chosen, target)
         return self._answers(scale), self._answers(zero_point)
 
+    @overload
+    def _answers(self, by_channel: npt.NDArray[np.float64]) -> FloatsT_co: ...
+    @overload
+    def _answers(self, by_channel: npt.NDArray[np.int64]) -> CountT_co: ...
+    @overload
+    def _answers(self, by_channel: npt.NDArray[np.int32]) -> ZeroPointT_co: ...
     def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
         """Return one number for each channel as users want it."""
         if self._axis is None:
@@ -708,6 +729,14 @@ class CalibrationCollector:
         if math.prod(shape) != by_channel.size:  # asked before the first batch, which has come meanwhile
             shape = (0,) * len(shape)
         return by_channel.reshape(shape).copy()
+
+
+# What type checkers know of a collector: without an axis, with one, and that it may be either.
+OneCollector: TypeAlias = CalibrationCollector[float, int, int]
+ChannelCollector: TypeAlias = CalibrationCollector[
+    npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int64]
+]
+AnyCollector: TypeAlias = CalibrationCollector[Any, Any, Any]
 
 
 def _as_axes(axis: object) -> tuple[int, ...]:

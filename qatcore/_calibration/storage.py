@@ -24,9 +24,8 @@ import numpy.typing as npt
 
 from .._base.config import QuantizationSpec
 from .._base.errors import InvalidArgumentError
+from .._base.types import PathLike
 from .histogram import BINADES, COUNT_FIELDS, FRACTION, LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
-
-PathLike = str | os.PathLike[str]
 
 _VERSION = 1
 _STATES_FORMAT = "qatcore calibration"

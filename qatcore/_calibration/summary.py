@@ -12,6 +12,7 @@ from .._base import dispatch
 from .._base.config import CalibMethod
 from .._base.formats import E4M3_MAX, QuantBits
 from .._base.scale import Target
+from .._base.types import Count, FloatOrArray
 from .histogram import LeadingBitHistogram
 from .squared_error import expected_errors, scaled_distribution
 from .thresholds import ranges_by_method
@@ -47,17 +48,17 @@ class CalibrationSummary:
         Whether that is of symmetric codes.
     """
 
-    n_elements: Any
-    n_zero: Any
-    n_nan: Any
-    n_posinf: Any
-    n_neginf: Any
-    min_val: Any
-    max_val: Any
-    mean: Any
-    std: Any
-    percentiles: dict[float, Any]
-    sqnr: dict[QuantBits, dict[CalibMethod, Any]]
+    n_elements: Count
+    n_zero: Count
+    n_nan: Count
+    n_posinf: Count
+    n_neginf: Count
+    min_val: FloatOrArray
+    max_val: FloatOrArray
+    mean: FloatOrArray
+    std: FloatOrArray
+    percentiles: dict[float, FloatOrArray]
+    sqnr: dict[QuantBits, dict[CalibMethod, FloatOrArray]]
     symmetric: bool
 
     def __str__(self) -> str:

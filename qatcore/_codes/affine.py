@@ -8,15 +8,17 @@ import numbers
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .._base import dispatch
 from .._base.errors import InvalidArgumentError
-from .._base.formats import BFLOAT16, CodeFormat, as_code_format
+from .._base.formats import BFLOAT16, CodeDType, CodeFormat, as_code_format
 from .._base.threads import GRAIN, for_ranges
+from .._base.types import AnyArray, ArrayT, DTypeOf, FloatT, Mask, ScalarT
 from .._base.validation import (
     as_array,
     as_count,
@@ -39,17 +41,74 @@ _NO_PARAMETERS = np.empty(0, np.int32)
 #: Scales in between are positive and finite in every type.
 _LEAST_USUAL, _GREATEST_USUAL = 1e-37, 1e38
 
+Scalar: TypeAlias = float | np.generic
 
+
+class _Rest(TypedDict, total=False):
+    """What overloads have in common: no result's type depends on it."""
+
+    axis: int | None
+    block_size: int | None
+    out: None
+
+
+class _FakeRest(_Rest, total=False):
+    dtype: CodeDType
+
+
+class _WithoutMask(_FakeRest, total=False):
+    return_mask: Literal[False]
+
+
+@overload
 def quantize(
-    x: Any,
-    scale: Any,
-    zero_point: Any = 0,
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
     *,
-    dtype: Any = "int8",
+    dtype: CodeDType = ...,
+    axis: int | None = ...,
+    block_size: int | None = ...,
+    out: ArrayT,
+) -> ArrayT: ...
+@overload
+def quantize(
+    x: Scalar, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: Literal["int8"] = ..., **rest: Unpack[_Rest]
+) -> np.int8: ...
+@overload
+def quantize(
+    x: Scalar, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: DTypeOf[ScalarT], **rest: Unpack[_Rest]
+) -> ScalarT: ...
+@overload
+def quantize(
+    x: Scalar, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: CodeDType, **rest: Unpack[_Rest]
+) -> np.generic: ...
+@overload
+def quantize(
+    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: Literal["int8"] = ..., **rest: Unpack[_Rest]
+) -> NDArray[np.int8]: ...
+@overload
+def quantize(
+    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: Literal["uint8"], **rest: Unpack[_Rest]
+) -> NDArray[np.uint8]: ...
+@overload
+def quantize(
+    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: DTypeOf[ScalarT], **rest: Unpack[_Rest]
+) -> NDArray[ScalarT]: ...
+@overload
+def quantize(
+    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: CodeDType, **rest: Unpack[_Rest]
+) -> AnyArray: ...
+def quantize(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
+    *,
+    dtype: CodeDType = "int8",
     axis: int | None = None,
     block_size: int | None = None,
-    out: npt.NDArray[Any] | None = None,
-) -> Any:
+    out: AnyArray | None = None,
+) -> Scalar | AnyArray:
     """Quantise to codes: ``saturate(round_half_even(x / scale) + zero_point)``.
 
     Parameters
@@ -109,16 +168,61 @@ def quantize(
     return _like_input(x, result, out)
 
 
+@overload
 def dequantize(
-    codes: Any,
-    scale: Any,
-    zero_point: Any = 0,
+    codes: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    axis: int | None = ...,
+    block_size: int | None = ...,
+    dtype: DTypeLike = ...,
+    out: ArrayT,
+) -> ArrayT: ...
+@overload
+def dequantize(
+    codes: np.generic,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    dtype: Literal["float32"] = ...,
+    **rest: Unpack[_Rest],
+) -> np.float32: ...
+@overload
+def dequantize(
+    codes: np.generic, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: DTypeLike, **rest: Unpack[_Rest]
+) -> np.generic: ...
+@overload
+def dequantize(
+    codes: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    dtype: Literal["float32"] = ...,
+    **rest: Unpack[_Rest],
+) -> NDArray[np.float32]: ...
+@overload
+def dequantize(
+    codes: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: Literal["float64"], **rest: Unpack[_Rest]
+) -> NDArray[np.float64]: ...
+@overload
+def dequantize(
+    codes: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: DTypeOf[ScalarT], **rest: Unpack[_Rest]
+) -> NDArray[ScalarT]: ...
+@overload
+def dequantize(
+    codes: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., *, dtype: DTypeLike, **rest: Unpack[_Rest]
+) -> AnyArray: ...
+def dequantize(
+    codes: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
     *,
     axis: int | None = None,
     block_size: int | None = None,
-    dtype: Any = "float32",
-    out: npt.NDArray[Any] | None = None,
-) -> Any:
+    dtype: DTypeLike = "float32",
+    out: AnyArray | None = None,
+) -> Scalar | AnyArray:
     """Return the values of codes: ``(codes - zero_point) * scale``.
 
     Parameters
@@ -174,17 +278,100 @@ def dequantize(
     return _like_input(codes, result, out)
 
 
+@overload
 def fake_quantize(
-    x: Any,
-    scale: Any,
-    zero_point: Any = 0,
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
     *,
-    dtype: Any = "int8",
+    dtype: CodeDType = ...,
+    axis: int | None = ...,
+    block_size: int | None = ...,
+    out: ArrayT,
+    return_mask: Literal[False] = ...,
+) -> ArrayT: ...
+@overload
+def fake_quantize(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    dtype: CodeDType = ...,
+    axis: int | None = ...,
+    block_size: int | None = ...,
+    out: ArrayT,
+    return_mask: Literal[True],
+) -> tuple[ArrayT, Mask]: ...
+@overload
+def fake_quantize(x: FloatT, scale: ArrayLike, zero_point: ArrayLike = ..., **rest: Unpack[_WithoutMask]) -> FloatT: ...
+@overload
+def fake_quantize(x: float, scale: ArrayLike, zero_point: ArrayLike = ..., **rest: Unpack[_WithoutMask]) -> float: ...
+@overload
+def fake_quantize(
+    x: np.generic, scale: ArrayLike, zero_point: ArrayLike = ..., **rest: Unpack[_WithoutMask]
+) -> np.generic: ...
+@overload
+def fake_quantize(
+    x: NDArray[FloatT], scale: ArrayLike, zero_point: ArrayLike = ..., **rest: Unpack[_WithoutMask]
+) -> NDArray[FloatT]: ...
+@overload
+def fake_quantize(
+    x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike = ..., **rest: Unpack[_WithoutMask]
+) -> AnyArray: ...
+@overload
+def fake_quantize(
+    x: float, scale: ArrayLike, zero_point: ArrayLike = ..., *, return_mask: Literal[True], **rest: Unpack[_FakeRest]
+) -> tuple[float, Mask]: ...
+@overload
+def fake_quantize(
+    x: np.generic,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    return_mask: Literal[True],
+    **rest: Unpack[_FakeRest],
+) -> tuple[np.generic, Mask]: ...
+@overload
+def fake_quantize(
+    x: NDArray[FloatT],
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    return_mask: Literal[True],
+    **rest: Unpack[_FakeRest],
+) -> tuple[NDArray[FloatT], Mask]: ...
+@overload
+def fake_quantize(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    return_mask: Literal[True],
+    **rest: Unpack[_FakeRest],
+) -> tuple[AnyArray, Mask]: ...
+@overload
+def fake_quantize(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = ...,
+    *,
+    dtype: CodeDType = ...,
+    axis: int | None = ...,
+    block_size: int | None = ...,
+    out: AnyArray | None = ...,
+    return_mask: bool,
+) -> Scalar | AnyArray | tuple[Scalar | AnyArray, Mask]: ...
+def fake_quantize(
+    x: ArrayLike,
+    scale: ArrayLike,
+    zero_point: ArrayLike = 0,
+    *,
+    dtype: CodeDType = "int8",
     axis: int | None = None,
     block_size: int | None = None,
-    out: npt.NDArray[Any] | None = None,
+    out: AnyArray | None = None,
     return_mask: bool = False,
-) -> Any:
+) -> Scalar | AnyArray | tuple[Scalar | AnyArray, Mask]:
     """Quantise and dequantise: what is left of values that were quantised.
 
     Parameters
@@ -452,7 +639,7 @@ def _shown_shape(array: npt.NDArray[Any]) -> str:
     return f"shape {array.shape}" if array.ndim else "a scalar"
 
 
-def _like_input(x: Any, result: npt.NDArray[Any], out: npt.NDArray[Any] | None) -> Any:
+def _like_input(x: Any, result: npt.NDArray[Any], out: AnyArray | None) -> Scalar | AnyArray:
     """Return `out` if it was given, a scalar for a scalar, else the array."""
     if out is not None:
         return out

@@ -3,31 +3,76 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
 from .._base.errors import InvalidArgumentError
-from .._base.formats import CodeFormat, as_code_format
+from .._base.formats import CodeDType, CodeFormat, as_code_format
 from .._base.threads import GRAIN, for_ranges
-from .._base.validation import Floats, as_array, as_floats, as_number, result_dtype
+from .._base.types import AnyArray, FloatLike, FloatOrArray, Floats, FloatT
+from .._base.validation import as_array, as_floats, as_number, result_dtype
 from .affine import ScaledFormat, floats_for, scaled_format
 
 _SUMMED = 8  # elements for each partial sum, at least
 
 
+@overload
 def fake_quantize_backward(
-    grad: Any,
-    x: Any,
-    scale: Any,
-    zero_point: Any = 0,
+    grad: npt.ArrayLike,
+    x: npt.NDArray[FloatT],
+    scale: npt.ArrayLike,
+    zero_point: npt.ArrayLike = ...,
     *,
-    dtype: Any = "int8",
+    dtype: CodeDType = ...,
+    axis: None = ...,
+    grad_factor: FloatLike | None = ...,
+) -> tuple[npt.NDArray[FloatT], float, float]: ...
+@overload
+def fake_quantize_backward(
+    grad: npt.ArrayLike,
+    x: npt.NDArray[FloatT],
+    scale: npt.ArrayLike,
+    zero_point: npt.ArrayLike = ...,
+    *,
+    dtype: CodeDType = ...,
+    axis: int,
+    grad_factor: FloatLike | None = ...,
+) -> tuple[npt.NDArray[FloatT], npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
+@overload
+def fake_quantize_backward(
+    grad: npt.ArrayLike,
+    x: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    zero_point: npt.ArrayLike = ...,
+    *,
+    dtype: CodeDType = ...,
+    axis: None = ...,
+    grad_factor: FloatLike | None = ...,
+) -> tuple[AnyArray, float, float]: ...
+@overload
+def fake_quantize_backward(
+    grad: npt.ArrayLike,
+    x: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    zero_point: npt.ArrayLike = ...,
+    *,
+    dtype: CodeDType = ...,
+    axis: int,
+    grad_factor: FloatLike | None = ...,
+) -> tuple[AnyArray, npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...
+def fake_quantize_backward(
+    grad: npt.ArrayLike,
+    x: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    zero_point: npt.ArrayLike = 0,
+    *,
+    dtype: CodeDType = "int8",
     axis: int | None = None,
-    grad_factor: float | None = None,
-) -> tuple[Any, Any, Any]:
+    grad_factor: FloatLike | None = None,
+) -> tuple[AnyArray, FloatOrArray, FloatOrArray]:
     """Return the gradients of `fake_quantize` for its values, scales and zero points.
 
     Parameters
@@ -96,7 +141,7 @@ def fake_quantize_backward(
     return grad_x, of_scale, of_zero_point
 
 
-def as_grad_factor(value: Any) -> float:
+def as_grad_factor(value: object) -> float:
     """Return what gradients are multiplied by as a float; it has to be finite."""
     factor = as_number(value, "grad_factor")
     if not math.isfinite(factor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,7 @@ from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3, E4M3_MAX, CodeFormat, as_code_format
 from .._base.scale import MIN_SCALE
 from .._base.threads import GRAIN, for_ranges
+from .._base.types import AnyArray, DTypeOf, FloatLike, ScalarT
 from .._base.validation import as_floats, as_number, as_plain_array, float_dtype
 from .affine import FLOATS, ScaledFormat, as_axis, as_blocks, blockwise, floats_for
 
@@ -35,8 +36,8 @@ _LEAST_E4M3 = 2.0**-9
 
 
 def quantize_mx(
-    x: Any, dtype: Any = "float8_e4m3fn", block_size: int = 32, *, axis: int = -1
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    x: npt.ArrayLike, dtype: npt.DTypeLike = "float8_e4m3fn", block_size: int = 32, *, axis: int = -1
+) -> tuple[AnyArray, AnyArray]:
     """Quantise to a microscaling format: every block of neighbours shares a power of two.
 
     Parameters
@@ -104,7 +105,23 @@ def quantize_mx(
     return codes, scale.view(_E8M0)
 
 
-def dequantize_mx(codes: Any, scale: Any, *, axis: int = -1, dtype: Any = "float32") -> npt.NDArray[Any]:
+@overload
+def dequantize_mx(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, *, axis: int = ..., dtype: Literal["float32"] = ...
+) -> npt.NDArray[np.float32]: ...
+@overload
+def dequantize_mx(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, *, axis: int = ..., dtype: Literal["float64"]
+) -> npt.NDArray[np.float64]: ...
+@overload
+def dequantize_mx(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, *, axis: int = ..., dtype: DTypeOf[ScalarT]
+) -> npt.NDArray[ScalarT]: ...
+@overload
+def dequantize_mx(codes: npt.ArrayLike, scale: npt.ArrayLike, *, axis: int = ..., dtype: npt.DTypeLike) -> AnyArray: ...
+def dequantize_mx(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, *, axis: int = -1, dtype: npt.DTypeLike = "float32"
+) -> AnyArray:
     """Return the values of microscaling codes.
 
     Parameters
@@ -150,8 +167,8 @@ def dequantize_mx(codes: Any, scale: Any, *, axis: int = -1, dtype: Any = "float
 
 
 def quantize_nvfp4(
-    x: Any, tensor_scale: float | None = None, *, axis: int = -1
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], np.float32]:
+    x: npt.ArrayLike, tensor_scale: FloatLike | None = None, *, axis: int = -1
+) -> tuple[AnyArray, AnyArray, np.float32]:
     """Quantise to NVFP4: float4_e2m1fn in blocks of 16 with E4M3 scales, and one float32 scale for all.
 
     Parameters
@@ -228,9 +245,35 @@ def quantize_nvfp4(
     return codes, rounded.astype(E4M3), all_scale
 
 
+@overload
 def dequantize_nvfp4(
-    codes: Any, scale: Any, tensor_scale: float, *, axis: int = -1, dtype: Any = "float32"
-) -> npt.NDArray[Any]:
+    codes: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    tensor_scale: FloatLike,
+    *,
+    axis: int = ...,
+    dtype: Literal["float32"] = ...,
+) -> npt.NDArray[np.float32]: ...
+@overload
+def dequantize_nvfp4(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, tensor_scale: FloatLike, *, axis: int = ..., dtype: Literal["float64"]
+) -> npt.NDArray[np.float64]: ...
+@overload
+def dequantize_nvfp4(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, tensor_scale: FloatLike, *, axis: int = ..., dtype: DTypeOf[ScalarT]
+) -> npt.NDArray[ScalarT]: ...
+@overload
+def dequantize_nvfp4(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, tensor_scale: FloatLike, *, axis: int = ..., dtype: npt.DTypeLike
+) -> AnyArray: ...
+def dequantize_nvfp4(
+    codes: npt.ArrayLike,
+    scale: npt.ArrayLike,
+    tensor_scale: FloatLike,
+    *,
+    axis: int = -1,
+    dtype: npt.DTypeLike = "float32",
+) -> AnyArray:
     """Return the values of NVFP4 codes.
 
     Parameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +11,11 @@ from .._base import dispatch
 from .._base.errors import InvalidArgumentError
 from .._base.formats import CODE_FORMATS, as_code_format
 from .._base.threads import GRAIN, for_ranges
+from .._base.types import AnyArray
 from .._base.validation import as_count, as_plain_array
 
 
-def pack_int4(codes: Any) -> npt.NDArray[np.uint8]:
+def pack_int4(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """Pack codes of 4 bits, two a byte.
 
     Parameters
@@ -51,13 +51,15 @@ def pack_int4(codes: Any) -> npt.NDArray[np.uint8]:
     return _packed(codes, 4)
 
 
-def unpack_int4(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int4") -> npt.NDArray[Any]:
+def unpack_int4(
+    packed: npt.ArrayLike, shape: int | tuple[int, ...] | list[int], *, dtype: npt.DTypeLike = "int4"
+) -> AnyArray:
     r"""Unpack codes of 4 bits.
 
     Parameters
     ----------
     packed : bytes, or ndarray of uint8, shape (ceil(n / 2),)
-    shape : int or tuple of int
+    shape : int, or tuple or list of int
         Of the result, with n elements in all.
     dtype : {"int4", "uint4", "float4_e2m1fn"} or dtype
         Of the codes.
@@ -85,7 +87,7 @@ def unpack_int4(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int4
     return _unpacked(packed, shape, dtype, 4)
 
 
-def pack_int2(codes: Any) -> npt.NDArray[np.uint8]:
+def pack_int2(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     """Pack codes of 2 bits, four a byte.
 
     Parameters
@@ -117,13 +119,15 @@ def pack_int2(codes: Any) -> npt.NDArray[np.uint8]:
     return _packed(codes, 2)
 
 
-def unpack_int2(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int2") -> npt.NDArray[Any]:
+def unpack_int2(
+    packed: npt.ArrayLike, shape: int | tuple[int, ...] | list[int], *, dtype: npt.DTypeLike = "int2"
+) -> AnyArray:
     r"""Unpack codes of 2 bits.
 
     Parameters
     ----------
     packed : bytes, or ndarray of uint8, shape (ceil(n / 4),)
-    shape : int or tuple of int
+    shape : int, or tuple or list of int
         Of the result, with n elements in all.
     dtype : {"int2", "uint2"} or dtype
         Of the codes.
@@ -155,7 +159,7 @@ def unpack_int2(packed: Any, shape: int | tuple[int, ...], *, dtype: Any = "int2
 _NAMES = {width: [str(each.dtype) for each in CODE_FORMATS if each.width == width] for width in (2, 4)}
 
 
-def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
+def _packed(codes: npt.ArrayLike, width: int) -> npt.NDArray[np.uint8]:
     array = as_plain_array(codes, "codes")
     if array.dtype.type in (np.int8, np.uint8):
         least = -(1 << (width - 1)) if array.dtype.type is np.int8 else 0
@@ -179,7 +183,9 @@ def _packed(codes: Any, width: int) -> npt.NDArray[np.uint8]:
     return packed
 
 
-def _unpacked(packed: Any, shape: int | tuple[int, ...], dtype: Any, width: int) -> npt.NDArray[Any]:
+def _unpacked(
+    packed: npt.ArrayLike, shape: int | tuple[int, ...] | list[int], dtype: npt.DTypeLike, width: int
+) -> AnyArray:
     code_format = as_code_format(dtype, "dtype", _NAMES[width])
     sizes = tuple(as_count(n, "shape", 0) for n in (shape if isinstance(shape, tuple | list) else (shape,)))
     if isinstance(packed, bytes | bytearray):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,21 @@ import numpy.typing as npt
 from .._base import dispatch
 from .._base.formats import E4M3, E4M3_VALUES, INTEGERS, QuantBits
 from .._base.threads import GRAIN, for_ranges
-from .._base.validation import Floats, as_scale, as_zero_point, elementwise
+from .._base.types import AnyArray, FloatLike, Floats, FloatT, IntLike
+from .._base.validation import as_scale, as_zero_point, elementwise
 
 
-def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
+@overload
+def quantize_int8(x: FloatT, scale: FloatLike, zero_point: IntLike = ...) -> FloatT: ...
+@overload
+def quantize_int8(x: float, scale: FloatLike, zero_point: IntLike = ...) -> float: ...
+@overload
+def quantize_int8(x: np.generic, scale: FloatLike, zero_point: IntLike = ...) -> np.generic: ...
+@overload
+def quantize_int8(x: npt.NDArray[FloatT], scale: FloatLike, zero_point: IntLike = ...) -> npt.NDArray[FloatT]: ...
+@overload
+def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = ...) -> AnyArray: ...
+def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -> float | np.generic | AnyArray:
     """Quantise to int8 and dequantise again.
 
     ``q = round_half_away(x / scale + zero_point)`` in float64, saturated to [-128, 127], then
@@ -56,7 +67,17 @@ def quantize_int8(x: Any, scale: float, zero_point: int = 0) -> Any:
     return fake_quantize(x, as_scale(scale), as_zero_point(zero_point), QuantBits.INT8)
 
 
-def quantize_int4(x: Any, scale: float, zero_point: int = 0) -> Any:
+@overload
+def quantize_int4(x: FloatT, scale: FloatLike, zero_point: IntLike = ...) -> FloatT: ...
+@overload
+def quantize_int4(x: float, scale: FloatLike, zero_point: IntLike = ...) -> float: ...
+@overload
+def quantize_int4(x: np.generic, scale: FloatLike, zero_point: IntLike = ...) -> np.generic: ...
+@overload
+def quantize_int4(x: npt.NDArray[FloatT], scale: FloatLike, zero_point: IntLike = ...) -> npt.NDArray[FloatT]: ...
+@overload
+def quantize_int4(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = ...) -> AnyArray: ...
+def quantize_int4(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -> float | np.generic | AnyArray:
     """Quantise to int4 and dequantise again.
 
     As `quantize_int8`, with codes saturated to [-8, 7].
@@ -88,7 +109,17 @@ def quantize_int4(x: Any, scale: float, zero_point: int = 0) -> Any:
     return fake_quantize(x, as_scale(scale), as_zero_point(zero_point), QuantBits.INT4)
 
 
-def quantize_fp8(x: Any) -> Any:
+@overload
+def quantize_fp8(x: FloatT) -> FloatT: ...
+@overload
+def quantize_fp8(x: float) -> float: ...
+@overload
+def quantize_fp8(x: np.generic) -> np.generic: ...
+@overload
+def quantize_fp8(x: npt.NDArray[FloatT]) -> npt.NDArray[FloatT]: ...
+@overload
+def quantize_fp8(x: npt.ArrayLike) -> AnyArray: ...
+def quantize_fp8(x: npt.ArrayLike) -> float | np.generic | AnyArray:
     """Round to the nearest FP8 value (OCP E4M3FN).
 
     Ties to even, correctly rounded from float64, saturating at +-448 (infinities too).  NaN stays NaN, and
@@ -125,7 +156,17 @@ def quantize_fp8(x: Any) -> Any:
     return elementwise(x, "x", kernel)
 
 
-def fake_quantize(x: Any, scale: float, zero_point: int, bits: QuantBits, *, float64: bool = False) -> Any:
+@overload
+def fake_quantize(
+    x: npt.ArrayLike, scale: float, zero_point: int, bits: QuantBits, *, float64: Literal[True]
+) -> float | np.float64 | npt.NDArray[np.float64]: ...
+@overload
+def fake_quantize(
+    x: npt.ArrayLike, scale: float, zero_point: int, bits: QuantBits
+) -> float | np.generic | AnyArray: ...
+def fake_quantize(
+    x: npt.ArrayLike, scale: float, zero_point: int, bits: QuantBits, *, float64: bool = False
+) -> float | np.generic | AnyArray:
     """Quantise to an integer format and dequantise again, by the reference's rounding.
 
     The scale is used as it is, whatever it is; all input is taken as float64 if `float64`.
@@ -149,7 +190,7 @@ def encode(
     bits: QuantBits,
     *,
     symmetric: bool = False,
-) -> npt.NDArray[Any]:
+) -> AnyArray:
     """Return the codes of a C-contiguous array, by the reference's rounding.
 
     Scale and zero point have shape (), or (channels,) for channels along the leading axis.  Integer codes
@@ -182,7 +223,7 @@ def encode(
 
 
 def decode(
-    codes: npt.NDArray[Any], scale: npt.NDArray[np.float64], zero_point: npt.NDArray[np.int32]
+    codes: AnyArray, scale: npt.NDArray[np.float64], zero_point: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float64]:
     """Return the values of codes, ``(code - zero_point) * scale`` in float64.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ from .._base import dispatch
 from .._base.errors import InvalidArgumentError
 from .._base.formats import INTEGERS, QuantBits
 from .._base.threads import for_ranges, get_num_threads
+from .._base.types import AnyArray, ArrayT, DTypeOf, Floats, IntLike, ScalarT
 from .._base.validation import (
-    Floats,
     as_float64,
     as_plain_array,
     as_scales,
@@ -72,7 +72,7 @@ class PackedInt8Matrix:
     array([[-4, -4]])
     """
 
-    def __init__(self, b: Any) -> None:
+    def __init__(self, b: npt.ArrayLike) -> None:
         array = _as_int8_matrix(b, "b")
         self._shape: tuple[int, int] = array.shape
         self._panels = _packed(array)
@@ -100,7 +100,11 @@ class PackedInt8Matrix:
         return sums
 
 
-def int8_matmul(a: Any, b: Any) -> npt.NDArray[np.int64]:
+#: An array of int8, or one that is packed.
+Int8Matrix: TypeAlias = npt.ArrayLike | PackedInt8Matrix
+
+
+def int8_matmul(a: npt.ArrayLike, b: Int8Matrix) -> npt.NDArray[np.int64]:
     """Return the matrix product of int8 matrices, exact for every inner dimension.
 
     Parameters
@@ -134,17 +138,79 @@ def int8_matmul(a: Any, b: Any) -> npt.NDArray[np.int64]:
     return _products(left, _packed(right), right.shape[1])
 
 
+class _ZeroPoints(TypedDict, total=False):
+    """What overloads have in common: no result's type depends on it."""
+
+    a_zero_point: IntLike
+    b_zero_point: npt.ArrayLike
+
+
+@overload
 def int8_linear(
-    a: Any,
-    b: Any,
-    scale: Any,
-    bias: Any = None,
+    a: npt.ArrayLike,
+    b: Int8Matrix,
+    scale: npt.ArrayLike,
+    bias: npt.ArrayLike | None = ...,
     *,
-    a_zero_point: int = 0,
-    b_zero_point: Any = 0,
-    dtype: Any = "float32",
-    out: npt.NDArray[Any] | None = None,
-) -> npt.NDArray[Any]:
+    dtype: npt.DTypeLike = ...,
+    out: ArrayT,
+    **zero_points: Unpack[_ZeroPoints],
+) -> ArrayT: ...
+@overload
+def int8_linear(
+    a: npt.ArrayLike,
+    b: Int8Matrix,
+    scale: npt.ArrayLike,
+    bias: npt.ArrayLike | None = ...,
+    *,
+    dtype: Literal["float32"] = ...,
+    out: None = ...,
+    **zero_points: Unpack[_ZeroPoints],
+) -> npt.NDArray[np.float32]: ...
+@overload
+def int8_linear(
+    a: npt.ArrayLike,
+    b: Int8Matrix,
+    scale: npt.ArrayLike,
+    bias: npt.ArrayLike | None = ...,
+    *,
+    dtype: Literal["float64"],
+    out: None = ...,
+    **zero_points: Unpack[_ZeroPoints],
+) -> npt.NDArray[np.float64]: ...
+@overload
+def int8_linear(
+    a: npt.ArrayLike,
+    b: Int8Matrix,
+    scale: npt.ArrayLike,
+    bias: npt.ArrayLike | None = ...,
+    *,
+    dtype: DTypeOf[ScalarT],
+    out: None = ...,
+    **zero_points: Unpack[_ZeroPoints],
+) -> npt.NDArray[ScalarT]: ...
+@overload
+def int8_linear(
+    a: npt.ArrayLike,
+    b: Int8Matrix,
+    scale: npt.ArrayLike,
+    bias: npt.ArrayLike | None = ...,
+    *,
+    dtype: npt.DTypeLike,
+    out: None = ...,
+    **zero_points: Unpack[_ZeroPoints],
+) -> AnyArray: ...
+def int8_linear(
+    a: npt.ArrayLike,
+    b: Int8Matrix,
+    scale: npt.ArrayLike,
+    bias: npt.ArrayLike | None = None,
+    *,
+    a_zero_point: IntLike = 0,
+    b_zero_point: npt.ArrayLike = 0,
+    dtype: npt.DTypeLike = "float32",
+    out: AnyArray | None = None,
+) -> AnyArray:
     """Return ``((a - a_zero_point) @ (b - b_zero_point)) * scale + bias`` for int8 codes.
 
     The integers are exact; then there are two operations in float64 and one rounding to `dtype`.  No matrix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,8 @@ from .._base.config import CalibMethod, QatConfig
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3_VALUES, CodeFormat, QuantBits, as_code_format
 from .._base.scale import Target, scale_and_zero_point
+from .._base.types import AnyArray, FloatLike, FloatOrArray, Floats, ZeroPoint
 from .._base.validation import (
-    Floats,
     as_array,
     as_count,
     as_flag,
@@ -133,8 +133,13 @@ class QatLayer:
 
     @classmethod
     def from_weights(
-        cls, weights: Any, bias: Any = None, config: QatConfig | None = None, *, learn_scales: bool = False
-    ) -> QatLayer:
+        cls,
+        weights: npt.ArrayLike,
+        bias: npt.ArrayLike | None = None,
+        config: QatConfig | None = None,
+        *,
+        learn_scales: bool = False,
+    ) -> Self:
         """Return a layer with these weights, their scale set from their range.
 
         Parameters
@@ -179,7 +184,7 @@ class QatLayer:
         self._made_for_backward: _Forward | None = None
         self.grad_weights: npt.NDArray[np.float64] | None = None
         self.grad_bias: npt.NDArray[np.float64] | None = None
-        self.grad_weight_scale: Any = None
+        self.grad_weight_scale: FloatOrArray | None = None
         self.grad_activation_scale: float | None = None
 
     def _per_channel(self, scale: Any, zero_point: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
@@ -235,7 +240,7 @@ class QatLayer:
         return self._weights.view()
 
     @weights.setter
-    def weights(self, weights: Any) -> None:
+    def weights(self, weights: npt.ArrayLike) -> None:
         floats = as_floats(weights, "weights")
         expected = (self._out_features, self._in_features)
         if floats.shape != expected:
@@ -250,7 +255,7 @@ class QatLayer:
         return self._bias.view()
 
     @bias.setter
-    def bias(self, bias: Any) -> None:
+    def bias(self, bias: npt.ArrayLike) -> None:
         array = as_float64(bias, "bias")
         if array.shape != (self._out_features,):
             raise InvalidArgumentError(f"bias: expected shape ({self._out_features},), got {array.shape}")
@@ -259,22 +264,22 @@ class QatLayer:
         self._drop_inference()
 
     @property
-    def weight_scale(self) -> Any:
+    def weight_scale(self) -> FloatOrArray:
         """The weights' scale: a float, or float64 of shape (out,) if per channel."""
-        return self._shown(self._weight_scale)
+        return self._weight_scale.copy() if self._config.per_channel else self._weight_scale.item()
 
     @weight_scale.setter
-    def weight_scale(self, scale: Any) -> None:
+    def weight_scale(self, scale: npt.ArrayLike) -> None:
         self._weight_scale, _ = self._per_channel(as_scales(scale, self._channels, "weight_scale"), 0)
         self._drop_codes()
 
     @property
-    def weight_zero_point(self) -> Any:
+    def weight_zero_point(self) -> ZeroPoint:
         """The weights' zero point: an int, or int32 of shape (out,) if per channel."""
-        return self._shown(self._weight_zero_point)
+        return self._weight_zero_point.copy() if self._config.per_channel else self._weight_zero_point.item()
 
     @weight_zero_point.setter
-    def weight_zero_point(self, zero_point: Any) -> None:
+    def weight_zero_point(self, zero_point: npt.ArrayLike) -> None:
         zero_points = as_zero_points(zero_point, self._channels, "weight_zero_point")
         _, self._weight_zero_point = self._per_channel(0.0, zero_points)
         self._drop_codes()
@@ -283,16 +288,13 @@ class QatLayer:
     def _channels(self) -> tuple[int, ...]:
         return (self._out_features,) if self._config.per_channel else ()
 
-    def _shown(self, parameter: npt.NDArray[Any]) -> Any:
-        return parameter.copy() if self._config.per_channel else parameter.item()
-
     @property
     def activation_scale(self) -> float:
         """The activations' scale."""
         return self._activation_scale
 
     @activation_scale.setter
-    def activation_scale(self, scale: Any) -> None:
+    def activation_scale(self, scale: npt.ArrayLike) -> None:
         self._activation_scale = as_scales(scale, (), "activation_scale").item()
         self._drop_inference()
 
@@ -302,20 +304,20 @@ class QatLayer:
         return self._activation_zero_point
 
     @activation_zero_point.setter
-    def activation_zero_point(self, zero_point: Any) -> None:
+    def activation_zero_point(self, zero_point: npt.ArrayLike) -> None:
         self._activation_zero_point = as_zero_points(zero_point, (), "activation_zero_point").item()
         self._drop_inference()
 
     # --- calibration --------------------------------------------------------------------------------
 
-    def calibrate_from_data(self, activations: Any, method: CalibMethod = CalibMethod.MIN_MAX) -> None:
+    def calibrate_from_data(self, activations: npt.ArrayLike, method: CalibMethod | str = CalibMethod.MIN_MAX) -> None:
         """Set all scales and zero points: the weights' from their range, the activations' from data.
 
         Parameters
         ----------
         activations : array_like, any shape
             Values that the layer's input takes.  If empty, only the weights are calibrated.
-        method : CalibMethod
+        method : CalibMethod or str
             For the activations, whose codes are affine.  ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least
             expected squared error.
 
@@ -356,7 +358,7 @@ class QatLayer:
         """The moving averages of the least and the greatest activation; None if none was observed."""
         return self._activation_range
 
-    def observe(self, averaging_constant: float = 0.01) -> None:
+    def observe(self, averaging_constant: FloatLike = 0.01) -> None:
         """From now on let `forward_train` set the scales and zero points, until `freeze` is called.
 
         Before it computes, the activations' are set from moving averages of the least and the greatest finite value of
@@ -402,7 +404,7 @@ class QatLayer:
 
     # --- forward ------------------------------------------------------------------------------------
 
-    def forward_train(self, x: Any) -> npt.NDArray[Any]:
+    def forward_train(self, x: npt.ArrayLike) -> AnyArray:
         """Return the layer's output with fake-quantised weights and activations, and keep what `backward` needs.
 
         Parameters
@@ -431,8 +433,10 @@ class QatLayer:
         if self._config.bits is QuantBits.FP8:
             activations = decode(*self._encoded(values)) if self._activation_scale else values
         else:
-            activations = fake_quantize(
-                values, self._activation_scale, self._activation_zero_point, self._config.bits, float64=True
+            activations = np.asarray(
+                fake_quantize(
+                    values, self._activation_scale, self._activation_zero_point, self._config.bits, float64=True
+                )
             )
         weights = decode(self._weight_codes(), self._weight_scale, self._weight_zero_point)
         # Scale 0 leaves values as they are, here as in `quantize_int8`.
@@ -454,7 +458,7 @@ class QatLayer:
         with np.errstate(all="ignore"):
             return (activations @ weights.T + self._bias).reshape(shape).astype(dtype, copy=False)
 
-    def backward(self, grad_output: Any) -> npt.NDArray[Any]:
+    def backward(self, grad_output: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the gradient for the input of the last `forward_train`, and set the ``grad_…`` attributes.
 
         Parameters
@@ -518,7 +522,7 @@ class QatLayer:
         self._made_for_backward = None
         return grad_input
 
-    def forward_infer(self, x: Any) -> npt.NDArray[Any]:
+    def forward_infer(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the layer's output computed on codes.
 
         The sum of products of codes is exact whatever the number of inputs; it is then scaled and the

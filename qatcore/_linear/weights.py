@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,18 @@ from .._base.config import QatConfig
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3, QuantBits
 from .._base.scale import Target, scale_and_zero_point
-from .._base.validation import Floats, as_floats, as_plain_array, as_scales, as_zero_points
+from .._base.types import AnyArray, FloatOrArray, Floats, ZeroPoint
+from .._base.validation import as_floats, as_plain_array, as_scales, as_zero_points
 from .._codes.reference_rounding import decode, encode
 
 
-def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tuple[npt.NDArray[Any], Any, Any]:
+@overload
+def quantize_model_weights(weights: npt.ArrayLike, config: None = ...) -> tuple[npt.NDArray[np.int8], float, int]: ...
+@overload
+def quantize_model_weights(weights: npt.ArrayLike, config: QatConfig) -> tuple[AnyArray, FloatOrArray, ZeroPoint]: ...
+def quantize_model_weights(
+    weights: npt.ArrayLike, config: QatConfig | None = None
+) -> tuple[AnyArray, FloatOrArray, ZeroPoint]:
     """Quantise weights by their range.
 
     Parameters
@@ -57,7 +64,9 @@ def quantize_model_weights(weights: Any, config: QatConfig | None = None) -> tup
     return codes, float(scale), int(zero_point)
 
 
-def dequantize_weights(codes: Any, scale: Any, zero_point: Any = 0) -> npt.NDArray[np.float64]:
+def dequantize_weights(
+    codes: npt.ArrayLike, scale: npt.ArrayLike, zero_point: npt.ArrayLike = 0
+) -> npt.NDArray[np.float64]:
     """Return the weights that codes stand for, ``(code - zero_point) * scale``.
 
     Parameters
@@ -95,7 +104,7 @@ def dequantize_weights(codes: Any, scale: Any, zero_point: Any = 0) -> npt.NDArr
     scales = as_scales(scale, array.shape[:1], "scale")
     zero_points = as_zero_points(zero_point, array.shape[:1], "zero_point")
     if array.dtype.type is E4M3.type and zero_points.any():
-        raise InvalidArgumentError(f"zero_point: expected 0 for FP8 codes, got {zero_point}")
+        raise InvalidArgumentError(f"zero_point: expected 0 for FP8 codes, got {zero_point!s}")
     return decode(array, *np.broadcast_arrays(scales, zero_points))
 
 

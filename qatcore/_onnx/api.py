@@ -6,18 +6,18 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, Unpack
 
 import onnxruntime
 from onnx import ModelProto
 
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
+from .._base.types import FloatLike, PathLike
 from .._base.validation import as_count, as_flag, as_number
-from .._calibration.storage import PathLike
 from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
-from .data import Batch, Data, InputSpec
+from .data import Batch, Data, InputSpec, Source
 from .display import Phases
 from .graph import Graph, initializers_among_inputs
 from .metric import Metric, Score
@@ -44,7 +44,7 @@ _FP8_NEEDS = f"FP8 beside activations in codes needs ONNX Runtime {'.'.join(map(
 
 def calibrate(
     model: Model,
-    data: Any,
+    data: Source,
     *,
     ops: Iterable[str] = DEFAULT_OPERATORS,
     exclude: Iterable[str] = (),
@@ -110,12 +110,12 @@ def calibrate(
 
 def quantize_model(
     model: Model,
-    data: Any = None,
+    data: Source | None = None,
     *,
     output: PathLike | None = None,
     calibration: Calibration | PathLike | None = None,
     method: CalibMethod | str = CalibMethod.MSE,
-    percentile: float = PERCENTILE,
+    percentile: FloatLike = PERCENTILE,
     weights: str = "int8",
     activations: str = "uint8",
     per_tensor: bool = False,
@@ -124,7 +124,7 @@ def quantize_model(
     exclude: Iterable[str] = (),
     bias_correction: bool = True,
     keep_inputs: bool = False,
-    max_drop: float | None = None,
+    max_drop: FloatLike | None = None,
     metric: Score | str | None = None,
     labels: str | None = None,
     batch_size: int | None = None,
@@ -230,7 +230,7 @@ def quantize_model(
 def compare(
     exact: Model,
     quantized: Model,
-    data: Any,
+    data: Source,
     *,
     metric: Score | str | None = None,
     labels: str | None = None,
@@ -262,15 +262,29 @@ def compare(
         return run_comparison(exact, quantized, data, Metric(metric, labels), batch_size, phases)
 
 
+class SensitivityOptions(TypedDict, total=False):
+    """How `sensitivity` quantises each node."""
+
+    method: CalibMethod | str
+    percentile: FloatLike
+    weights: str
+    activations: str
+    per_tensor: bool
+    group_size: int
+    ops: Iterable[str]
+    exclude: Iterable[str]
+    keep_inputs: bool
+
+
 def sensitivity(
     model: Model,
-    data: Any,
+    data: Source,
     *,
     calibration: Calibration | PathLike | None = None,
     batches: int = BATCHES,
     batch_size: int | None = None,
     progress: bool = False,
-    **options: Any,
+    **options: Unpack[SensitivityOptions],
 ) -> list[Sensitivity]:
     """Measure what quantising each node alone does to the outputs; no bias is corrected for that.
 
@@ -343,11 +357,11 @@ class Quantization:
 
 def quantize(
     exact: ModelProto,
-    data: Any,
+    data: Source | None,
     options: Options,
     *,
     calibration: Calibration | PathLike | None,
-    max_drop: float | None,
+    max_drop: FloatLike | None,
     metric: Metric,
     batch_size: int | None,
     phases: Phases,
@@ -405,7 +419,7 @@ def _told_of_fp8(options: Options) -> Iterator[None]:
 
 
 def run_comparison(
-    exact: Model, quantized: Model, data: Any, metric: Metric, batch_size: int | None, phases: Phases
+    exact: Model, quantized: Model, data: Source, metric: Metric, batch_size: int | None, phases: Phases
 ) -> Comparison:
     """Do what `compare` does."""
     models = read_model(exact), read_model(quantized)

@@ -13,10 +13,11 @@ from onnx import ModelProto
 
 from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
+from .._base.types import PathLike
 from .._base.validation import as_flag
 from .._calibration.calibrate import named_collectors
 from .._calibration.collector import CalibrationCollector
-from .._calibration.storage import PathLike, read_described, write_states
+from .._calibration.storage import read_described, write_states
 from .data import Batch, Data
 from .session import Tap
 

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,13 @@ import onnx
 from onnx import ModelProto
 
 from .._base.errors import InvalidArgumentError
+from .._base.types import PathLike
 from .._base.validation import as_count, as_plain_array
 from .graph import Graph, unused_name
 
 Batch = dict[str, npt.NDArray[Any]]
-PathLike = str | os.PathLike[str]
+#: What users give: a path or a function's name, arrays, a function that returns them or batches, or batches.
+Source: TypeAlias = PathLike | npt.ArrayLike | Mapping[str, npt.ArrayLike] | Callable[[], object] | Iterable[object]
 
 #: Samples that are run together where the data is one array of them and the model takes any number.
 BATCH_SIZE = 8
@@ -215,7 +217,7 @@ class Data:
         If there is nothing of that name, or nothing in it; or it has batches already and a size of them is given.
     """
 
-    def __init__(self, source: Any, spec: InputSpec, batch_size: int | None = None) -> None:
+    def __init__(self, source: Source, spec: InputSpec, batch_size: int | None = None) -> None:
         self.spec = spec
         self.total: int | None = None  # how many batches there are, where that is known
         self.left_out = 0  # samples that do not fill a batch of the size that the model takes

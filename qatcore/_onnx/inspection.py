@@ -15,8 +15,8 @@ from .._base.errors import InvalidArgumentError
 from .._base.formats import as_code_format
 from .._base.scale import Target
 from .._base.threads import for_each
+from .._base.types import PathLike
 from .._calibration.calibrate import choose_scale, load_calibration
-from .._calibration.storage import PathLike
 from .display import counted, figure
 from .graph import Graph, prepared
 from .model import description

@@ -14,7 +14,7 @@ from .data import imported
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 #: From outputs and a batch to a score from 0 to 1 for each sample; bools will do.
-Score = Callable[[Outputs, Outputs], Any]
+Score = Callable[[Outputs, Outputs], npt.ArrayLike]
 
 _SUM_TOLERANCE = 1e-2
 
@@ -110,7 +110,7 @@ class Metric:
             counts.probable &= _is_probable(exact[known])
             counts.add(*(_right(value, classes)[known] for value in (exact, other)))
 
-    def _checked(self, scores: Any) -> npt.NDArray[np.float64]:
+    def _checked(self, scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
         try:
             array = np.asarray(scores).astype(np.float64, casting="same_kind")
         except (TypeError, ValueError):  # text, complex numbers, rows of several lengths
@@ -323,7 +323,7 @@ def _check_labels(key: str, labels: npt.NDArray[Any], name: str, value: npt.NDAr
 def _told(score: Score, name: str) -> Score:
     """Return a function named by the user, of which whatever it raises is said in one line."""
 
-    def told(outputs: Outputs, batch: Outputs) -> Any:
+    def told(outputs: Outputs, batch: Outputs) -> npt.ArrayLike:
         try:
             return score(outputs, batch)
         except (Exception, SystemExit) as error:

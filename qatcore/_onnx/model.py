@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from .._base.errors import InvalidArgumentError
-from .._calibration.storage import PathLike, replace_file
+from .._base.types import PathLike
+from .._calibration.storage import replace_file
 from .session import LARGEST_MESSAGE, save_with_data, session_of, weight_bytes
 from .stored import check_stored, places_of, read_elsewhere
 

@@ -93,7 +93,7 @@ def activation_scale(
     scale, zero_point, by = choose_scale(collector, method, target, percentile)
     stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
-    return Activation(stored, by, sqnr)
+    return Activation(stored, by, float(sqnr))
 
 
 def inside_clip(scale: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> Scale:
@@ -117,12 +117,10 @@ def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, g
     that is summed over.
     """
     bits, dtype = WEIGHTS[kind]
-    if axes is None:
-        collector, axis = CalibrationCollector(), None
-    elif kind == "int4" and group_size and weight.shape[axes.summed] > 1:
+    if axes is not None and kind == "int4" and group_size and weight.shape[axes.summed] > 1:
         return _grouped(weight, axes.summed, bits, dtype, min(group_size, weight.shape[axes.summed]))
-    else:
-        collector, axis = CalibrationCollector(axes.channels), axes.channels
+    axis = None if axes is None else axes.channels
+    collector = CalibrationCollector(axis)
     collector.observe(weight)
     scale = as_stored(_least_error(collector, bits, weight.dtype), weight.dtype)
     return Scale(dtype, scale, np.zeros(scale.shape, np.int32), axis)

@@ -14,7 +14,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .._base.errors import InvalidArgumentError
-from .._base.formats import CodeFormat, as_code_format
+from .._base.formats import CodeDType, CodeFormat, as_code_format
+from .._base.types import FloatLike, IntLike
 from .._base.validation import as_number, as_zero_point
 from .._codes.affine import as_axis, scaled_format
 from .._codes.affine import fake_quantize as fake_quantize_array
@@ -29,12 +30,12 @@ FLOAT_CODES = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8
 
 def fake_quantize(
     x: torch.Tensor,
-    scale: torch.Tensor | float,
-    zero_point: torch.Tensor | int = 0,
+    scale: torch.Tensor | FloatLike,
+    zero_point: torch.Tensor | IntLike = 0,
     *,
-    dtype: Any = "int8",
+    dtype: CodeDType | torch.dtype = "int8",
     axis: int | None = None,
-    grad_factor: float | None = None,
+    grad_factor: FloatLike | None = None,
 ) -> torch.Tensor:
     """Quantise and dequantise a tensor; gradients pass straight through, and to the scale as LSQ has them.
 
@@ -264,7 +265,7 @@ def _by_kernels(
         out=as_numpy(out.permute(order)),
         return_mask=with_mask,
     )
-    return out, _permuted_back(torch.from_numpy(result[1]), order) if with_mask else None
+    return out, _permuted_back(torch.from_numpy(result[1]), order) if isinstance(result, tuple) else None
 
 
 def _permuted_back(x: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:

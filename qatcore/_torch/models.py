@@ -7,6 +7,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from .._base.config import CalibMethod, QatConfig
 from .._base.errors import InvalidArgumentError
+from .._base.types import FloatLike
 from .._base.validation import as_flag, as_member, as_share
 from .._codes.affine import quantize
 from .._linear.weights import as_config
@@ -22,6 +24,8 @@ from .calls import SAMPLES, in_backward, no_calls, recall, remember, sample
 from .functional import FLOAT_CODES, as_numpy, broadcast, parameter
 from .module import FakeQuantize, KeepsTypes, RangeMode, as_leaf
 from .operators import operator
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def _product(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -166,14 +170,14 @@ _NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.Ba
 
 
 def prepare_qat(
-    model: nn.Module,
+    model: ModuleT,
     config: QatConfig | None = None,
     *,
-    mode: RangeMode = RangeMode.MOVING_AVERAGE,
-    averaging_constant: float = 0.01,
+    mode: RangeMode | str = RangeMode.MOVING_AVERAGE,
+    averaging_constant: FloatLike = 0.01,
     overrides: Mapping[str, QatConfig | None] | None = None,
     fold_batch_norms: bool = True,
-) -> nn.Module:
+) -> ModuleT:
     """Return a copy of a model in which Linear, Conv1d and Conv2d compute with fake-quantised inputs and weights.
 
     Parameters
@@ -182,7 +186,7 @@ def prepare_qat(
     config : QatConfig, optional
         `bits` for inputs and weights; `per_channel` and `symmetric` describe the weights, inputs have one scale and a
         zero point.
-    mode : RangeMode
+    mode : RangeMode or str
         Of all scales.  Where they are followed those of the weights are set from their range at each step.
     averaging_constant : float
         For the inputs' moving averages.
@@ -262,7 +266,7 @@ def prepare_qat(
     return prepared
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: ModuleT) -> ModuleT:
     """Return a copy of a model, or say what PyTorch cannot copy in it."""
     for name, module in model.named_modules():
         computed = [key for key, value in vars(module).items() if isinstance(value, torch.Tensor) and not value.is_leaf]
@@ -361,7 +365,7 @@ def _called_in_a_row(model: nn.Module, training: bool) -> set[tuple[str, str]]:
     return {pair for pair in pairs if not any(name.rpartition(".")[0] in pair for name in read)}
 
 
-def convert(model: nn.Module) -> nn.Module:
+def convert(model: ModuleT) -> ModuleT:
     """Return a copy of a prepared model whose weights are codes and whose ranges are fixed.
 
     Parameters
@@ -424,13 +428,13 @@ def convert(model: nn.Module) -> nn.Module:
     return converted
 
 
-def set_mode(model: nn.Module, mode: RangeMode) -> None:
+def set_mode(model: nn.Module, mode: RangeMode | str) -> None:
     """Let all scales of a model be followed, frozen or learned from now on.
 
     Parameters
     ----------
     model : Module
-    mode : RangeMode
+    mode : RangeMode or str
 
     Raises
     ------

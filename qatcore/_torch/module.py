@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.formats import CodeFormat, QuantBits, as_code_format
 from .._base.scale import MIN_SCALE
+from .._base.types import FloatLike
 from .._base.validation import as_count, as_flag, as_member, as_share
 from .._linear.weights import default_scale
 from . import onnx
@@ -49,7 +50,7 @@ class FakeQuantize(KeepsTypes, nn.Module):
 
     Parameters
     ----------
-    bits : QuantBits
+    bits : QuantBits or str
         Format of the codes in between.
     axis : int, optional
         Along which scales lie; without it there is one for all.
@@ -57,7 +58,7 @@ class FakeQuantize(KeepsTypes, nn.Module):
         How many scales there are; needed with `axis`.
     symmetric : bool
         Whether the zero point is 0; otherwise it is chosen with the scale.  FP8 is symmetric either way.
-    mode : RangeMode
+    mode : RangeMode or str
         Where the scale comes from.  A learned one begins as what has the least mean squared error for the first batch,
         unless `calibrate` was called.
     averaging_constant : float
@@ -98,15 +99,25 @@ class FakeQuantize(KeepsTypes, nn.Module):
 
     kept = ("scale", "low", "high", "code_range")
 
+    scale: nn.Parameter
+    zero_point: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    code_range: torch.Tensor
+
+    if TYPE_CHECKING:  # of which Module says nothing
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+
     def __init__(
         self,
-        bits: QuantBits = QuantBits.INT8,
+        bits: QuantBits | str = QuantBits.INT8,
         *,
         axis: int | None = None,
         channels: int | None = None,
         symmetric: bool = False,
-        mode: RangeMode = RangeMode.MOVING_AVERAGE,
-        averaging_constant: float = 0.01,
+        mode: RangeMode | str = RangeMode.MOVING_AVERAGE,
+        averaging_constant: FloatLike = 0.01,
     ) -> None:
         super().__init__()
         self.bits = as_member(QuantBits, bits, "bits")
@@ -138,12 +149,12 @@ class FakeQuantize(KeepsTypes, nn.Module):
         """Where the scale comes from."""
         return self._mode
 
-    def set_mode(self, mode: RangeMode) -> None:
+    def set_mode(self, mode: RangeMode | str) -> None:
         """Let the scale be followed, frozen or learned from now on."""
         self._mode = as_member(RangeMode, mode, "mode")
         self.scale.requires_grad_(self._mode is RangeMode.LEARNED)
 
-    def observe(self, averaging_constant: float | None = None) -> None:
+    def observe(self, averaging_constant: FloatLike | None = None) -> None:
         """Follow the ranges of the batches from now on."""
         if averaging_constant is not None:
             self.averaging_constant = as_share(averaging_constant, "averaging_constant")
@@ -182,13 +193,13 @@ class FakeQuantize(KeepsTypes, nn.Module):
         self.low.fill_(math.inf)
         self.high.fill_(-math.inf)
 
-    def calibrate(self, x: torch.Tensor, method: CalibMethod = CalibMethod.MSE) -> None:
+    def calibrate(self, x: torch.Tensor, method: CalibMethod | str = CalibMethod.MSE) -> None:
         """Choose the scale for the values of a tensor.
 
         Parameters
         ----------
         x : Tensor, any shape with the axis
-        method : CalibMethod
+        method : CalibMethod or str
 
         Raises
         ------

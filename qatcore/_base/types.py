@@ -1,0 +1,44 @@
+"""Names for the types in annotations: what public functions take and return, beside `numpy.typing.ArrayLike`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+# What is read as one number: Python's and NumPy's, and arrays and tensors of no dimensions.
+FloatLike: TypeAlias = SupportsFloat
+IntLike: TypeAlias = SupportsIndex
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
+FloatT = TypeVar("FloatT", bound=np.floating[Any])
+ArrayT = TypeVar("ArrayT", bound=npt.NDArray[Any])
+
+#: A type of elements given as such, so that type checkers know it.
+DTypeOf: TypeAlias = type[ScalarT] | np.dtype[ScalarT]
+
+#: An array whose type of elements depends on values.
+AnyArray: TypeAlias = npt.NDArray[Any]
+Floats: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+# One number for a whole tensor, or an array with one for each channel, as an axis or a configuration says.
+FloatOrArray: TypeAlias = float | npt.NDArray[np.float64]
+ZeroPoint: TypeAlias = int | npt.NDArray[np.int32]
+Count: TypeAlias = int | npt.NDArray[np.int64]
+
+# The same in generic classes.  Type checkers know defaults of variables before Python 3.13 does.
+if TYPE_CHECKING:
+    import typing_extensions as te
+
+    FloatsT_co = te.TypeVar("FloatsT_co", bound=FloatOrArray, covariant=True, default=FloatOrArray)
+    ZeroPointT_co = te.TypeVar("ZeroPointT_co", bound=ZeroPoint, covariant=True, default=ZeroPoint)
+    CountT_co = te.TypeVar("CountT_co", bound=Count, covariant=True, default=Count)
+else:
+    FloatsT_co = TypeVar("FloatsT_co", covariant=True)
+    ZeroPointT_co = TypeVar("ZeroPointT_co", covariant=True)
+    CountT_co = TypeVar("CountT_co", covariant=True)
