@@ -185,6 +185,13 @@ def description(model: ModelProto) -> dict[str, Any]:
     return {}
 
 
+def class_counts(model: ModelProto) -> set[int]:
+    """Return how many classes each output of floats has, where it is of samples and says that."""
+    types = [value.type.tensor_type for value in model.graph.output if value.type.HasField("tensor_type")]
+    counts = {each.shape.dim[-1].dim_value for each in types if len(each.shape.dim) == 2}
+    return counts - {0}
+
+
 def file_bytes(model: ModelProto) -> int:
     """Return how large a model is in a file."""
     return weight_bytes(model) if weight_bytes(model) >= LARGEST_MESSAGE else model.ByteSize()
