@@ -310,7 +310,7 @@ class Data:
         if path.is_dir():
             if not (files := _array_files(path)):
                 return self._images(ImageFolder(path), batch_size)
-            _refuse_batch_size(batch_size, "a directory of arrays")
+            _refuse_batch_size(batch_size, "a directory")
             self.total = len(files)
             return lambda: ((str(file), _loaded(file)) for file in files)
         if path.suffix in {".npz", ".npy"} and path.is_file():

@@ -379,7 +379,12 @@ class _Steps:
                 f"got {_listed(wrong[:1])}" + ("; give scale 1 as well" if 0.0 < wrong[0] <= 255.0 else "")
             )
         mean, std = (np.array(each)[:, np.newaxis] for each in (self._mean, self._std))
-        exact = (np.arange(256.0) * self._scale - mean) / std
+        scaled = np.arange(256.0)
+        if self._scale == 1 / 255:  # which no float is: dividing rounds only once
+            scaled /= 255
+        else:
+            scaled *= self._scale
+        exact = (scaled - mean) / std
         with np.errstate(over="ignore", invalid="ignore"):
             table: npt.NDArray[Any] = exact.astype(self.dtype)
             back = table.astype(np.float64)
