@@ -299,7 +299,10 @@ def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
         "raw: exact size, from 0 to 255",
     )
     images.add_argument(
-        "--size", type=_size, metavar="N or HxW", help="height and width, needed if the model leaves them open"
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="height and width, or one number for both; needed if the model leaves them open",
     )
     images.add_argument(
         "--resize",
@@ -315,11 +318,14 @@ def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
         help="keep this part around the centre, all that fits by default: 0.875 takes 224 pixels of 256",
     )
     images.add_argument(
-        "--mean", type=_numbers, metavar="X or R,G,B", help="is subtracted, in the order of the model's channels"
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="is subtracted: one number for each of the model's channels, or one",
     )
-    images.add_argument("--std", type=_numbers, metavar="X or R,G,B", help="divides what is left")
+    images.add_argument("--std", type=_numbers, metavar="R,G,B", help="divides what is left")
     images.add_argument(
-        "--scale", type=_number, metavar="X or 1/X", help="multiplies pixels before that (default: 1/255)"
+        "--scale", type=_number, metavar="X", help="multiplies pixels before that: 1/255 (default), or 1 to leave them"
     )
     images.add_argument("--bgr", action="store_true", help="the model's channels are blue, green and red")
 

@@ -201,7 +201,7 @@ class Images:
         inputs: dict[str, tuple[np.dtype[Any], tuple[int | None, ...] | None]],
         taken: str,
     ) -> None:
-        self.folder = os.fspath(folder.path)
+        self.folder = os.path.normpath(folder.path)
         self._files, self._classes = _found(self.folder)
         self._found = len(self._files)
         self._pillow = _pillow()
@@ -488,7 +488,7 @@ def _size(given: int | tuple[int, int] | None, taken: tuple[int | None, int | No
         if height is None or width is None:
             example = f"{height or 480}x{width or 640}" if height or width else "224 or 480x640"
             raise InvalidArgumentError(
-                f"size: the model takes images of more than one size, {shown}: give the height and width, "
+                f"size: the model takes images of more than one size, {shown}: give height and width as size (--size), "
                 f"such as {example}"
             )
         return height, width

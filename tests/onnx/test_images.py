@@ -1,5 +1,6 @@
 """Folders of images as data: which files are read, what their pixels become, their classes, and what is refused."""
 
+import dataclasses
 import io
 import json
 import os
@@ -960,3 +961,13 @@ def test_metadata_that_others_wrote_is_no_danger(folder, capsys):
     model.metadata_props.append(onnx.StringStringEntryProto(key="qatcore", value=text))
     onnx.save(model, "other.onnx")
     assert r"images       \x1b[31m red" in run(capsys, "inspect", "other.onnx")
+
+
+@pytest.mark.parametrize("command", ["quantize", "calibrate", "compare"])
+def test_help_lists_every_option(capsys, command):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert "a folder of images" in out
+    named = {field.name for field in dataclasses.fields(ImageFolder)} - {"path"}
+    assert {name for name in named if f"\n  --{name}" in out} == named
