@@ -1,0 +1,21 @@
+"""What is in the wheel and in the sdist, and how large the wheel is."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+wheel, clone, unpacked = map(Path, sys.argv[1:])
+names = zipfile.ZipFile(wheel).namelist()
+print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.2f} MiB, {len(names)} files")
+assert wheel.stat().st_size <= 4e6
+assert {"qatcore/py.typed", "qatcore/_kernels.pyi"} <= set(names)
+modules = {n.split("/")[1].split(".")[0] for n in names if n.endswith(".so")}
+assert modules == {"_kernels", "_kernels_v3", "_kernels_v4", "_gemm_avxvnni", "_gemm_vnni", "_gemm_amx"}, modules
+unwanted = [n for n in names if n.endswith((".c", ".pyx", ".pxi", ".pxd", ".md")) or not n.startswith("qatcore")]
+assert not unwanted, unwanted
+tracked = subprocess.check_output(["git", "-C", clone, "ls-files"], text=True).splitlines()
+missing = [n for n in tracked if not n.startswith(".git") and not (unpacked / n).is_file()]
+assert not missing, f"not in the sdist: {missing}"
+generated = [p for p in unpacked.rglob("*") if p.suffix in {".c", ".so", ".pyc"}]
+assert not generated, generated

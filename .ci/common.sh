@@ -1,0 +1,121 @@
+# What the parts share.  $root is the repository, $work a directory for everything that is made.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+checks=$root/.ci/checks
+work=$CI_WORK
+
+# Nothing of the user's may help or hinder; pip's cache only saves time.
+for name in $(compgen -e); do
+    case $name in PYTHON* | QATCORE_* | VIRTUAL_ENV | CC | CFLAGS | LDFLAGS) unset "$name" ;; esac
+done
+export PIP_CACHE_DIR=${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/pip}
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PIP_PROGRESS_BAR=off
+export PYENV_ROOT=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "${HOME:-/root}/.pyenv")}
+export HOME=$work/home
+mkdir -p "$HOME"
+
+# The directory of an interpreter of this minor version.
+interpreter() {
+    local found
+    found=$(printf '%s\n' "$PYENV_ROOT"/versions/"$1".*/bin | sort -V | tail -n 1)
+    if [[ ! -x $found/python$1 ]]; then
+        found=$(command -v "python$1") || { echo "there is no Python $1" >&2; return 1; }
+        found=${found%/*}
+    fi
+    echo "$found"
+}
+
+# A fresh clone as $work/NAME.
+clone() {
+    git clone --quiet "$root" "$work/$1"
+}
+
+# A fresh environment as $work/NAME with these packages, if any.
+environment() {
+    local name=$1 version=$2
+    shift 2
+    "$(interpreter "$version")/python$version" -m venv "$work/$name"
+    (($# == 0)) || "$work/$name/bin/pip" install "$@"
+}
+
+# The sdist, made once.  Parts run at the same time, so what several need is made under a lock.
+sdist() {
+    {
+        flock 9
+        if [[ ! -d $work/dist ]]; then
+            clone sdist-source
+            environment build 3.11 build
+            "$work/build/bin/python" -m build --sdist --outdir "$work/dist" "$work/sdist-source" >"$work/sdist.log"
+            tar -xzf "$work"/dist/qatcore-*.tar.gz -C "$work"
+            mv "$work"/qatcore-*/ "$work/unpacked"
+        fi
+    } 9>"$work/sdist.lock"
+}
+
+# An environment $work/pyVERSION with the wheel made of the sdist, made once.
+wheel_environment() {
+    sdist
+    {
+        flock 9
+        if [[ ! -d $work/py$1 ]]; then
+            environment "py$1" "$1"
+            "$work/py$1/bin/pip" wheel --no-deps --wheel-dir "$work/wheels$1" "$work"/dist/qatcore-*.tar.gz
+            "$work/py$1/bin/pip" install "$(echo "$work/wheels$1"/qatcore-*.whl)[test]"
+        fi
+    } 9>"$work/py$1.lock"
+}
+
+# The environment $work/torch: the same with PyTorch, what exports its models, and what the examples need.
+torch_environment() {
+    wheel_environment 3.11
+    {
+        flock 9
+        if [[ ! -d $work/torch ]]; then
+            environment torch 3.11 -r "$work/unpacked/examples/requirements.txt" torch==2.13.0 \
+                "$(echo "$work"/wheels3.11/qatcore-*.whl)[test,torch]"
+        fi
+    } 9>"$work/torch.lock"
+}
+
+# The suite of the sdist, away from any source, in the environment $work/NAME, on two processes: the TESTS that a marker
+# expression tells. All run as README.md says.
+suite() {
+    local name=$1 tests=$2
+    shift 2
+    sdist
+    mkdir "$work/tests-$name"
+    cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$work/tests-$name"
+    # Without theft one process may be left with the slowest tests and a thousand others.
+    (cd "$work/tests-$name" && "$@" "$work/$name/bin/python" -P -m pytest -q -n 2 --dist worksteal -m "$tests")
+}
+
+# The block of code in a document, of a language, below a marker.
+marked_block() {
+    local block
+    block=$(awk -v marker="<!-- $3 -->" -v fence="\`\`\`$2" '
+        $0 == marker { found = 1; next }
+        found && $0 == fence { inside = 1; next }
+        inside && /^```$/ { exit }
+        inside { print }
+    ' "$root/$1")
+    [[ -n $block ]] || { echo "$1: no $2 below <!-- $3 -->" >&2; return 1; }
+    echo "$block"
+}
+
+# Run them as a reader of the document would, in $work/NAME.
+follow() {
+    local commands
+    commands=$(marked_block "$1" sh "$2")
+    echo "$commands"
+    (cd "$work/$3" && PATH="$(interpreter 3.11):$PATH" bash -euo pipefail -c "$commands")
+}
+
+# An environment $work/NAME with a build made with switches of setup.py on.
+special_environment() {
+    local name=$1
+    shift
+    clone "$name-source"
+    environment "$name" 3.11
+    env "${@/%/=1}" "$work/$name/bin/pip" install "$work/$name-source[test]"
+}

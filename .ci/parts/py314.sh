@@ -1,0 +1,44 @@
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+# Python 3.14 and its compiler are Debian unstable's, in a directory of their own.  What is mounted there is so only for
+# the processes in it, and the packages come from outside, where pip and the network are set up.
+if [[ $EUID -ne 0 ]]; then
+    echo "skipped: only root can make a Debian for Python 3.14 (debootstrap)"
+    exit 0
+fi
+if ! command -v debootstrap >/dev/null; then
+    apt-get update -qq
+    apt-get install -y -qq debootstrap </dev/null
+fi
+sdist
+debian=$work/debian
+mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | head -n 1) || true
+packages=python3.14-venv,python3.14-dev,gcc,libc6-dev
+unshare --mount debootstrap --variant=minbase --include="$packages" sid "$debian" \
+    "${mirror:-http://deb.debian.org/debian}" >"$work/debootstrap.log" || {
+    tail -n 20 "$work/debootstrap.log"
+    echo "skipped: Debian's unstable cannot be had now, and with it Python 3.14"
+    exit 0
+}
+machine=$(uname -m)
+"$work/build/bin/python" "$checks/requirements.py" "$work/unpacked/pyproject.toml" >"$work/requirements"
+platforms=()
+for glibc in 28 27 26 24 17; do platforms+=(--platform "manylinux_2_${glibc}_$machine"); done
+"$work/build/bin/pip" download --dest "$debian/tmp/packages" --only-binary=:all: --python-version 3.14 \
+    "${platforms[@]}" --platform "manylinux2014_$machine" -r "$work/requirements"
+cp "$work"/dist/qatcore-*.tar.gz "$work/requirements" "$debian/tmp"
+cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$debian/tmp/packages"
+cat >"$debian/tmp/suite" <<'END'
+set -euo pipefail
+cd /tmp/packages
+python3.14 -m venv /tmp/environment
+pip="/tmp/environment/bin/pip -q install --no-index --find-links ."
+$pip -r /tmp/requirements
+$pip --no-build-isolation --no-deps /tmp/qatcore-*.tar.gz
+/tmp/environment/bin/python -P -m pytest -q -n 2 --dist worksteal -m "not slow and not any_build"
+END
+unshare --mount bash -euc '
+    mount -t proc proc "$0/proc"
+    mount -t tmpfs tmpfs "$0/dev/shm"
+    exec chroot "$0" env -i PATH=/usr/bin:/bin HOME=/root LANG=C.UTF-8 bash /tmp/suite
+' "$debian"

@@ -1,0 +1,15 @@
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+# What older versions of ONNX Runtime make of quantised models; the newest is the suite's.
+wheel_environment 3.11
+
+for version in 1.20.1 1.23.2 1.27.0; do
+    environment "onnxruntime$version" 3.11 "$(echo "$work"/wheels3.11/qatcore-*.whl)[onnx]" "onnxruntime==$version" \
+        pytest pytest-xdist hypothesis threadpoolctl
+    mkdir "$work/runtimes$version"
+    cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$work/runtimes$version"
+    cd "$work/runtimes$version"
+    pytest=("$work/onnxruntime$version/bin/python" -P -m pytest -q -n 2)
+    "${pytest[@]}" -m "slow or not slow" tests/onnx/test_kernels.py -k test_every_product_has_the_kernel
+    "${pytest[@]}" tests/onnx/test_kernels.py
+done

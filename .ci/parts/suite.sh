@@ -1,0 +1,7 @@
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+
+# All tests, in all products of their parameters, with PyTorch.
+torch_environment
+suite torch "slow or not slow" | tee "$work/suite.txt"
+# What needs PyTorch is skipped nowhere else.
+! grep -q "SKIPPED.*[Tt]orch" "$work/suite.txt"
