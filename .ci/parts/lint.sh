@@ -7,12 +7,7 @@ PATH=$work/torch/bin:$PATH
 sample=$work/lint-source/tests/typing/sample.py
 pip install ruff mypy cython-lint "pyright[nodejs]"
 cd "$work/lint-source"
-ruff check . .ci
-ruff format --check . .ci
-cython-lint qatcore
-python scripts/check_prose.py
-mypy
-for program in .ci/checks/*.py; do mypy "$program"; done
+scripts/check
 # The stubs and a user's program against the installed package: the clone has no compiled modules.
 cd "$work"
 python -P -m mypy.stubtest qatcore._kernels --mypy-config-file "$work/lint-source/pyproject.toml"
