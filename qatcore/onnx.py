@@ -4,6 +4,7 @@ try:
     from ._onnx.api import calibrate, compare, quantize_model, sensitivity
     from ._onnx.calibration import Calibration
     from ._onnx.comparison import Comparison
+    from ._onnx.images import ImageFolder
     from ._onnx.notices import ModelWarning
     from ._onnx.sensitivity import Sensitivity
 except ModuleNotFoundError as _error:
@@ -15,6 +16,7 @@ except ModuleNotFoundError as _error:
 __all__ = [
     "Calibration",
     "Comparison",
+    "ImageFolder",
     "ModelWarning",
     "Sensitivity",
     "calibrate",

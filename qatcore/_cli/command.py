@@ -21,9 +21,13 @@ exit codes:
   130  interrupted; a calibration is saved, and what was saved is said
 """
 _DATA_HELP = (
-    "a directory of .npz or .npy files, each a batch; one such file whose arrays have a leading axis of samples; or "
-    "module:function that yields dicts of arrays, or tuples of inputs and labels"
+    "a folder of images; a directory of .npz or .npy files, each a batch; one such file whose arrays have a leading "
+    "axis of samples; or module:function that yields dicts of arrays, or tuples of inputs and labels"
 )
+_IMAGES_HELP = """\
+The model says the size, layout, channels and type.  By default 3 channels are prepared as for
+ImageNet, others become numbers from 0 to 1, and integers stay bytes.  What was done is printed.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,7 +127,8 @@ def _add_quantize(commands: Any) -> None:
         "quantise an ONNX model",
         "Quantise the convolutions and matrix products of an ONNX model, by the ranges that its\n"
         "activations have on the data, and say how well it agrees with the float model.",
-        "qatcore quantize model.onnx --data calibration/ -o model-int8.onnx\n"
+        "qatcore quantize model.onnx --data photos/ -o model-int8.onnx\n"
+        "  qatcore quantize model.onnx --data photos/ --resize exact --mean 0.5 --std 0.5 -o model-int8.onnx\n"
         "  qatcore quantize model.onnx --data x.npz --labels label --max-drop 1 -o model-int8.onnx\n"
         "  qatcore quantize model.onnx --weights int4 --activations none -o model-int4.onnx",
         _onnx("quantize"),
@@ -281,8 +286,48 @@ def _command(
 def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument("--data", required=required, metavar="INPUTS", help=_DATA_HELP)
     command.add_argument(
-        "--batch-size", type=int, metavar="N", help="samples to a batch where the data is one file (default: 8)"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="samples to a batch where the data is images or one file (default: 8)",
     )
+    images = command.add_argument_group("options of a folder of images", _IMAGES_HELP)
+    images.add_argument(
+        "--preset",
+        choices=("imagenet", "unit", "raw"),
+        help="imagenet: --resize shorter --crop 0.875, and ImageNet's mean and std; unit: exact size, from 0 to 1; "
+        "raw: exact size, from 0 to 255",
+    )
+    images.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="height and width, or one number for both; needed if the model leaves them open",
+    )
+    images.add_argument(
+        "--resize",
+        choices=("shorter", "exact"),
+        help="shorter: keep the sides' ratio and cut off what is too long; exact: stretch to the size",
+    )
+    images.add_argument(
+        "--crop",
+        type=_crop,
+        nargs="?",
+        const=1.0,
+        metavar="PART",
+        help="keep this part around the centre, all that fits by default: 0.875 takes 224 pixels of 256",
+    )
+    images.add_argument(
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="is subtracted: one number for each of the model's channels, or one",
+    )
+    images.add_argument("--std", type=_numbers, metavar="R,G,B", help="divides what is left")
+    images.add_argument(
+        "--scale", type=_number, metavar="X", help="multiplies pixels before that: 1/255 (default), or 1 to leave them"
+    )
+    images.add_argument("--bgr", action="store_true", help="the model's channels are blue, green and red")
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
@@ -299,7 +344,9 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 def _add_metric(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--labels", metavar="NAME", help="of the classes of samples in the data (labels, in tuples): measure accuracy"
+        "--labels",
+        metavar="NAME",
+        help="of the classes of samples in the data: measure accuracy; NAME is labels for images and tuples",
     )
     command.add_argument(
         "--metric",
@@ -316,6 +363,38 @@ def _add_output_options(command: argparse.ArgumentParser, *, progress: bool = Tr
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in text.split(",") if item.strip())
+
+
+def _number(text: str) -> float:
+    """Return a number that may be a fraction."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"expected a number such as 0.5 or 1/255, got {text!r}") from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Return numbers with commas between them."""
+    return tuple(_number(part) for part in text.split(","))
+
+
+def _crop(text: str) -> float:
+    try:
+        return _number(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected a part such as 0.875, or an option behind it, got {text!r}"
+        ) from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return a height and a width."""
+    height, _, width = text.lower().partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected pixels such as 224 or 480x640, got {text!r}") from None
 
 
 def _seed(text: str) -> int:

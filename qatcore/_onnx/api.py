@@ -21,7 +21,7 @@ from .data import Batch, Data, InputSpec
 from .display import Phases
 from .graph import Graph, initializers_among_inputs
 from .metric import Metric, Score
-from .model import read_model, refuse_output, write_model
+from .model import class_counts, describe, description, read_model, refuse_output, write_model
 from .notices import notice
 from .plan import DEFAULT_OPERATORS, plan
 from .quantised import Quantised, told
@@ -62,10 +62,12 @@ def calibrate(
     Parameters
     ----------
     model : str, PathLike or ModelProto
-    data : str, PathLike, array, dict, callable or iterable
-        A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one such file whose arrays
-        have a leading axis of samples; such an array if the model has one input, or a dict of them by their names;
-        ``module:function`` or a function, which returns arrays or an iterable; or an iterable, a ``DataLoader`` too.
+    data : str, PathLike, ImageFolder, array, dict, callable or iterable
+        A folder of images, or an `ImageFolder`, which has options for it.
+        Or a directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one such file whose
+        arrays have a leading axis of samples; such an array if the model has one input, or a dict of them by their
+        names; ``module:function`` or a function, which returns arrays or an iterable; or an iterable, a ``DataLoader``
+        too.
         Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance); tuples or
         lists, of the inputs in the model's order, or a dict or tuple of them, and of anything else, which is "labels",
         "labels_1" and so on; or arrays if the model has one input.
@@ -79,14 +81,19 @@ def calibrate(
         Skip the batches of a run that was interrupted, by their number of samples; if it was not there is nothing to
         do, unless nothing was seen at all.
     batch_size : int, optional
-        Samples to a batch where the data is one file or arrays: 8 if left out, or what the model fixes.  Samples that
-        do not fill a batch of a fixed size are left out.
+        Samples to a batch where the data is images, one file or arrays: 8 if left out, or what the model fixes.
+        Samples that do not fill a batch of a fixed size are left out.
     progress : bool
         Show progress on standard error, if that is a terminal.
 
     Returns
     -------
     Calibration
+
+    Warns
+    -----
+    ModelWarning
+        If images cannot be read; they are left out.
 
     Raises
     ------
@@ -251,6 +258,11 @@ def compare(
     -------
     Comparison
 
+    Warns
+    -----
+    ModelWarning
+        As in `calibrate`.
+
     Raises
     ------
     InvalidArgumentError
@@ -361,6 +373,8 @@ def quantize(
         if data is None:
             raise InvalidArgumentError("max_drop: expected data to measure it on, got none")
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
+    if given is not None:
+        given.check_labels(metric.labels, class_counts(exact))
     quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
     if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
         names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
@@ -379,6 +393,7 @@ def quantize(
         with _told_of_fp8(options):
             made = quantizer.model(progress=tick)
             check_loads(made)
+        _describe_images(made, given)
         return Quantization(made, quantizer, used, None, given)
     tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
     with _told_of_fp8(options):
@@ -390,7 +405,14 @@ def quantize(
 
         search = within_drop(quantizer, given, metric, max_drop, order, progress=tried)
     phases.end()
+    _describe_images(search.model, given)
     return Quantization(search.model, quantizer, used, search, given)
+
+
+def _describe_images(model: ModelProto, data: Data | None) -> None:
+    """Write into a model's metadata how images became its input."""
+    if data is not None and data.images is not None:
+        describe(model, {**description(model), "images": str(data.images)})
 
 
 @contextlib.contextmanager
@@ -417,6 +439,7 @@ def run_comparison(
                 f"got {', '.join(sorted(names[1]))}"
             )
     batches = Data(data, InputSpec(models[0]), batch_size)
+    batches.check_labels(metric.labels, class_counts(models[0]))
     return compare_models(*models, batches, metric, progress=phases.begin("comparing", batches.total))
 
 

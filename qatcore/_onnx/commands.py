@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ from .calibration import Calibration
 from .comparison import Comparison, latency_of
 from .data import Data, InputSpec
 from .display import Phases, counted, figure, print_table, printable
+from .images import ImageFolder
 from .inspection import calibration_rows, model_rows
 from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
@@ -37,6 +39,8 @@ _SAVE_EVERY = 60.0
 #: Seconds that either model is timed for when it is quantised.
 _TIMED_SECONDS = 0.2
 _INTERRUPTED = 130  # what shells make of Ctrl-C
+#: What can be said of a folder of images.
+_IMAGE_OPTIONS = tuple(field.name for field in dataclasses.fields(ImageFolder) if field.name != "path")
 
 
 class _InterruptedError(Exception):
@@ -55,11 +59,24 @@ def run(name: str, arguments: argparse.Namespace) -> int:
         if error.filename == "":
             return _fail("expected the name of a file, got an empty one", 2)
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
-    except (InvalidArgumentError, TypeError) as error:
+    except (InvalidArgumentError, TypeError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != "PIL":
+            raise
         return _fail(" ".join([str(error), *getattr(error, "__notes__", [])]), 2)
     except MemoryError:
         return _fail("there is not enough memory; try a smaller --batch-size", 2)
     return 0
+
+
+def _data(arguments: argparse.Namespace) -> Any:
+    """Return the data that a command is given, with what is said of images."""
+    chosen = _image_options(arguments)
+    return ImageFolder(arguments.data, **chosen) if chosen else arguments.data
+
+
+def _image_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(arguments, name) for name in _IMAGE_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def _fail(message: str, code: int) -> int:
@@ -86,13 +103,13 @@ def _quantize(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("give --data to observe activations with, or --activations none for weights alone")
     refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration, arguments.metric)
     exact = read_model(arguments.model)
-    observed, asked = Calibration(), Metric(arguments.metric, arguments.labels)
+    data, observed, asked = _data(arguments), Calibration(), Metric(arguments.metric, arguments.labels)
     start = time.perf_counter()
     try:
         with notices() as told, Phases(shown=not arguments.quiet) as phases:
             result = quantize(
                 exact,
-                arguments.data,
+                data,
                 options,
                 calibration=arguments.calibration,
                 max_drop=arguments.max_drop,
@@ -125,6 +142,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "share_of_multiply_adds": share,
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
         "samples": result.calibration.samples if result.calibration else 0,
+        "images": _images_line(result.data),
         "not_finite": _not_finite(result.calibration),
         "samples_left_out": result.data.left_out if result.data else 0,
         "metric": None if metric is None else metric.name,
@@ -143,7 +161,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
 def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tuple[str, str]]:
     """Return in words what the report on a quantised model says."""
     options, kept = result.quantizer.options, report["kept_in_float"]
-    lines = [("quantised", _nodes_line(report))]
+    lines = _lines_of_images(report["images"])
+    lines.append(("quantised", _nodes_line(report)))
     if options.needs_fp8_runtime:
         lines.append(("runtime", f"needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer, for FP8"))
     if result.calibration is not None:
@@ -170,10 +189,23 @@ def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tu
         lines.append(("latency", _latency_line(*report["latency"].values())))
     if report["slower"] is not None:
         lines.append(("slower", report["slower"]))
-    lines += [("note", text.partition(": ")[2]) for text in report["notices"]]
+    lines += _note_lines(report["notices"])
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{report['output']}, in {report['seconds']:.1f} s"))
     return lines
+
+
+def _images_line(data: Data | None) -> str | None:
+    """Return what was assumed of images, if the data is a folder of them."""
+    return None if data is None or data.images is None else str(data.images)
+
+
+def _lines_of_images(images: str | None) -> list[tuple[str, str]]:
+    return [] if images is None else [("images", images)]
+
+
+def _note_lines(notices: list[str]) -> list[tuple[str, str]]:
+    return [("note", text.partition(": ")[2]) for text in notices]
 
 
 def _checked(
@@ -217,7 +249,7 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
     if arguments.no_check and measured is not None:
         raise InvalidArgumentError(f"--{measured.replace('_', '-')} has to compare: leave out --no-check")
     if arguments.data is None:
-        for name in ("batch_size", "no_check", "no_bias_correction"):
+        for name in ("batch_size", "no_check", "no_bias_correction", *_image_options(arguments)):
             if getattr(arguments, name):
                 raise InvalidArgumentError(f"--{name.replace('_', '-')} is of --data, of which there is none")
         if measured is not None:
@@ -236,6 +268,9 @@ def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
     if observed.finished:
         return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)} as well")
     go_on = ["qatcore", "calibrate", arguments.model, "--data", arguments.data, "-o", path, "--resume"]
+    for name, value in _image_options(arguments).items():
+        text = ("x" if name == "size" else ",").join(map(str, value)) if isinstance(value, tuple) else str(value)
+        go_on += [f"--{name}"] if value is True else [f"--{name}={text}"]
     if arguments.batch_size is not None:
         go_on += ["--batch-size", str(arguments.batch_size)]
     if arguments.ops is not None:
@@ -285,10 +320,10 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             calibration, complete = before, before.finished
         elif before.unfinished is not None:
             raise InvalidArgumentError(f"{path} holds an interrupted calibration; go on with --resume, or remove it")
-    data = Data(arguments.data, InputSpec(exact), arguments.batch_size)
+    data = Data(_data(arguments), InputSpec(exact), arguments.batch_size)
     start = time.perf_counter()
     try:
-        with Phases(shown=not arguments.quiet) as phases:
+        with notices() as told, Phases(shown=not arguments.quiet) as phases:
             tick = phases.begin("calibrating", data.total)
             saved = time.monotonic()
 
@@ -308,7 +343,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             f"interrupted; {counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
         ) from None
     calibration.save(path)
-    _print_calibration(arguments, calibration, time.perf_counter() - start, complete=complete)
+    seconds = time.perf_counter() - start
+    _print_calibration(arguments, calibration, seconds, complete=complete, images=_images_line(data), told=told)
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -334,7 +370,13 @@ def _merge(arguments: argparse.Namespace) -> None:
 
 
 def _print_calibration(
-    arguments: argparse.Namespace, calibration: Calibration, seconds: float, *, complete: bool = False
+    arguments: argparse.Namespace,
+    calibration: Calibration,
+    seconds: float,
+    *,
+    complete: bool = False,
+    images: str | None = None,
+    told: list[str] | None = None,
 ) -> None:
     if arguments.json:
         _print_json(
@@ -342,41 +384,45 @@ def _print_calibration(
                 "output": arguments.output,
                 "tensors": len(calibration.collectors),
                 "samples": calibration.samples,
+                "images": images,
+                "notices": told or [],
                 "seconds": seconds,
             }
         )
         return
     observed = f"{counted(len(calibration.collectors), 'tensor')} on {counted(calibration.samples, 'sample')}"
-    lines = [("observed", observed), ("written", f"{arguments.output}, in {seconds:.1f} s")]
+    lines = [*_lines_of_images(images), ("observed", observed)]
     if complete:
-        lines.insert(1, ("complete", "nothing was interrupted, so nothing was added; without --resume it is made anew"))
-    _print_lines(lines)
+        lines.append(("complete", "nothing was interrupted, so nothing was added; without --resume it is made anew"))
+    lines += _note_lines(told or [])
+    _print_lines([*lines, ("written", f"{arguments.output}, in {seconds:.1f} s")])
 
 
 # --- compare, inspect ---------------------------------------------------------------------------------
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    with Phases(shown=not arguments.quiet) as phases:
+    with notices() as told, Phases(shown=not arguments.quiet) as phases:
         metric = Metric(arguments.metric, arguments.labels)
         result = run_comparison(
-            arguments.model, arguments.quantized, arguments.data, metric, arguments.batch_size, phases
+            arguments.model, arguments.quantized, _data(arguments), metric, arguments.batch_size, phases
         )
     if arguments.json:
-        _print_json(vars(result))
+        _print_json({**vars(result), "notices": told})
         return
     with _printing():
-        _print_comparison(result)
+        _print_comparison(result, told)
 
 
-def _print_comparison(result: Comparison) -> None:
+def _print_comparison(result: Comparison, told: list[str]) -> None:
     lines = [
+        *_lines_of_images(result.images),
         (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
         ("latency", _latency_line(*result.latency)),
     ]
     if result.slower is not None:
         lines.append(("slower", result.slower))
-    _print_lines([*lines, ("size", _size_line(*result.size))])
+    _print_lines([*lines, *_note_lines(told), ("size", _size_line(*result.size))])
     print()
     rows = [(name, figure(sqnr, ".1f"), figure(largest, ".3g")) for name, (sqnr, largest) in result.outputs.items()]
     print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
@@ -390,11 +436,20 @@ def _inspect(arguments: argparse.Namespace) -> None:
     path = arguments.file
     with open(path, "rb"):  # whose errors say what is wrong
         pass
-    tables = calibration_rows(path) if zipfile.is_zipfile(path) else model_rows(read_model(path))
+    images = None
+    if zipfile.is_zipfile(path):
+        tables = calibration_rows(path)
+    else:
+        model = read_model(path)
+        tables, images = model_rows(model), description(model).get("images")
     if arguments.json:
-        _print_json({table.name: [dict(zip(table.keys, row, strict=True)) for row in table.rows] for table in tables})
+        found = {table.name: [dict(zip(table.keys, row, strict=True)) for row in table.rows] for table in tables}
+        _print_json(found if images is None else {"images": images, **found})
         return
     with _printing():
+        if images is not None:  # by whoever wrote the file
+            _print_lines([("images", printable(str(images)))])
+            print()
         for index, table in enumerate(tables):
             if index:
                 print()

@@ -52,6 +52,8 @@ class Comparison:
         Bytes of either model.
     slower : str or None
         If the quantised model is slower: what ONNX Runtime makes of it, and what can be tried.
+    images : str or None
+        If the data is a folder of images: how many there were, and how they were made the model's input.
     """
 
     metric: str
@@ -62,6 +64,7 @@ class Comparison:
     latency: tuple[float, float]
     size: tuple[int, int]
     slower: str | None
+    images: str | None = None
 
     @property
     def drop(self) -> float:
@@ -98,6 +101,7 @@ def compare_models(
         latency,
         (file_bytes(exact), file_bytes(quantized)),
         why_slower(quantized, latency),
+        None if data.images is None else str(data.images),
     )
 
 

@@ -21,6 +21,8 @@ from onnx import ModelProto
 from .._base.errors import InvalidArgumentError
 from .._base.validation import as_count, as_plain_array
 from .graph import Graph, unused_name
+from .images import ImageFolder, Images, is_image, mixture
+from .notices import notice
 
 Batch = dict[str, npt.NDArray[Any]]
 PathLike = str | os.PathLike[str]
@@ -38,6 +40,7 @@ class InputSpec:
 
     def __init__(self, model: ModelProto) -> None:
         names = set(Graph(model).inputs)
+        self.whole = False  # whether a batch is one sample, without an axis of samples
         self.types: dict[str, np.dtype[Any]] = {}
         self.shapes: dict[str, tuple[int | None, ...] | None] = {}
         for value in model.graph.input:
@@ -73,7 +76,7 @@ class InputSpec:
     def samples_of(self, batch: Batch) -> int:
         """Return how many samples a batch has: the first dimension of the first input, or 1 if that has none."""
         shape = batch[self.names[0]].shape
-        return shape[0] if shape else 1
+        return shape[0] if shape and not self.whole else 1
 
     def check(self, batch: object, where: str) -> Batch:
         """Return a batch as the model takes it, with what more there is, labels for example."""
@@ -199,15 +202,20 @@ class Data:
 
     Parameters
     ----------
-    source : str, PathLike, iterable or callable
-        A directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one ``.npz`` or ``.npy``
-        file whose arrays have a leading axis of samples; such an array, or a dict of them by their names;
-        ``module:function`` or a function that returns an iterable; or an iterable.  Batches are mappings of names to
-        arrays; or tuples or lists of arrays for the inputs, in their order, and of anything else, which is `LABELS`; or
-        an array if the model has one input.
+    source : str, PathLike, ImageFolder, iterable or callable
+        A folder of images, or an `ImageFolder`, which has options; a directory of ``.npz`` or ``.npy`` files, each a
+        batch, in the order of their names; one ``.npz`` or ``.npy`` file whose arrays have a leading axis of samples;
+        such an array, or a dict of them by their names; ``module:function`` or a function that returns an iterable; or
+        an iterable.  Batches are mappings of names to arrays; or tuples or lists of arrays for the inputs, in their
+        order, and of anything else, which is `LABELS`; or an array if the model has one input.
     spec : InputSpec
     batch_size : int, optional
-        Samples to a batch where the source is one file, or arrays.
+        Samples to a batch where the source is images, one file, or arrays.
+
+    Attributes
+    ----------
+    images : Images or None
+        What the data is if it is a folder of images.
 
     Raises
     ------
@@ -219,6 +227,7 @@ class Data:
         self.spec = spec
         self.total: int | None = None  # how many batches there are, where that is known
         self.left_out = 0  # samples that do not fill a batch of the size that the model takes
+        self.images: Images | None = None
         if batch_size is not None:
             batch_size = as_count(batch_size, "batch_size")
         self._batches = self._opened(source, batch_size)
@@ -259,19 +268,20 @@ class Data:
             raise InvalidArgumentError("data: there is not a single batch in it")
 
     def _opened(self, source: Any, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        if isinstance(source, ImageFolder):
+            path = Path(source.path)
+            if not path.is_dir() or _array_files(path):
+                if not path.exists():
+                    raise InvalidArgumentError(f"data: there is no folder {path}")
+                what = "a directory of arrays" if path.is_dir() else "no directory"
+                raise InvalidArgumentError(f"data: options are of a folder of images, and {path} is {what}")
+            return self._images(source, batch_size)
         if isinstance(source, (str, os.PathLike)):
             if not os.fspath(source):
                 raise InvalidArgumentError("data: expected a directory, a file or module:function, got an empty name")
             path = Path(source)
-            if path.is_dir():
-                _refuse_batch_size(batch_size, "a directory")
-                return self._directory(path)
-            if path.suffix in {".npz", ".npy"} and path.is_file():
-                of_file = _NpzRows if path.suffix == ".npz" else _NpyRows
-                return self._rows(of_file(path, self.spec), batch_size)
             if path.exists() or ":" not in str(source):
-                what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
-                raise InvalidArgumentError(f"data: {source} is {what}; give one, or module:function")
+                return self._of_path(path, batch_size)
             source = functools.partial(_called, imported(str(source), "data"), str(source))
         if _is_samples(source):
             return self._rows(_ArrayRows(source, self.spec), batch_size)
@@ -297,22 +307,66 @@ class Data:
             raise TypeError(f"data: expected an iterable of batches, or arrays, got {type(batches).__name__}")
         return _numbered(batches)
 
-    def _directory(self, path: Path) -> Callable[[], Iterable[tuple[str, Any]]]:
-        files = sorted(  # but for what systems hide beside files of that name
-            entry
-            for entry in path.iterdir()
-            if entry.suffix in {".npz", ".npy"} and not entry.name.startswith(".") and entry.is_file()
-        )
-        if not files:
-            raise InvalidArgumentError(f"data: there is no .npz or .npy file in {path}")
-        self.total = len(files)
-        return lambda: ((str(file), _loaded(file)) for file in files)
+    def _of_path(self, path: Path, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        if path.is_dir():
+            if not (files := _array_files(path)):
+                return self._images(ImageFolder(path), batch_size)
+            _refuse_batch_size(batch_size, "a directory")
+            self.total = len(files)
+            return lambda: ((str(file), _loaded(file)) for file in files)
+        if path.suffix in {".npz", ".npy"} and path.is_file():
+            of_file = _NpzRows if path.suffix == ".npz" else _NpyRows
+            return self._rows(of_file(path, self.spec), batch_size)
+        what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
+        advice = "give the folder that an image is in" if path.exists() and is_image(path.name) else "give one"
+        raise InvalidArgumentError(f"data: {path} is {what}; {advice}, or module:function")
+
+    def _images(self, folder: ImageFolder, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
+        inputs = {name: (self.spec.types[name], self.spec.shapes[name]) for name in self.spec.names}
+        images = self.images = Images(folder, inputs, str(self.spec))
+        self.spec.whole = images.whole
+        fixed = 1 if images.whole else self.spec.batch_size
+        size = self._size(fixed, batch_size)
+        self.total = math.ceil(len(images) / size)
+        return lambda: self._made_of_images(images, size, fixed=fixed is not None)
+
+    def _made_of_images(self, images: Images, size: int, *, fixed: bool) -> Iterator[tuple[str, Any]]:
+        """Yield the images that can be read, and at the end say which cannot."""
+        n, known = 0, images.complete
+        for where, array, classes in images.batches(size, fixed=fixed):
+            yield where, {images.name: array} | ({} if classes is None else {self._labels: classes})
+            n += 1 if images.whole else len(array)
+        if not n:
+            reasons = [f"the model takes {size} images at a time, there are {len(images)}"] if len(images) else []
+            reasons += [images.failure()] if images.unreadable else []
+            raise InvalidArgumentError(f"data: {'; '.join(reasons)}")
+        self.left_out = len(images) - n
+        if images.unreadable and not known:
+            notice(f"images: {images.failure()}; they are left out")
+
+    @property
+    def _labels(self) -> str:
+        """What the classes of images are called."""
+        return unused_name(LABELS, set(self.spec.types))
+
+    def check_labels(self, labels: str | None, outputs: set[int]) -> None:
+        """Raise if the data is a folder of images, and labels that are asked for are not the classes of its folders.
+
+        `outputs` is how many classes the model's outputs have, where it says that.
+        """
+        if self.images is not None and labels is not None:
+            self.images.check_labels(labels, self._labels, outputs)
+
+    @staticmethod
+    def _size(fixed: int | None, batch_size: int | None) -> int:
+        """Return how many samples are run together."""
+        if fixed is not None and batch_size not in {None, fixed}:
+            raise InvalidArgumentError(f"batch_size: expected {fixed}, as the model takes, got {batch_size}")
+        return fixed or batch_size or BATCH_SIZE
 
     def _rows(self, rows: _Rows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
         fixed = self.spec.batch_size
-        if fixed is not None and batch_size not in {None, fixed}:
-            raise InvalidArgumentError(f"batch_size: expected {fixed}, as the model takes, got {batch_size}")
-        size = fixed or batch_size or BATCH_SIZE
+        size = self._size(fixed, batch_size)
         n: int = rows.samples
         whole = n - n % size if self.spec.batch_size else n  # a model that takes 4 cannot take the last 3
         if not whole:
@@ -323,11 +377,21 @@ class Data:
         return functools.partial(rows.batches, size, whole)
 
 
+def _array_files(path: Path) -> list[Path]:
+    """Return the files of arrays in a directory, but for what systems hide beside files of that name."""
+    shown = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    arrays = sorted(entry for entry in shown if entry.suffix in {".npz", ".npy"} and entry.is_file())
+    images = [entry.name for entry in shown if is_image(entry.name)]
+    if arrays and images:
+        raise mixture(str(path), images, [entry.name for entry in arrays])
+    return arrays
+
+
 def _refuse_batch_size(batch_size: int | None, source: str) -> None:
     if batch_size is not None:
         raise InvalidArgumentError(
-            f"batch_size: expected one file or arrays of samples to make batches of, got {source}, which has batches "
-            "already"
+            f"batch_size: expected images, one file or arrays of samples to make batches of, got {source}, "
+            "which has batches already"
         )
 
 

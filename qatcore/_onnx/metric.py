@@ -60,6 +60,11 @@ class Metric:
         self._noise: dict[str, Noise] = {}
 
     @property
+    def labels(self) -> str | None:
+        """What the data calls the classes of its samples, if it is asked for them."""
+        return self._labels
+
+    @property
     def name(self) -> str:
         """What the scores are."""
         if self._score is not None:

@@ -16,6 +16,7 @@ from onnx import ModelProto
 
 from .._base.errors import InvalidArgumentError
 from .._calibration.storage import PathLike, replace_file
+from .images import image_files, is_image
 from .session import LARGEST_MESSAGE, save_with_data, session_of, weight_bytes
 from .stored import check_stored, places_of, read_elsewhere
 
@@ -145,10 +146,14 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
 def _files_of(named: str, target: str) -> set[str]:
     """Return what is read of an input, links resolved; an input may also be ``module:function``.
 
-    Of a directory that is whatever has the name of an array, also a file that is to be written there.
+    Of a directory that is whatever has the name of an array, also a file that is to be written there; or, if the file
+    to be written has the name of an image, the images in it.
     """
     source = os.path.realpath(named)
     if os.path.isdir(source):
+        if is_image(os.path.basename(target)):
+            inside = {target} if target.startswith(os.path.join(source, "")) else set()
+            return inside | {os.path.realpath(os.path.join(source, file)) for file in image_files(source)}
         files = {entry.path for entry in os.scandir(source)} | {target}
         return {
             os.path.realpath(file)
@@ -183,6 +188,13 @@ def description(model: ModelProto) -> dict[str, Any]:
                 return {}
             return about if isinstance(about, dict) else {}
     return {}
+
+
+def class_counts(model: ModelProto) -> set[int]:
+    """Return how many classes each output of floats has, where it is of samples and says that."""
+    types = [value.type.tensor_type for value in model.graph.output if value.type.HasField("tensor_type")]
+    counts = {each.shape.dim[-1].dim_value for each in types if len(each.shape.dim) == 2}
+    return counts - {0}
 
 
 def file_bytes(model: ModelProto) -> int:

@@ -1,4 +1,4 @@
-"""What users should know of a model besides the result: warnings in Python, lines of a command's output."""
+"""What users should know besides the result: warnings in Python, lines of a command's output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class ModelWarning(UserWarning):
-    """Something about a model was decided that its user may want otherwise."""
+    """Something about a model or its data was decided that its user may want otherwise."""
 
     __module__ = "qatcore.onnx"
 
