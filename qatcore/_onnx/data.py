@@ -273,8 +273,9 @@ class Data:
         if isinstance(source, ImageFolder):
             path = Path(source.path)
             if not path.is_dir() or _array_files(path):
-                what = "no directory" if path.exists() else "no such directory"
-                what = "a directory of arrays" if path.is_dir() else what
+                if not path.exists():
+                    raise InvalidArgumentError(f"data: there is no folder {path}")
+                what = "a directory of arrays" if path.is_dir() else "no directory"
                 raise InvalidArgumentError(f"data: options are of a folder of images, and {path} is {what}")
             return self._images(source, batch_size)
         if isinstance(source, (str, os.PathLike)):

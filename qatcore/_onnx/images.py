@@ -77,7 +77,7 @@ class ImageFolder:
     ----------
     path : str or PathLike
     preset : str, optional
-        "imagenet": the shorter side becomes 256/224 of the model's, the centre is kept, and the scale is 1/255, with
+        "imagenet": the shorter side becomes 256/224 of the model's, and the centre is kept.  The scale is 1/255, with
         the mean and standard deviation of ImageNet.  "unit": exact size, numbers from 0 to 1.  "raw": exact size,
         numbers from 0 to 255.  By default "raw" if the input is of integers, else "imagenet" for three channels and
         "unit" for others.
@@ -87,8 +87,8 @@ class ImageFolder:
         "exact": to the size, whatever the sides' ratio becomes.  "shorter": keep the ratio, and cut off what is too
         long, equally at both ends.  Both resize by Pillow's bilinear filter.  By default as in the preset.
     crop : float, optional
-        The part of height and width that is kept around the centre, above 0, at most 1: with 0.875 images for a size
-        of 224 are resized to 256 first.  Alone it means to resize "shorter".  By default as in the preset.
+        The part of height and width that is kept around the centre, above 0, at most 1.  With 0.875, images for a
+        size of 224 are resized to 256 first.  Alone it means to resize "shorter".  By default as in the preset.
     mean, std : float or sequence of float, optional
         One number, or one for each channel, in the order of the model's channels.  A mean is of scaled pixels.
         By default those of the preset; 0 and 1 if there is no preset and another one of the three is given.
@@ -143,7 +143,9 @@ class ImageFolder:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.crop == 1.0 and self.resize == "exact":
-            raise InvalidArgumentError("crop: images of exact size leave nothing to cut off; resize 'shorter', or less")
+            raise InvalidArgumentError(
+                "crop: nothing is cut off images of exact size; choose resize 'shorter', or a part below 1"
+            )
         if self.scale is not None and not 0.0 < self.scale < np.inf:
             raise InvalidArgumentError(f"scale: expected a number above 0, got {self.scale:g}")
         if isinstance(self.std, tuple) and not all(0.0 < value < np.inf for value in self.std):
@@ -181,8 +183,8 @@ class Images:
     ----------
     folder : ImageFolder
     inputs : dict of str to tuple
-        Of each of the model's inputs its type and its dimensions: None if the model does not say how many there are,
-        and in place of a dimension if any will do.
+        The type and the dimensions of each input of the model.  The dimensions are None if the model does not say how
+        many there are, and one of them is None if any will do.
     taken : str
         The same in words.
 
@@ -202,7 +204,7 @@ class Images:
     ) -> None:
         self.folder = os.path.normpath(folder.path)
         self._files, self._classes = _found(self.folder)
-        self._found = len(self._files)
+        self._all = len(self._files)
         self._pillow = _pillow()
         [(self.name, (dtype, shape))] = inputs.items() if len(inputs) == 1 else [("", (np.dtype(bool), None))]
         if len(inputs) != 1 or shape is None or not _is_number(dtype):
@@ -216,21 +218,15 @@ class Images:
         self.complete = False  # whether all were tried
 
     def __len__(self) -> int:
-        return self._found - len(self.unreadable)
-
-    @property
-    def classes(self) -> dict[str, int]:
-        """The numbers of the classes, by the names of their folders; none if an image lies in no folder."""
-        return self._classes
+        return self._all - len(self.unreadable)
 
     def __str__(self) -> str:
         """Return in a line what was assumed."""
         height, width = self._size
-        kind = {1: "grey", 3: self._steps.order, 4: self._steps.order}[self._channels]
         note = "" if height == width else " (height x width)"
         many = f" of {counted(len(self._classes), 'class')}" if len(self._classes) > 1 else ""
         return (
-            f"{counted(len(self), 'image')}{many}, {height} x {width} {kind}{note}, "
+            f"{counted(len(self), 'image')}{many}, {height} x {width} {self._steps.order}{note}, "
             f"{self._layout} {self._steps.dtype}: {self._steps}"
         )
 
@@ -293,7 +289,7 @@ class Images:
         named = [f"{file} ({reason})" for file, reason in sorted(self.unreadable.items())[:_NAMED]]
         more = len(self.unreadable) - len(named)
         return (
-            f"{len(self.unreadable):,} of {counted(self._found, 'image')} in {self.folder} cannot be read: "
+            f"{len(self.unreadable):,} of {counted(self._all, 'image')} in {self.folder} cannot be read: "
             + ", ".join(named)
             + (f" and {more:,} more" if more else "")
         )

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -307,7 +308,7 @@ def test_models_of_several_inputs_or_of_any_shape(tmp_path):
         ({"size": (1, 2, 3)}, "size: expected a number of pixels, or height and width"),
         ({"crop": 0.0}, "crop: expected a number above 0, at most 1, got 0.0"),
         ({"crop": 1.5}, "crop"),
-        ({"crop": 1.0, "resize": "exact"}, "leave nothing to cut off"),
+        ({"crop": 1.0, "resize": "exact"}, "crop: nothing is cut off images of exact size"),
         ({"scale": 0.0}, "scale: expected a number above 0, got 0"),
         ({"scale": float("nan")}, "scale"),
         ({"std": (1.0, 0.0, 1.0)}, "std: expected numbers above 0, got 1, 0, 1"),
@@ -603,9 +604,10 @@ def test_a_directory_of_arrays_stays_one(tmp_path):
 
 def test_what_is_no_folder_of_images(tmp_path):
     save(tmp_path / "photos" / "a.png", pixels(4, 4, 3))
-    for name, says in (("none", "no such directory"), ("photos/a.png", "no directory")):
-        with pytest.raises(InvalidArgumentError, match=f"options are of a folder of images, and .* is {says}"):
-            Data(ImageFolder(tmp_path / name), spec("N", 3, 4, 4))
+    with pytest.raises(InvalidArgumentError, match=r"data: there is no folder .*none$"):
+        Data(ImageFolder(tmp_path / "none"), spec("N", 3, 4, 4))
+    with pytest.raises(InvalidArgumentError, match=r"options are of a folder of images, and .* is no directory"):
+        Data(ImageFolder(tmp_path / "photos" / "a.png"), spec("N", 3, 4, 4))
     with pytest.raises(InvalidArgumentError, match="give the folder that an image is in, or module:function"):
         Data(tmp_path / "photos" / "a.png", spec("N", 3, 4, 4))
     (tmp_path / "photos" / "a.png").unlink()
@@ -971,3 +973,9 @@ def test_help_lists_every_option(capsys, command):
     assert "a folder of images" in out
     named = {field.name for field in dataclasses.fields(ImageFolder)} - {"path"}
     assert {name for name in named if f"\n  --{name}" in out} == named
+
+
+def test_pillow_is_imported_with_the_first_images_only():
+    program = "import sys, qatcore.onnx; assert 'PIL' not in sys.modules, sys.modules['PIL']"
+    root = Path(qatcore.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(root)})
