@@ -3,10 +3,10 @@
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
+from elsewhere import batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,12 +124,6 @@ def test_wrong_arguments():
 
 
 # --- a cluster -------------------------------------------------------------------------------------------
-
-
-def batch(index, seconds=0.0):
-    time.sleep(seconds)
-    rng = np.random.default_rng(index)
-    return (rng.standard_normal((50, 8)) * 2.0 ** rng.integers(-4, 4, 8)).astype(np.float32)
 
 
 def test_a_worker_that_is_killed(tmp_path):

@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import elsewhere
 import ml_dtypes
 import numpy as np
 import pytest
@@ -459,15 +460,6 @@ def test_fork_while_other_threads_work():
 # --- in other processes ----------------------------------------------------------------------------------
 
 
-def observe_elsewhere(collector, batch):
-    collector.observe(batch)
-    return collector
-
-
-def infer_elsewhere(layer, x):
-    return layer.forward_infer(x)
-
-
 @pytest.fixture(scope="module")
 def workers():
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
@@ -483,7 +475,7 @@ def test_collectors_in_other_processes(workers):
     whole.observe(x)
     for _ in range(3):
         whole.observe([3.0, np.nan])
-    futures = [workers.submit(observe_elsewhere, seen, part) for part in np.array_split(x, 3)]
+    futures = [workers.submit(elsewhere.observe, seen, part) for part in np.array_split(x, 3)]
     total = CalibrationCollector()
     for future in futures:
         total.merge(future.result(TIMEOUT))
@@ -495,13 +487,13 @@ def test_reference_collectors_in_other_processes(workers):
     x = numbers(1000, np.float64)
     collector = reference.CalibrationCollector()
     collector.observe(x)
-    elsewhere = workers.submit(observe_elsewhere, collector, [1e9]).result(TIMEOUT)
+    other = workers.submit(elsewhere.observe, collector, [1e9]).result(TIMEOUT)
     collector.observe([1e9])
-    assert_same(state(elsewhere), state(collector))
+    assert_same(state(other), state(collector))
 
 
 @pytest.mark.parametrize("config", [QatConfig(bits, per_channel=True) for bits in QuantBits], ids=repr)
 def test_layers_in_other_processes(workers, config):
     layer = QatLayer.from_weights(np.random.default_rng(3).normal(size=(5, 4)), np.ones(5), config)
     x = np.random.default_rng(5).normal(size=(6, 4)).astype(np.float32)
-    assert_same(workers.submit(infer_elsewhere, layer, x).result(TIMEOUT), layer.forward_infer(x))
+    assert_same(workers.submit(elsewhere.infer, layer, x).result(TIMEOUT), layer.forward_infer(x))

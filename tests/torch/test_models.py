@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import warnings
 
+import elsewhere
 import numpy as np
 import pytest
 from affine_oracles import LIMITS
@@ -290,12 +291,6 @@ def small_model():
     )
 
 
-def run_in_worker(connection, model, x):
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        connection.send(model(x).numpy())
-
-
 @pytest.mark.slow
 def test_modules_survive_copies_files_and_other_processes(tmp_path):
     x = torch.randn(8, 2, 6, 6)
@@ -315,8 +310,9 @@ def test_modules_survive_copies_files_and_other_processes(tmp_path):
         other.load_state_dict(model.state_dict())
     for made in (model, convert(model)):
         ours, theirs = multiprocessing.Pipe()
-        worker = multiprocessing.get_context("spawn").Process(target=run_in_worker, args=(theirs, made, x))
+        worker = multiprocessing.get_context("spawn").Process(target=elsewhere.run_model, args=(theirs, made, x))
         worker.start()
+        assert ours.poll(120), "the worker has no answer"
         np.testing.assert_allclose(ours.recv(), expected.detach().numpy(), rtol=1e-5, atol=1e-5)
         worker.join()
 
