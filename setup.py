@@ -10,7 +10,7 @@ Everything else about the package is in pyproject.toml.  Three switches, read fr
     the AMX module in plain C, the AVX-VNNI one with AVX-512's form of its instruction, and a CPU probe that finds both
     where there is AVX-512 VNNI: for tests
 
-The same kernel source is compiled once for each CPU level, see docs/architecture.md.
+The same kernel source is compiled once for each CPU level, see docs/internals.md.
 """
 
 import os

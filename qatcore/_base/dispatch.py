@@ -21,7 +21,7 @@ try:
 except ImportError as _missing:
     raise ImportError(
         f"the compiled kernels are not in {Path(__file__).parents[1]}: a source tree is not importable until it is "
-        " built in place (see CONTRIBUTING.md); to use an installed qatcore, run from another directory"
+        "built in place (see CONTRIBUTING.md); to use an installed qatcore, run from another directory"
     ) from _missing
 from .errors import InvalidArgumentError
 

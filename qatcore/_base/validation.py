@@ -1,4 +1,4 @@
-"""From what users pass to what kernels take."""
+"""Checks of arguments, and their messages: from what users pass to what kernels take."""
 
 from __future__ import annotations
 

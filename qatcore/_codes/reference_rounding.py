@@ -1,4 +1,4 @@
-"""Arrays to codes and back."""
+"""Arrays to codes and back, by the reference's rounding: half away from zero."""
 
 from __future__ import annotations
 
