@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hints import plain
 
 from qatcore import CalibrationCollector
 
@@ -66,12 +67,15 @@ def says_nothing(hint: Any) -> bool:
     """Return whether a type is `Any`, or made of it; elements of arrays may be, what collectors answer, `ArrayLike`."""
     if hint is Any or hint is inspect.Parameter.empty:
         return True
+    if hint in (npt.ArrayLike, npt.DTypeLike):
+        return False
+    hint = plain(hint)
     if isinstance(hint, list):  # the arguments of a callable
         return any(map(says_nothing, hint))
     origin = typing.get_origin(hint)
     if isinstance(origin, type) and issubclass(origin, np.ndarray | np.dtype | np.generic | CalibrationCollector):
         return False
-    of_numpy = [*typing.get_args(npt.ArrayLike), *typing.get_args(npt.DTypeLike)]
+    of_numpy = [part for alias in (npt.ArrayLike, npt.DTypeLike) for part in typing.get_args(plain(alias))]
     return any(says_nothing(part) for part in typing.get_args(hint) if part not in of_numpy)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hints import plain
 
 SAMPLE = Path(__file__).with_name("sample.py")
 
 
 def is_of(value: object, kind: Any) -> bool:
     """Return whether a value is of exactly this type."""
+    kind = plain(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in {typing.Union, types.UnionType}:
         return any(is_of(value, each) for each in arguments)
