@@ -4,4 +4,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 torch_environment
 suite torch "slow or not slow" | tee "$work/suite.txt"
 # What needs PyTorch is skipped nowhere else.
-! grep -q "SKIPPED.*[Tt]orch" "$work/suite.txt"
+! grep -E "SKIPPED.*(PyTorch|'torch')" "$work/suite.txt"
