@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
-wheel, clone, unpacked = map(Path, sys.argv[1:])
+wheel, clone, sdist = map(Path, sys.argv[1:])
 names = zipfile.ZipFile(wheel).namelist()
 print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.2f} MiB, {len(names)} files")
 assert wheel.stat().st_size <= 4e6
@@ -15,7 +16,9 @@ assert modules == {"_kernels", "_kernels_v3", "_kernels_v4", "_gemm_avxvnni", "_
 unwanted = [n for n in names if n.endswith((".c", ".pyx", ".pxi", ".pxd", ".md")) or not n.startswith("qatcore")]
 assert not unwanted, unwanted
 tracked = subprocess.check_output(["git", "-C", clone, "ls-files"], text=True).splitlines()
-missing = [n for n in tracked if not n.startswith(".git") and not (unpacked / n).is_file()]
+with tarfile.open(sdist) as archive:
+    packed = {name.partition("/")[2] for name in archive.getnames()}
+missing = [n for n in tracked if not n.startswith(".git") and n not in packed]
 assert not missing, f"not in the sdist: {missing}"
-generated = [p for p in unpacked.rglob("*") if p.suffix in {".c", ".so", ".pyc"}]
+generated = [n for n in packed if n.endswith((".c", ".so", ".pyc"))]
 assert not generated, generated

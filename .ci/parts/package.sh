@@ -4,7 +4,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 sdist
 wheel_environment 3.11
 wheel=$(echo "$work"/wheels3.11/qatcore-*.whl)
-"$work/py3.11/bin/python" "$checks/wheel.py" "$wheel" "$work/sdist-source" "$work/unpacked"
+"$work/py3.11/bin/python" "$checks/wheel.py" "$wheel" "$work/sdist-source" "$(echo "$work"/dist/qatcore-*.tar.gz)"
 # It runs without what built it.
 "$(interpreter 3.11)/python3.11" -m venv "$work/bare"
 "$work/bare/bin/pip" install "$wheel"
