@@ -79,7 +79,7 @@ torch_environment() {
 }
 
 # The suite of the sdist, away from any source, in the environment $work/NAME, on two processes: the TESTS that a marker
-# expression tells. All run as README.md says.
+# expression tells.
 suite() {
     local name=$1 tests=$2
     shift 2

@@ -72,8 +72,9 @@ class SquaredError:
         low, high, density = low[there], high[there], density[there]
         mass = density * (high - low)
         # In steps of the whole range, whose fourth powers are finite.
-        step = scale_and_zero_point(*whole, self._target)[0] * self.unit
-        variance = sum(self._variances(low, high, channel, chosen, step) for chosen in (whole, other))
+        scales = [scale_and_zero_point(*chosen, self._target) for chosen in (whole, other)]
+        step = scales[0][0] * self.unit
+        variance = sum(self._variances(low, high, channel, *chosen, step) for chosen in scales)
         deviation = np.sqrt(variance)
         by_chance = np.sqrt(np.bincount(channel, mass * variance, self.unit.size))
         unevenness = _unevenness(low, high, density, channel)
@@ -81,14 +82,18 @@ class SquaredError:
         return (_DEVIATIONS * by_chance + by_shape) * step**2
 
     def _variances(
-        self, low: _FloatArray, high: _FloatArray, channel: _Indices, chosen: Range, unit: _FloatArray
+        self,
+        low: _FloatArray,
+        high: _FloatArray,
+        channel: _Indices,
+        scale: _FloatArray,
+        zero_point: npt.NDArray[np.int32],
+        unit: _FloatArray,
     ) -> _FloatArray:
         """Return what variance squared errors have in intervals at most, in fourth powers of a unit."""
-        scale, zero_point = scale_and_zero_point(*chosen, self._target)
         scale = scale * self.unit
-        if (
-            self._target.bits is QuantBits.FP8
-        ):  # with three bits of mantissa, and the step of the least normal numbers below
+        if self._target.bits is QuantBits.FP8:
+            # Three bits of mantissa, and the step of the least normal numbers below.
             step = np.maximum(np.maximum(np.abs(low), np.abs(high)) / 8.0, scale[channel] / 512.0)
             first, last = -scale * E4M3_MAX, scale * E4M3_MAX
         else:
