@@ -425,8 +425,8 @@ def quantize(
 
 def _describe_images(model: ModelProto, data: Data | None) -> None:
     """Write into a model's metadata how images became its input."""
-    if data is not None and data.images is not None:
-        describe(model, {**description(model), "images": str(data.images)})
+    if data is not None and data.images_line is not None:
+        describe(model, {**description(model), "images": data.images_line})
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "share_of_multiply_adds": share,
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
         "samples": result.calibration.samples if result.calibration else 0,
-        "images": _images_line(result.data),
+        "images": None if result.data is None else result.data.images_line,
         "not_finite": _not_finite(result.calibration),
         "samples_left_out": result.data.left_out if result.data else 0,
         "metric": None if metric is None else metric.name,
@@ -193,11 +193,6 @@ def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tu
     lines.append(("size", _size_line(*report["bytes"].values())))
     lines.append(("written", f"{report['output']}, in {report['seconds']:.1f} s"))
     return lines
-
-
-def _images_line(data: Data | None) -> str | None:
-    """Return what was assumed of images, if the data is a folder of them."""
-    return None if data is None or data.images is None else str(data.images)
 
 
 def _lines_of_images(images: str | None) -> list[tuple[str, str]]:
@@ -344,7 +339,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         ) from None
     calibration.save(path)
     seconds = time.perf_counter() - start
-    _print_calibration(arguments, calibration, seconds, complete=complete, images=_images_line(data), told=told)
+    _print_calibration(arguments, calibration, seconds, complete=complete, images=data.images_line, told=told)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

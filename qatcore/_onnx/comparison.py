@@ -101,7 +101,7 @@ def compare_models(
         latency,
         (file_bytes(exact), file_bytes(quantized)),
         why_slower(quantized, latency),
-        None if data.images is None else str(data.images),
+        data.images_line,
     )
 
 

@@ -347,6 +347,11 @@ class Data:
             notice(f"images: {images.failure()}; they are left out")
 
     @property
+    def images_line(self) -> str | None:
+        """What was assumed of images, in a line, if the data is a folder of them."""
+        return None if self.images is None else str(self.images)
+
+    @property
     def _labels(self) -> str:
         """What the classes of images are called."""
         return unused_name(LABELS, set(self.spec.types))

@@ -12,7 +12,8 @@ from .comparison import tensor_outputs
 from .data import SAMPLE_BYTES, Batch, InputSpec
 from .graph import Graph
 from .metric import IncomparableError, Noise, is_of_floats
-from .plan import MOVES
+from .plan import is_move
+from .protos import is_a
 from .session import Tap
 
 _Part = TypeVar("_Part")
@@ -109,11 +110,12 @@ class Judge:
 def _before_saturation(name: str, index: Graph) -> str:
     """Return the tensor that an output saturates, or the output itself."""
     found = name
-    while (maker := index.makers.get(name)) is not None and maker.domain == "":
-        if maker.op_type not in _SATURATING | MOVES | {"Identity"}:
+    while (maker := index.makers.get(name)) is not None:
+        saturates = is_a(maker, _SATURATING)
+        if not (saturates or is_a(maker, {"Identity"}) or is_move(maker, index)):
             break
         name = str(maker.input[0])
-        if maker.op_type in _SATURATING:
+        if saturates:
             found = name
     return found
 
