@@ -60,22 +60,42 @@ def packaged(package: str, name: str) -> Path:
 # --- magika -------------------------------------------------------------------------------------------
 
 
-def magika(most: int = MOST_OF_A_KIND) -> Task:
-    """File types, of files that are on this machine; the calibration inputs do not depend on how many are tested."""
+def magika(most: int = MOST_OF_A_KIND, kept: Path | None = None) -> Task:
+    """File types, of files that are on this machine; the calibration inputs do not depend on how many are tested.
+
+    A directory keeps the samples for the next call: files may change between two.
+    """
     path = packaged("magika", "standard_v3_3/model.onnx")
     labels = json.loads(path.with_name("config.min.json").read_text())["target_labels_space"]
-    samples = {half: ([], []) for half in ("calibration", "test")}
+    stored = None if kept is None else kept / f"magika-{most}.npz"
+    if stored is not None and stored.exists():
+        with np.load(stored) as arrays:
+            samples = dict(arrays)
+    else:
+        samples = _samples(most, labels)
+        if stored is not None:
+            np.savez(stored, **samples)
+    calibration = _batches("bytes", samples["calibration"], samples["calibration label"], CALIBRATION_BATCH)
+    tests = {"files": _batches("bytes", samples["test"], samples["test label"], 32)}
+    return Task("magika", path, calibration, tests, most_likely("target_label"))
+
+
+def _samples(most: int, labels: list[str]) -> dict[str, np.ndarray]:
+    """Return inputs and labels to calibrate with and to test on."""
+    samples: dict[str, tuple[list[np.ndarray], list[int]]] = {"calibration": ([], []), "test": ([], [])}
     for files in _files_by_kind(most).values():
         for index, (file, label) in enumerate(files):
             inputs, answers = samples["calibration" if index in range(0, 80, 16) else "test"]
             inputs.append(_bytes_of(file))
             answers.append(labels.index(label))
     # ONNX Runtime's calibrators take batches of one size alone.
-    inputs, answers = samples["calibration"]
-    n = len(inputs) // CALIBRATION_BATCH * CALIBRATION_BATCH
-    calibration = _batches("bytes", inputs[:n], answers[:n], CALIBRATION_BATCH)
-    tests = {"files": _batches("bytes", *samples["test"], 32)}
-    return Task("magika", path, calibration, tests, most_likely("target_label"))
+    n = len(samples["calibration"][1]) // CALIBRATION_BATCH * CALIBRATION_BATCH
+    samples["calibration"] = (samples["calibration"][0][:n], samples["calibration"][1][:n])
+    return {
+        name: array
+        for half, (inputs, answers) in samples.items()
+        for name, array in ((half, np.stack(inputs)), (f"{half} label", np.array(answers)))
+    }
 
 
 def _files_by_kind(most: int) -> dict[str, list[tuple[Path, str]]]:
@@ -139,7 +159,7 @@ def direction() -> Task:
             image = word_image(word, rng)
             image = _normalised(image[::-1, ::-1] if half_turn else image, sigma, rng)
             pictures.append(_padded(image, 192))
-        return _batches("x", pictures, turned.tolist(), 8)
+        return _batches("x", np.stack(pictures), turned, 8)
 
     calibration = images(24, 0.0) + images(24, 14.0)
     tests = {"clean": images(400, 0.0), "noise 14": images(400, 14.0)}
@@ -199,8 +219,8 @@ def faces(which: str) -> Task:
     return Task(
         which,
         path,
-        _batches(name, list(images[~test]), answers[~test].tolist(), 10),
-        {"faces": _batches(name, [*images[test], *mirrored], [*answers[test], *answers[test]], 10)},
+        _batches(name, images[~test], answers[~test], 10),
+        {"faces": _batches(name, np.concatenate([images[test], mirrored]), np.tile(answers[test], 2), 10)},
         most_likely(output),
     )
 
@@ -210,11 +230,10 @@ def most_likely(output: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
     return lambda outputs: outputs[output].argmax(axis=-1)
 
 
-def _batches(name: str, inputs: list[np.ndarray], labels: list[int], size: int) -> list[dict[str, np.ndarray]]:
-    stacked, answers = np.stack(inputs), np.array(labels)
+def _batches(name: str, inputs: np.ndarray, labels: np.ndarray, size: int) -> list[dict[str, np.ndarray]]:
     return [
-        {name: stacked[start : start + size], "label": answers[start : start + size]}
-        for start in range(0, len(stacked), size)
+        {name: inputs[start : start + size], "label": labels[start : start + size]}
+        for start in range(0, len(inputs), size)
     ]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .onnx_data import TASKS, Task
+from .onnx_data import TASKS, Task, magika
 
 METHODS = ("mse", "kl", "percentile", "min_max", "auto")
 OURS = {
@@ -110,14 +110,14 @@ def quantize_ours(task: Task, variant: str, output: Path) -> None:
 
 
 def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
-    """Return everything about one model by one variant; what the float model answers is kept in a directory."""
+    """Return everything about one model by one variant; a directory keeps what the rows share."""
     import onnx
 
     from qatcore._onnx.comparison import latency_of
     from qatcore._onnx.metric import Noise
     from qatcore._onnx.session import named_run, session_of
 
-    task = TASKS[name]()
+    task = magika(kept=kept) if name == "magika" else TASKS[name]()
     exact = onnx.load(task.path)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "quantized.onnx")
