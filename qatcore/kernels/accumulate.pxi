@@ -478,19 +478,18 @@ cdef inline void add_run(int64_t* stats, const int64_t* run, int64_t n, double l
     """Add the statistics of `scan_and_count` for n values with the least and greatest finite value given."""
     cdef int64_t low_key = order_key(bits_of(low + 0.0))  # -0 is 0
     cdef int64_t high_key = order_key(bits_of(high + 0.0))
-    cdef int64_t infinite = run[3] + run[4] + run[5]
+    cdef int64_t infinite = run[SCANNED_NANS] + run[SCANNED_POSINFS] + run[SCANNED_NEGINFS]
+    cdef int64_t lows, highs
     if n > infinite:
-        add_extreme(
-            &stats[LOW_KEY], low_key, &stats[N_LOW], run[2] if low == 0.0 else run[8], low_key < stats[LOW_KEY]
-        )
-        add_extreme(
-            &stats[HIGH_KEY], high_key, &stats[N_HIGH], run[2] if high == 0.0 else run[9], high_key > stats[HIGH_KEY]
-        )
-    stats[N_ZERO] += run[2]
-    stats[N_NAN] += run[3]
-    stats[N_POSINF] += run[4]
-    stats[N_NEGINF] += run[5]
-    stats[N_NONZERO] += n - run[2] - infinite
+        lows = run[SCANNED_ZEROS] if low == 0.0 else run[SCANNED_LOWS]
+        highs = run[SCANNED_ZEROS] if high == 0.0 else run[SCANNED_HIGHS]
+        add_extreme(&stats[LOW_KEY], low_key, &stats[N_LOW], lows, low_key < stats[LOW_KEY])
+        add_extreme(&stats[HIGH_KEY], high_key, &stats[N_HIGH], highs, high_key > stats[HIGH_KEY])
+    stats[N_ZERO] += run[SCANNED_ZEROS]
+    stats[N_NAN] += run[SCANNED_NANS]
+    stats[N_POSINF] += run[SCANNED_POSINFS]
+    stats[N_NEGINF] += run[SCANNED_NEGINFS]
+    stats[N_NONZERO] += n - run[SCANNED_ZEROS] - infinite
 
 
 def tabulate_channels(
@@ -514,7 +513,7 @@ def tabulate_channels(
     """
     cdef Py_ssize_t channel, n = x.shape[0] * x.shape[2], table_size = tables.shape[1], exponents
     cdef int64_t sign, exponent, first, last, binade, lowest
-    cdef int64_t[10] run
+    cdef int64_t[SCANNED] run
     cdef int64_t[FRACTION] found
     cdef int32_t row
     cdef Py_ssize_t i
@@ -530,16 +529,16 @@ def tabulate_channels(
             )
             if word is int32_t:
                 exponents = 256
-                first = run[6] >> 23
-                last = run[7] >> 23
-                low = float_of(order_key(<int32_t> run[0]))
-                high = float_of(order_key(<int32_t> run[1]))
+                first = run[SCANNED_LEAST] >> 23
+                last = run[SCANNED_GREATEST] >> 23
+                low = float_of(order_key(<int32_t> run[SCANNED_LOW_KEY]))
+                high = float_of(order_key(<int32_t> run[SCANNED_HIGH_KEY]))
             else:
                 exponents = 2048
-                first = run[6] >> 52
-                last = run[7] >> 52
-                low = double_of(order_key(run[0]))
-                high = double_of(order_key(run[1]))
+                first = run[SCANNED_LEAST] >> 52
+                last = run[SCANNED_GREATEST] >> 52
+                low = double_of(order_key(run[SCANNED_LOW_KEY]))
+                high = double_of(order_key(run[SCANNED_HIGH_KEY]))
             add_run(&stats[channel, 0], run, n, low, high)
             fill_table(owned, owners, channel, stats[channel, N_ROWS], table)
             lowest = 0
@@ -556,5 +555,5 @@ def tabulate_channels(
                 lowest += drain_binade(&tables[0, 0], table_size, sign * exponents, found)
                 drain_binade(&tables[0, 0], table_size, (sign + 1) * exponents - 1, found)
             clear_table(owned, owners, channel, stats[channel, N_ROWS], table)
-            if lowest > run[2]:
+            if lowest > run[SCANNED_ZEROS]:
                 incomplete[channel] = 1

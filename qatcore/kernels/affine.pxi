@@ -1,14 +1,48 @@
-# ONNX's QuantizeLinear and DequantizeLinear: round half to even, then add the zero point, in the type of the
-# scale.  Elements `start` to `stop` of flat arrays are worked on, so that threads may split them anywhere.
+# ONNX's QuantizeLinear and DequantizeLinear: round half to even, then add the zero point, in the type of the scale.
 #
-# Scales lie in the order of the elements, in one of two ways.  With `inner` > 1 each one is for a run of `inner`
-# elements, and after the last one comes the first again.  With `inner` 1 neighbours have different ones: `pattern` of
-# them, which are loaded as vectors, come `repeats` times, then the next `pattern`.  Python makes patterns as
-# long as a layout allows.
+# There are six operations, and one loop over the runs of elements that share a scale: `over_runs`.  Each operation is a
+# struct of its constants, and a line in `apply`; the compiler makes a copy of the loop for each.  Callers choose the
+# elements, `start` to `stop` of flat arrays, so threads may split the arrays anywhere.
+#
+# Scales lie in the order of the elements, in one of two ways:
+#
+# - With `inner` > 1 each scale is for a run of `inner` elements.  The first scale follows the last one again.
+# - With `inner` 1 neighbours have different scales.  A pattern of `pattern` scales, loaded as vectors, comes `repeats`
+#   times; then the next pattern follows.  Python makes patterns as long as a layout allows.
 
 ctypedef fused codeword:
     uint8_t
     uint16_t
+
+cdef struct QuantizeInteger:
+    int32_t least
+    int32_t greatest
+    int32_t mask      # of the code's bits
+
+cdef struct QuantizeDequantizeInteger:
+    int32_t least
+    int32_t greatest
+
+cdef struct DequantizeInteger:
+    int32_t mask
+    int32_t sign      # the bit of the code's sign: flipped and taken off again, it extends the code
+
+cdef struct QuantizeFloat:
+    Minifloat format
+
+cdef struct QuantizeDequantizeFloat:
+    Minifloat format
+
+cdef struct DequantizeFloat:
+    Minifloat format
+
+ctypedef fused operation:
+    QuantizeInteger
+    QuantizeDequantizeInteger
+    DequantizeInteger
+    QuantizeFloat
+    QuantizeDequantizeFloat
+    DequantizeFloat
 
 cdef struct Layout:
     Py_ssize_t inner
@@ -83,6 +117,66 @@ cdef inline floating nearest_step(floating x, floating scale, floating low, floa
         return rint(v) + 0.0
 
 
+cdef inline int32_t sign_bit(int32_t least, int32_t greatest) noexcept nogil:
+    """The bit of codes' sign, 0 if they have none; the least code of all may be left out."""
+    if least < 0:
+        return greatest + 1
+    return 0
+
+
+cdef inline inlined apply(
+    operation op, const floating* x, codeword* codes, floating* out, Py_ssize_t i, floating scale, int32_t zero_point
+) noexcept nogil:
+    """Element i: of `x`, `codes` and `out` an operation reads one and writes one."""
+    cdef int32_t steps
+    if operation is QuantizeInteger:
+        steps = <int32_t> nearest_step(
+            x[i], scale, <floating> (op.least - zero_point), <floating> (op.greatest - zero_point)
+        )
+        codes[i] = <codeword> ((steps + zero_point) & op.mask)
+    elif operation is QuantizeDequantizeInteger:
+        out[i] = scale * nearest_step(
+            x[i], scale, <floating> (op.least - zero_point), <floating> (op.greatest - zero_point)
+        )
+    elif operation is DequantizeInteger:
+        steps = ((<int32_t> codes[i] & op.mask) ^ op.sign) - (op.sign + zero_point)
+        out[i] = <floating> steps * scale
+    elif operation is QuantizeFloat:
+        codes[i] = minifloat_code(x[i] / scale, op.format)
+    elif operation is QuantizeDequantizeFloat:
+        out[i] = nearest_minifloat(x[i] / scale, op.format) * scale
+    else:
+        out[i] = <floating> minifloat_value(<uint8_t> codes[i], op.format) * scale
+
+
+cdef inline int32_t zero_point_at(operation op, const int32_t* zero_point, Py_ssize_t i) noexcept nogil:
+    """Floating-point codes have none."""
+    if operation is QuantizeInteger:
+        return zero_point[i]
+    elif operation is QuantizeDequantizeInteger:
+        return zero_point[i]
+    elif operation is DequantizeInteger:
+        return zero_point[i]
+    else:
+        return 0
+
+
+cdef inline inlined stretch(
+    operation op,
+    const floating* x,
+    codeword* codes,
+    floating* out,
+    Py_ssize_t start,
+    Py_ssize_t n,
+    floating scale,
+    int32_t zero_point,
+) noexcept nogil:
+    """The n elements from `start`, which have one scale."""
+    cdef Py_ssize_t i
+    for i in range(start, start + n):
+        apply(op, x, codes, out, i, scale, zero_point)
+
+
 # Codes are a quarter or an eighth of what is read, so reading has to run ahead of the computation; the processor's own
 # prefetching stops at every page.  Asking for what lies a page ahead, a few lines at a time, is 1.15 times as fast for
 # arrays beyond the caches; a whole page at once fills the queue of outstanding reads, and is slower than nothing.
@@ -95,28 +189,6 @@ cdef enum:
     SHORT = 16      # elements of short runs: where their number is a constant, vectors of them need no loop
 
 
-cdef inline inlined quantize_stretch(
-    const floating* x,
-    codeword* codes,
-    Py_ssize_t n,
-    floating scale,
-    int32_t zero_point,
-    floating low,
-    floating high,
-    int32_t mask,
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        codes[i] = <codeword> ((<int32_t> nearest_step(x[i], scale, low, high) + zero_point) & mask)
-
-
-cdef inline int32_t sign_bit(int32_t least, int32_t greatest) noexcept nogil:
-    """The bit of codes' sign, 0 if they have none; the least code of all may be left out."""
-    if least < 0:
-        return greatest + 1
-    return 0
-
-
 cdef inline Py_ssize_t unaligned(const floating* x) noexcept nogil:
     """How many elements there are up to the next cache line: vectors of 64 bytes would all cross one."""
     return <Py_ssize_t> (-<size_t> x % 64 // sizeof(floating))
@@ -126,6 +198,50 @@ cdef inline void prefetch_stretch(const floating* x, Py_ssize_t n) noexcept nogi
     cdef Py_ssize_t i
     for i in range(0, n * <Py_ssize_t> sizeof(floating), 64):
         prefetch(<const char*> x + PAGE + i)
+
+
+cdef inline void over_runs(
+    operation op,
+    const floating* x,
+    codeword* codes,
+    floating* out,
+    const floating* scale,
+    const int32_t* zero_point,
+    Layout layout,
+    Py_ssize_t start,
+    Py_ssize_t stop,
+) noexcept nogil:
+    cdef Py_ssize_t i, j, end, first
+    cdef floating s
+    cdef int32_t z
+    cdef Run run = run_at(start, layout)
+    while start < stop:
+        end = min(run.stop, stop)
+        if layout.inner == 1:
+            for i in range(start, end):
+                j = run.scale + i - start
+                apply(op, x, codes, out, i, scale[j], zero_point_at(op, zero_point, j))
+        else:
+            s = scale[run.scale]
+            z = zero_point_at(op, zero_point, run.scale)
+            if end - start < 2 * SHORT:
+                while start + SHORT <= end:
+                    stretch(op, x, codes, out, start, SHORT, s, z)
+                    start += SHORT
+            elif operation is QuantizeInteger:
+                if end - start < LONG:
+                    prefetch_stretch(x + start, end - start)
+                else:
+                    first = min(start + unaligned(x + start), end)
+                    stretch(op, x, codes, out, start, first - start, s, z)
+                    start = first
+                    while start + STRETCH <= end:
+                        prefetch_stretch(x + start, STRETCH)
+                        stretch(op, x, codes, out, start, STRETCH, s, z)
+                        start += STRETCH
+            stretch(op, x, codes, out, start, end - start, s, z)
+        start = end
+        next_run(&run, layout)
 
 
 def quantize_integer(
@@ -142,53 +258,16 @@ def quantize_integer(
     Py_ssize_t stop,
 ):
     """codes = those from `least` to `greatest`, of either sign, in the lowest bits."""
-    cdef Py_ssize_t i, j, end, first
-    cdef floating s, low, high
-    cdef int32_t z
-    cdef int32_t mask = greatest + sign_bit(least, greatest)
-    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
-    cdef Run run
-    with nogil:
-        run = run_at(start, layout)
-        while start < stop:
-            end = min(run.stop, stop)
-            if inner == 1:
-                for i in range(start, end):
-                    j = run.scale + i - start
-                    z = zero_point[j]
-                    codes[i] = <codeword> ((
-                        <int32_t> nearest_step(x[i], scale[j], <floating> (least - z), <floating> (greatest - z)) + z
-                    ) & mask)
-            else:
-                s = scale[run.scale]
-                z = zero_point[run.scale]
-                low = <floating> (least - z)
-                high = <floating> (greatest - z)
-                if end - start >= LONG:
-                    first = min(start + unaligned(&x[start]), end)
-                    quantize_stretch(&x[start], &codes[start], first - start, s, z, low, high, mask)
-                    start = first
-                    while start + STRETCH <= end:
-                        prefetch_stretch(&x[start], STRETCH)
-                        quantize_stretch(&x[start], &codes[start], STRETCH, s, z, low, high, mask)
-                        start += STRETCH
-                elif end - start < 2 * SHORT:
-                    while start + SHORT <= end:
-                        quantize_stretch(&x[start], &codes[start], SHORT, s, z, low, high, mask)
-                        start += SHORT
-                else:
-                    prefetch_stretch(&x[start], end - start)
-                quantize_stretch(&x[0] + start, &codes[0] + start, end - start, s, z, low, high, mask)
-            start = end
-            next_run(&run, layout)
-
-
-cdef inline inlined quantize_dequantize_stretch(
-    const floating* x, floating* out, Py_ssize_t n, floating scale, floating low, floating high
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = nearest_step(x[i], scale, low, high) * scale
+    cdef QuantizeInteger op
+    op.least = least
+    op.greatest = greatest
+    op.mask = greatest + sign_bit(least, greatest)
+    if start < stop:
+        with nogil:
+            over_runs(
+                op, &x[0], &codes[0], <floating*> NULL, &scale[0], &zero_point[0],
+                layout_of(inner, pattern, repeats, scale.shape[0]), start, stop,
+            )
 
 
 def quantize_dequantize_integer(
@@ -205,39 +284,15 @@ def quantize_dequantize_integer(
     Py_ssize_t stop,
 ):
     """out = the values of the codes of x."""
-    cdef Py_ssize_t i, j, end
-    cdef floating s, low, high
-    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
-    cdef Run run
-    with nogil:
-        run = run_at(start, layout)
-        while start < stop:
-            end = min(run.stop, stop)
-            if inner == 1:
-                for i in range(start, end):
-                    j = run.scale + i - start
-                    low = <floating> (least - zero_point[j])
-                    high = <floating> (greatest - zero_point[j])
-                    out[i] = nearest_step(x[i], scale[j], low, high) * scale[j]
-            else:
-                s = scale[run.scale]
-                low = <floating> (least - zero_point[run.scale])
-                high = <floating> (greatest - zero_point[run.scale])
-                if end - start < 2 * SHORT:
-                    while start + SHORT <= end:
-                        quantize_dequantize_stretch(&x[start], &out[start], SHORT, s, low, high)
-                        start += SHORT
-                quantize_dequantize_stretch(&x[0] + start, &out[0] + start, end - start, s, low, high)
-            start = end
-            next_run(&run, layout)
-
-
-cdef inline inlined dequantize_stretch(
-    const codeword* codes, floating* out, Py_ssize_t n, floating scale, int32_t zero_point, int32_t mask, int32_t sign
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <floating> (((<int32_t> codes[i] & mask) ^ sign) - zero_point) * scale
+    cdef QuantizeDequantizeInteger op
+    op.least = least
+    op.greatest = greatest
+    if start < stop:
+        with nogil:
+            over_runs(
+                op, &x[0], <uint8_t*> NULL, &out[0], &scale[0], &zero_point[0],
+                layout_of(inner, pattern, repeats, scale.shape[0]), start, stop,
+            )
 
 
 def dequantize_integer(
@@ -254,39 +309,15 @@ def dequantize_integer(
     Py_ssize_t stop,
 ):
     """out = (code - zero point) * scale, for codes from `least` to `greatest`, of which the lowest bits count."""
-    cdef Py_ssize_t i, j, end
-    cdef floating s
-    cdef int32_t z
-    cdef int32_t sign = sign_bit(least, greatest)  # flipped and taken off again, it extends the code
-    cdef int32_t mask = greatest + sign
-    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
-    cdef Run run
-    with nogil:
-        run = run_at(start, layout)
-        while start < stop:
-            end = min(run.stop, stop)
-            if inner == 1:
-                for i in range(start, end):
-                    j = run.scale + i - start
-                    out[i] = <floating> (((<int32_t> codes[i] & mask) ^ sign) - sign - zero_point[j]) * scale[j]
-            else:
-                s = scale[run.scale]
-                z = zero_point[run.scale] + sign
-                if end - start < 2 * SHORT:
-                    while start + SHORT <= end:
-                        dequantize_stretch(&codes[start], &out[start], SHORT, s, z, mask, sign)
-                        start += SHORT
-                dequantize_stretch(&codes[0] + start, &out[0] + start, end - start, s, z, mask, sign)
-            start = end
-            next_run(&run, layout)
-
-
-cdef inline inlined quantize_float_stretch(
-    const floating* x, uint8_t* codes, Py_ssize_t n, floating scale, Minifloat f
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        codes[i] = minifloat_code(x[i] / scale, f)
+    cdef DequantizeInteger op
+    op.sign = sign_bit(least, greatest)
+    op.mask = greatest + op.sign
+    if start < stop:
+        with nogil:
+            over_runs(
+                op, <const floating*> NULL, <codeword*> &codes[0], &out[0], &scale[0], &zero_point[0],
+                layout_of(inner, pattern, repeats, scale.shape[0]), start, stop,
+            )
 
 
 def quantize_float(
@@ -301,35 +332,14 @@ def quantize_float(
     Py_ssize_t stop,
 ):
     """codes = those of the format's values nearest to x / scale."""
-    cdef Py_ssize_t i, end
-    cdef floating s
-    cdef Minifloat f = minifloat(format)
-    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
-    cdef Run run
-    with nogil:
-        run = run_at(start, layout)
-        while start < stop:
-            end = min(run.stop, stop)
-            if inner == 1:
-                for i in range(start, end):
-                    codes[i] = minifloat_code(x[i] / scale[run.scale + i - start], f)
-            else:
-                s = scale[run.scale]
-                if end - start < 2 * SHORT:
-                    while start + SHORT <= end:
-                        quantize_float_stretch(&x[start], &codes[start], SHORT, s, f)
-                        start += SHORT
-                quantize_float_stretch(&x[0] + start, &codes[0] + start, end - start, s, f)
-            start = end
-            next_run(&run, layout)
-
-
-cdef inline inlined quantize_dequantize_float_stretch(
-    const floating* x, floating* out, Py_ssize_t n, floating scale, Minifloat f
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = nearest_minifloat(x[i] / scale, f) * scale
+    cdef QuantizeFloat op
+    op.format = minifloat(format)
+    if start < stop:
+        with nogil:
+            over_runs(
+                op, &x[0], &codes[0], <floating*> NULL, &scale[0], <const int32_t*> NULL,
+                layout_of(inner, pattern, repeats, scale.shape[0]), start, stop,
+            )
 
 
 def quantize_dequantize_float(
@@ -344,36 +354,14 @@ def quantize_dequantize_float(
     Py_ssize_t stop,
 ):
     """out = the values of the codes of x."""
-    cdef Py_ssize_t i, j, end
-    cdef floating s
-    cdef Minifloat f = minifloat(format)
-    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
-    cdef Run run
-    with nogil:
-        run = run_at(start, layout)
-        while start < stop:
-            end = min(run.stop, stop)
-            if inner == 1:
-                for i in range(start, end):
-                    j = run.scale + i - start
-                    out[i] = nearest_minifloat(x[i] / scale[j], f) * scale[j]
-            else:
-                s = scale[run.scale]
-                if end - start < 2 * SHORT:
-                    while start + SHORT <= end:
-                        quantize_dequantize_float_stretch(&x[start], &out[start], SHORT, s, f)
-                        start += SHORT
-                quantize_dequantize_float_stretch(&x[0] + start, &out[0] + start, end - start, s, f)
-            start = end
-            next_run(&run, layout)
-
-
-cdef inline inlined dequantize_float_stretch(
-    const uint8_t* codes, floating* out, Py_ssize_t n, floating scale, Minifloat f
-) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <floating> minifloat_value(codes[i], f) * scale
+    cdef QuantizeDequantizeFloat op
+    op.format = minifloat(format)
+    if start < stop:
+        with nogil:
+            over_runs(
+                op, &x[0], <uint8_t*> NULL, &out[0], &scale[0], <const int32_t*> NULL,
+                layout_of(inner, pattern, repeats, scale.shape[0]), start, stop,
+            )
 
 
 def dequantize_float(
@@ -388,24 +376,11 @@ def dequantize_float(
     Py_ssize_t stop,
 ):
     """out = the values of codes times scale."""
-    cdef Py_ssize_t i, end
-    cdef floating s
-    cdef Minifloat f = minifloat(format)
-    cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
-    cdef Run run
-    with nogil:
-        run = run_at(start, layout)
-        while start < stop:
-            end = min(run.stop, stop)
-            if inner == 1:
-                for i in range(start, end):
-                    out[i] = <floating> minifloat_value(codes[i], f) * scale[run.scale + i - start]
-            else:
-                s = scale[run.scale]
-                if end - start < 2 * SHORT:
-                    while start + SHORT <= end:
-                        dequantize_float_stretch(&codes[start], &out[start], SHORT, s, f)
-                        start += SHORT
-                dequantize_float_stretch(&codes[0] + start, &out[0] + start, end - start, s, f)
-            start = end
-            next_run(&run, layout)
+    cdef DequantizeFloat op
+    op.format = minifloat(format)
+    if start < stop:
+        with nogil:
+            over_runs(
+                op, <const floating*> NULL, <uint8_t*> &codes[0], &out[0], &scale[0], <const int32_t*> NULL,
+                layout_of(inner, pattern, repeats, scale.shape[0]), start, stop,
+            )

@@ -7,6 +7,19 @@ cdef enum:
     FRACTION = 128    # bins in a binade: the top 7 mantissa bits
     TABLES = 4        # neighbours go to different tables, so that equal values do not wait for each other
 
+cdef enum:  # what a scan finds, in order
+    SCANNED_LOW_KEY     # order keys of the least and the greatest finite value, the type's extremes if there is none
+    SCANNED_HIGH_KEY
+    SCANNED_ZEROS
+    SCANNED_NANS
+    SCANNED_POSINFS
+    SCANNED_NEGINFS
+    SCANNED_LEAST       # as bits, a lower bound of the nonzero magnitudes
+    SCANNED_GREATEST    # and the greatest finite magnitude
+    SCANNED_LOWS        # how often the least and the greatest value occur
+    SCANNED_HIGHS
+    SCANNED             # how many these are
+
 
 cdef inline int64_t occurrences(const word* x, Py_ssize_t n, word bits) noexcept nogil:
     cdef Py_ssize_t i
@@ -113,16 +126,16 @@ cdef inline void scan_and_count(
         while i < stop:
             tables[bin_of(x[i])] += 1
             i += 1
-    stats[0] = low_key
-    stats[1] = high_key
-    stats[2] = n_zero
-    stats[3] = n_nan
-    stats[4] = n_posinf
-    stats[5] = n_neginf
-    stats[6] = low_magnitude
-    stats[7] = high_magnitude
-    stats[8] = n_low
-    stats[9] = n_high
+    stats[SCANNED_LOW_KEY] = low_key
+    stats[SCANNED_HIGH_KEY] = high_key
+    stats[SCANNED_ZEROS] = n_zero
+    stats[SCANNED_NANS] = n_nan
+    stats[SCANNED_POSINFS] = n_posinf
+    stats[SCANNED_NEGINFS] = n_neginf
+    stats[SCANNED_LEAST] = low_magnitude
+    stats[SCANNED_GREATEST] = high_magnitude
+    stats[SCANNED_LOWS] = n_low
+    stats[SCANNED_HIGHS] = n_high
 
 
 def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] stats):

@@ -49,6 +49,68 @@ cdef inline double lane_sum(double* lanes) noexcept nogil:
     return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]))
 
 
+# A format's codes, as the two functions that differ from one format to the other know them.
+cdef struct IntegerCodes:
+    double first
+    double last
+
+cdef struct E4M3Codes:
+    Minifloat format
+
+ctypedef fused codes_of_format:
+    IntegerCodes
+    E4M3Codes
+
+
+cdef inline double error_integral(double u, codes_of_format codes) noexcept nogil:
+    if codes_of_format is IntegerCodes:
+        return integer_integral(u, codes.first, codes.last)
+    else:
+        return e4m3_integral(u)
+
+
+cdef inline double nearest_code(double u, codes_of_format codes) noexcept nogil:
+    if codes_of_format is IntegerCodes:
+        return clamp(round_half_away(u), codes.first, codes.last)
+    else:
+        return nearest_minifloat(u, codes.format)
+
+
+cdef inline double squared_error(
+    const double[::1] low,
+    const double[::1] high,
+    const double[::1] density,
+    const int64_t[::1] interval_start,
+    const double[::1] points,
+    const double[::1] counts,
+    const int64_t[::1] point_start,
+    Py_ssize_t channel,
+    double scale,
+    codes_of_format codes,
+) noexcept nogil:
+    """Total squared error of quantising a channel's distribution with codes times scale.
+
+    The distribution of channel c is mass of the given density on the intervals [low, high] from
+    interval_start[c] up to interval_start[c + 1], and counted points likewise; the starts are multiples of LANES.
+    """
+    cdef double inverse = 1.0 / scale, u
+    cdef double[LANES] lanes
+    cdef Py_ssize_t i, j
+    for j in range(LANES):
+        lanes[j] = 0.0
+    for i in range(interval_start[channel], interval_start[channel + 1], 8):
+        for j in range(LANES):
+            lanes[j] += density[i + j] * scale * (
+                error_integral(high[i + j] * inverse, codes) - error_integral(low[i + j] * inverse, codes)
+            )
+    for i in range(point_start[channel], point_start[channel + 1], 8):
+        for j in range(LANES):
+            u = points[i + j] / scale
+            u -= nearest_code(u, codes)
+            lanes[j] += counts[i + j] * (u * u)
+    return lane_sum(lanes) * scale * scale
+
+
 def integer_squared_error(
     const double[::1] low,
     const double[::1] high,
@@ -64,37 +126,22 @@ def integer_squared_error(
     Py_ssize_t begin,
     Py_ssize_t stop,
 ):
-    """Total squared error of quantising distributions with codes first..last times scale, some candidates for each.
+    """out = the squared error of codes first..last times scale, some candidates for each channel.
 
-    The distribution of channel c is mass of the given density on the intervals [low, high] from
-    interval_start[c] up to interval_start[c + 1], and counted points likewise; the starts are multiples of 8.
     Of all candidates, channel after channel, those from `begin` up to `stop` are computed.
     """
-    cdef Py_ssize_t index, channel, candidate, i, j
-    cdef double s, inverse, a, b, u
-    cdef double[LANES] lanes
+    cdef Py_ssize_t index, channel, candidate
+    cdef IntegerCodes codes
     with nogil:
         for index in range(begin, stop):
             channel = index // scale.shape[1]
             candidate = index % scale.shape[1]
-            s = scale[channel, candidate]
-            inverse = 1.0 / s
-            a = first[channel, candidate]
-            b = last[channel, candidate]
-            for j in range(LANES):
-                lanes[j] = 0.0
-            for i in range(interval_start[channel], interval_start[channel + 1], 8):
-                for j in range(LANES):
-                    lanes[j] += density[i + j] * s * (
-                        integer_integral(high[i + j] * inverse, a, b)
-                        - integer_integral(low[i + j] * inverse, a, b)
-                    )
-            for i in range(point_start[channel], point_start[channel + 1], 8):
-                for j in range(LANES):
-                    u = points[i + j] / s
-                    u -= clamp(round_half_away(u), a, b)
-                    lanes[j] += counts[i + j] * (u * u)
-            out[channel, candidate] = lane_sum(lanes) * s * s
+            codes.first = first[channel, candidate]
+            codes.last = last[channel, candidate]
+            out[channel, candidate] = squared_error(
+                low, high, density, interval_start, points, counts, point_start,
+                channel, scale[channel, candidate], codes,
+            )
 
 
 def e4m3_squared_error(
@@ -110,29 +157,18 @@ def e4m3_squared_error(
     Py_ssize_t begin,
     Py_ssize_t stop,
 ):
-    """The same for E4M3 codes times scale."""
-    cdef Py_ssize_t index, channel, candidate, i, j
-    cdef double s, inverse, u
-    cdef double[LANES] lanes
+    """The same for E4M3 codes."""
+    cdef Py_ssize_t index, channel, candidate
+    cdef E4M3Codes codes
+    codes.format = e4m3()
     with nogil:
         for index in range(begin, stop):
             channel = index // scale.shape[1]
             candidate = index % scale.shape[1]
-            s = scale[channel, candidate]
-            inverse = 1.0 / s
-            for j in range(LANES):
-                lanes[j] = 0.0
-            for i in range(interval_start[channel], interval_start[channel + 1], 8):
-                for j in range(LANES):
-                    lanes[j] += density[i + j] * s * (
-                        e4m3_integral(high[i + j] * inverse) - e4m3_integral(low[i + j] * inverse)
-                    )
-            for i in range(point_start[channel], point_start[channel + 1], 8):
-                for j in range(LANES):
-                    u = points[i + j] / s
-                    u -= nearest_minifloat(u, e4m3())
-                    lanes[j] += counts[i + j] * (u * u)
-            out[channel, candidate] = lane_sum(lanes) * s * s
+            out[channel, candidate] = squared_error(
+                low, high, density, interval_start, points, counts, point_start,
+                channel, scale[channel, candidate], codes,
+            )
 
 
 def moments(
