@@ -72,8 +72,8 @@ def quantize_int8(
 ) -> float | np.float64 | npt.NDArray[np.float64]:
     """Quantise to int8 and dequantise again, in float64.
 
-    The formula is that of `qatcore.quantize_int8`.  Any scale is allowed: the formula is computed as it is written,
-    also for negative, NaN and infinite scales.
+    The formula is the same as in `qatcore.quantize_int8`.  Any scale is allowed: negative, NaN and infinite scales
+    enter the formula as they are.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Choose the build of the kernels for this CPU.
 
-Only the baseline build may be imported before the CPU is known.  The initialisation of each other build is itself
-compiled for that build's CPU level: on a lesser CPU, an illegal instruction would end the process.
+Only the baseline build may be imported before the CPU is known.  Even the initialisation of any other build
+is compiled for that build's CPU level: on a lesser CPU, an illegal instruction would end the process.
 """
 
 from __future__ import annotations

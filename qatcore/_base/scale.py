@@ -54,7 +54,7 @@ class Target:
 
     @property
     def is_even(self) -> bool:
-        """Whether its ranges are symmetric about 0.  Those of FP8 always are, because FP8 has no zero point."""
+        """Whether its ranges are symmetric about 0.  FP8 has no zero point, so ranges for FP8 always are."""
         return self.symmetric or self.bits is QuantBits.FP8
 
     @property
