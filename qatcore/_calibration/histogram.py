@@ -75,7 +75,7 @@ class LeadingBitHistogram:
     low, high : ndarray of float64, shape (channels,)
         Least and greatest finite value; +inf and -inf if there is none.  Zero has no sign.
     n_low, n_high : ndarray of int64, shape (channels,)
-        How many values equal the least and the greatest one: often many, such as padding and saturated values.
+        How many values equal the least and the greatest one.  Padding and saturation make these counts large.
     n_zero, n_nan, n_posinf, n_neginf, n_nonzero : ndarray of int64, shape (channels,)
         How many values are 0 (of either sign), NaN, +inf, -inf, and finite but not 0.
     values : ndarray of float64, shape (m,)

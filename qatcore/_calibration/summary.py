@@ -41,7 +41,8 @@ class CalibrationSummary:
         Mean and population standard deviation of the finite values; NaN if there is none.  They are estimated from the
         histogram.  As long as at most 8,192 nonzero values were observed, they are exact but for rounding.
     percentiles : dict of float to float
-        For each percentage, the value that so many percent of the finite values do not exceed; NaN if there is none.
+        For each percentage, the least value that at least so many percent of the finite values do not exceed.  NaN if
+        there is none.
     sqnr : dict of QuantBits to dict of CalibMethod to float
         The signal-to-quantisation-noise ratio that each method's scale promises, in dB.  It is +inf if there is no
         error.  It is NaN if there is no signal, or if float64 cannot hold the scale.
