@@ -33,7 +33,7 @@ def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
         isinstance(x, (list, tuple)) and any(isinstance(item, np.ma.MaskedArray) for item in x)
     ):
         raise TypeError(
-            f"{name}: expected an array without a mask, got one whose mask would be lost; pass .data or .compressed()"
+            f"{name}: expected a plain array, got a masked one, whose mask would be lost; pass .data or .compressed()"
         )
     try:
         return np.asarray(x)
@@ -149,7 +149,7 @@ def writable(
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out: expected an array without a mask, got one whose mask would be wrong; pass .data")
+        raise TypeError("out: expected a plain array, got a masked one, whose mask would be wrong; pass .data")
     if out.shape != shape:
         raise InvalidArgumentError(f"out: expected shape {shape}, got {out.shape}")
     if out.dtype.newbyteorder("=") != dtype:

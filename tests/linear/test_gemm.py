@@ -168,7 +168,7 @@ def test_pickles_of_empty_matrices(protocol):
         (
             np.ma.array(np.int8([[1]])),
             TypeError,
-            "b: expected an array without a mask, got one whose mask would be lost",
+            "b: expected a plain array, got a masked one, whose mask would be lost",
         ),
         (np.int8([1, 2]), qatcore.InvalidArgumentError, "b: expected a matrix, got shape (2,)"),
         (np.int8(1), qatcore.InvalidArgumentError, "b: expected a matrix, got shape ()"),
