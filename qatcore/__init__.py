@@ -1,6 +1,6 @@
 """The quantisation core for Python: observe, choose scales, quantise, infer exactly."""
 
-from . import _startup, reference  # noqa: F401 (_startup before all else)
+from . import _startup, reference  # noqa: F401 (_startup comes before all else)
 from ._base.config import CalibMethod, QatConfig, QuantizationSpec
 from ._base.dispatch import cpu_level, show_config
 from ._base.errors import InvalidArgumentError

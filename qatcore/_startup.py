@@ -1,7 +1,7 @@
-"""The command until it runs: Ctrl-C and wrong settings end it in one line, also while modules are imported.
+"""End the command with one line after Ctrl-C or a wrong setting, also while its modules are being imported.
 
-They take half a second, and an interrupt in a compiled module's own import may come out as anything.  So the package
-imports this module first.  In a process that is not the command it does nothing.
+The imports take half a second, and Ctrl-C inside the import of a compiled module can raise any exception.
+So the package imports this module first.  In a process that is not the command, this module does nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTERRUPTED = "interrupted, nothing was written"
 
 
 def hand_over() -> None:
-    """Leave Ctrl-C and errors to the command, which has imported what it needs."""
+    """Restore Python's handling of Ctrl-C and errors, once the command has imported what it needs."""
     if signal.getsignal(signal.SIGINT) is _on_interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.excepthook is _on_error:
@@ -28,7 +28,7 @@ def hand_over() -> None:
 def _is_command() -> bool:
     """Return whether this process is the script ``qatcore`` or ``python -m qatcore``."""
     program = sys.argv[0] if getattr(sys, "argv", None) else ""
-    if program == "-m":  # what Python has there until it has found the module
+    if program == "-m":  # Python's placeholder until it has found the module
         return "qatcore" in sys.orig_argv or "-mqatcore" in sys.orig_argv
     return os.path.basename(program) == "qatcore"
 
@@ -44,7 +44,10 @@ def _on_error(kind: type[BaseException], error: BaseException, traceback: Traceb
 
 
 def _end(message: str, code: int) -> NoReturn:
-    """End the process at once: there is nothing to put in order, and an exception might get lost in an import."""
+    """Print the message and end the process at once: an import might swallow an exception.
+
+    There is nothing to clean up.
+    """
     if sys.stderr is not None:
         print(f"qatcore: {message}", file=sys.stderr, flush=True)
     os._exit(code)
@@ -52,5 +55,5 @@ def _end(message: str, code: int) -> NoReturn:
 
 if _is_command():
     sys.excepthook = _on_error
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as by nohup
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # background jobs ignore Ctrl-C
         signal.signal(signal.SIGINT, _on_interrupt)

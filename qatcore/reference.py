@@ -1,8 +1,9 @@
 """The reference's API with the reference's numbers, bit for bit.
 
-The package implements a reference module whose numbers others depend on.  Some of it is unsound: its KL
-search always keeps half the range, its int4 has two values, its FP8 does not carry (docs/numerics.md lists
-it all, with evidence).  The top-level functions of `qatcore` are right where this module is faithful.
+The package implements a reference module, and others depend on that module's numbers.  Some of them are unsound.
+Its KL search always keeps half of the range, 16 evenly spaced int4 weights become two codes, and its FP8 does not
+carry.  docs/numerics.md lists all faults, with evidence.  This module keeps them; the top-level functions of `qatcore`
+are right.
 """
 
 from __future__ import annotations
@@ -71,26 +72,28 @@ def quantize_int8(
 ) -> float | np.float64 | npt.NDArray[np.float64]:
     """Quantise to int8 and dequantise again, in float64.
 
-    As `qatcore.quantize_int8`, with any scale: negative, NaN and infinite ones are computed as written.
+    The formula is the same as in `qatcore.quantize_int8`.  Any scale is allowed: negative, NaN and infinite scales
+    enter the formula as they are.
 
     Parameters
     ----------
     x : scalar or array_like, any shape
     scale : float
-        0 returns `x` unchanged.
+        If it is 0, the result is `x`.
     zero_point : int
         Any int32.
 
     Returns
     -------
     float or ndarray of float64, shape of `x`
+        The values that the codes stand for.
 
     Raises
     ------
     InvalidArgumentError
         If `zero_point` is outside int32.
     TypeError
-        If `x` does not hold real numbers.
+        If `x` does not hold real numbers, or `scale` or `zero_point` has a wrong type.
 
     Examples
     --------
@@ -111,24 +114,27 @@ def quantize_int4(
 ) -> float | np.float64 | npt.NDArray[np.float64]:
     """Quantise to int4 and dequantise again, in float64.
 
-    As `quantize_int8`, with codes saturated to [-8, 7].
+    The same as `quantize_int8`, but codes saturate to [-8, 7].
 
     Parameters
     ----------
     x : scalar or array_like, any shape
     scale : float
+        If it is 0, the result is `x`.
     zero_point : int
+        Any int32.
 
     Returns
     -------
     float or ndarray of float64, shape of `x`
+        The values that the codes stand for.
 
     Raises
     ------
     InvalidArgumentError
         If `zero_point` is outside int32.
     TypeError
-        If `x` does not hold real numbers.
+        If `x` does not hold real numbers, or `scale` or `zero_point` has a wrong type.
     """
     return codes.fake_quantize(x, as_number(scale, "scale"), as_zero_point(zero_point), QuantBits.INT4, float64=True)
 
@@ -140,7 +146,9 @@ def quantize_fp8(x: float) -> float: ...
 @overload
 def quantize_fp8(x: npt.ArrayLike) -> npt.NDArray[np.float64]: ...
 def quantize_fp8(x: npt.ArrayLike) -> float | np.float64 | npt.NDArray[np.float64]:
-    """Round to FP8 E4M3 as the reference does: half away from zero, without carry, NaN to 0.
+    """Round to FP8 E4M3 as the reference does: half away from zero, and NaN to 0.
+
+    The mantissa is clamped and does not carry: 1.97 becomes 1.875, and not 2.  Magnitudes beyond 448 become 448.
 
     Parameters
     ----------
@@ -149,6 +157,7 @@ def quantize_fp8(x: npt.ArrayLike) -> float | np.float64 | npt.NDArray[np.float6
     Returns
     -------
     float or ndarray of float64, shape of `x`
+        Values of E4M3, from -448 to 448.
 
     Raises
     ------
@@ -164,7 +173,9 @@ def quantize_fp8(x: npt.ArrayLike) -> float | np.float64 | npt.NDArray[np.float6
 
 
 def kl_divergence_symmetric(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
-    """Return half of KL(p, q) + KL(q, p), each value raised by 1e-12, over the shorter length.
+    """Return half of KL(p, q) + KL(q, p), the symmetric Kullback-Leibler divergence.
+
+    1e-12 is added to each value first.  If one argument is longer, its last values are left out.
 
     Parameters
     ----------
@@ -173,6 +184,7 @@ def kl_divergence_symmetric(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
     Returns
     -------
     float
+        In nats.
 
     Raises
     ------
@@ -189,9 +201,9 @@ def kl_divergence_symmetric(p: npt.ArrayLike, q: npt.ArrayLike) -> float:
 
 
 class CalibrationCollector:
-    """The reference's collector: the range of all finite values, and the first 100,000 of them as samples.
+    """Collect as the reference does: the range of all finite values, and the first 100,000 of them as samples.
 
-    The histogram is built when it is read: it depends on the state only.
+    The histogram is built each time it is read, from the samples and the range.
 
     Examples
     --------
@@ -209,7 +221,7 @@ class CalibrationCollector:
         self._batches: list[npt.NDArray[np.float64]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_batches": [self.samples]}  # a copy has a list of its own
+        return {**self.__dict__, "_batches": [self.samples]}  # a copy must not share the list
 
     def observe(self, tensor: npt.ArrayLike) -> None:
         """Add the finite values of an array.
@@ -229,7 +241,7 @@ class CalibrationCollector:
             return
         if finite < x.size:
             x = x[np.isfinite(x)]
-        # Only a strict comparison moves an end, so of equal zeros the first one's sign stays.
+        # Only a value strictly beyond an end moves it.  So if zeros of both signs come, the first one's sign stays.
         if low < self._min_val:
             self._min_val = low if low else float(x[np.argmax(x == 0.0)])
         if high > self._max_val:
@@ -262,14 +274,22 @@ class CalibrationCollector:
 
     @property
     def histogram(self) -> npt.NDArray[np.float64]:
-        """The samples in 256 equal bins over the range; all zero without a range."""
+        """The counts of the samples in 256 equal bins over the range; all 0 if there is no range."""
         histogram = np.zeros(HISTOGRAM_BINS)
         if self._min_val < self._max_val:
             dispatch.kernels.rebuild_histogram(self.samples, self._min_val, self._max_val, histogram)
         return histogram
 
     def min_max_scale(self) -> tuple[float, int]:
-        """Return scale and zero point for the range of all finite values."""
+        """Return scale and zero point for the range of all finite values.
+
+        Returns
+        -------
+        scale : float
+            At least 1e-12.  1.0 if there is no range: no value, or only equal ones.
+        zero_point : int
+            0 if there is no range.
+        """
         return _affine(self._min_val, self._max_val)
 
     def percentile_scale(self, p: FloatLike) -> tuple[float, int]:
@@ -278,7 +298,18 @@ class CalibrationCollector:
         Parameters
         ----------
         p : float
-            Clamped to [0, 100]; NaN gives (1, 0).
+            Clamped to [0, 100]; NaN gives (1.0, 0).
+
+        Returns
+        -------
+        scale : float
+        zero_point : int
+            As from `min_max_scale`.
+
+        Raises
+        ------
+        TypeError
+            If `p` is not a number.
         """
         percent = as_number(p, "p")
         if not self._n_samples or math.isnan(percent):
@@ -291,7 +322,14 @@ class CalibrationCollector:
         return _affine(low, high)
 
     def kl_divergence_scale(self) -> tuple[float, int]:
-        """Return scale and zero point by the reference's KL search, which keeps half the range."""
+        """Return scale and zero point by the reference's KL search, which keeps half of the range.
+
+        Returns
+        -------
+        scale : float
+        zero_point : int
+            As from `min_max_scale`.
+        """
         histogram = self.histogram
         total = float(np.cumsum(histogram)[-1])
         if not self._min_val < self._max_val or total <= 0.0:
@@ -305,34 +343,37 @@ class CalibrationCollector:
 
 
 def _affine(low: float, high: float) -> tuple[float, int]:
-    """Return scale and zero point for a range: a scale of at least 1e-12, a zero point from the scale before that."""
+    """Return scale and zero point for a range.
+
+    The zero point is computed first; after that, a smaller scale becomes 1e-12.
+    """
     if not low < high:
         return 1.0, 0
     with np.errstate(all="ignore"):
         scale = np.asarray((np.float64(high) - low) / INTEGERS[QuantBits.INT8].steps)
         offset = np.nan_to_num(round_half_away(low / scale), nan=0.0, posinf=INT32.max, neginf=INT32.min)
     saturated = np.int64(np.clip(offset, INT32.min, INT32.max))
-    return max(float(scale), _LEAST_SCALE), int((INTEGERS[QuantBits.INT8].low - saturated).astype(np.int32))  # it wraps
+    return max(float(scale), _LEAST_SCALE), int((INTEGERS[QuantBits.INT8].low - saturated).astype(np.int32))  # wraps
 
 
 class QatLayer:
     """The reference's linear layer.
 
-    All attributes can be read and assigned: `weights` (out, in) and `bias` (out,) of float64,
-    `weight_scale`, `weight_zero_point`, `activation_scale`, `activation_zero_point` and `config`.
-    Weights are quantised anew at each call, so they may be changed in place.
+    You can read and assign all attributes: `weights` (out, in) and `bias` (out,) of float64, `config`,
+    `weight_scale`, `weight_zero_point`, `activation_scale` and `activation_zero_point`.
+    Each call quantises the weights anew, so you may change them in place.
 
     Parameters
     ----------
     in_features, out_features : int
-        Not negative.
+        How many inputs and outputs; at least 0.
     config : QatConfig, optional
-        Only ``bits`` is read, and that by `forward_train` only.
+        Only `forward_train` depends on it, and only on its ``bits``.
 
     Raises
     ------
     InvalidArgumentError
-        If a number of features is negative, or the config's format is INT2, which the reference has not.
+        If a number of features is negative, or the config's format is INT2, which the reference does not have.
     TypeError
         If an argument has a wrong type.
     """
@@ -353,12 +394,17 @@ class QatLayer:
         self.activation_zero_point: int = 0
 
     def calibrate_from_data(self, activations: npt.ArrayLike) -> None:
-        """Set the weights' scale and zero point from their range, the activations' from these values.
+        """Set the scales and zero points of weights and activations from the ranges of their values.
 
         Parameters
         ----------
         activations : array_like, any shape
-            If empty, only the weights are calibrated.
+            If it is empty, only the weights are calibrated.
+
+        Raises
+        ------
+        TypeError
+            If `activations` does not hold real numbers.
         """
         array = as_array(activations, "activations")
         self.weight_scale, self.weight_zero_point = _min_max(self.weights)
@@ -375,12 +421,12 @@ class QatLayer:
         Returns
         -------
         ndarray of float64, shape (out,) or (n, out)
-            Summed in an order of its own: equal to the reference's to within float64 rounding.
+            The products are not summed in the reference's order, so float64 rounding may differ.
 
         Raises
         ------
         InvalidArgumentError
-            If `x`, `weights` or `bias` has a wrong shape.
+            If `x`, `weights` or `bias` has a wrong shape, or the config's format is INT2.
         TypeError
             If `x` does not hold real numbers.
         """
@@ -396,7 +442,7 @@ class QatLayer:
             return np.asarray(activations @ weights.T + bias)
 
     def forward_infer(self, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return the output computed on int8 codes, whatever ``config.bits`` says.
+        """Return the output, computed on int8 codes whatever ``config.bits`` says.
 
         Parameters
         ----------
@@ -416,7 +462,7 @@ class QatLayer:
         activations, weights, bias = self._operands(x)
         x_codes = _int8_codes(np.atleast_2d(activations), self.activation_scale, self.activation_zero_point)
         w_codes = _int8_codes(weights, self.weight_scale, self.weight_zero_point)
-        # int64 arithmetic that wraps, as the reference's does.
+        # int64 arithmetic wraps, as in the reference.
         x_zero, w_zero = np.int64(self.activation_zero_point), np.int64(self.weight_zero_point)
         with np.errstate(all="ignore"):
             correction = (
@@ -466,7 +512,9 @@ def _min_max(x: Any) -> tuple[float, int]:
 def quantize_model_weights(
     weights: npt.ArrayLike, config: QatConfig | None = None
 ) -> tuple[npt.NDArray[np.int8], float, int]:
-    """Quantise weights with a scale of 255 steps, clamped to [-8, 7] for ``INT4`` and int8 otherwise.
+    """Quantise weights as the reference does: with 255 steps over their range, for every format.
+
+    Codes are clamped to [-8, 7] for ``INT4``, and to [-128, 127] otherwise.
 
     Parameters
     ----------
@@ -483,7 +531,7 @@ def quantize_model_weights(
     Raises
     ------
     InvalidArgumentError
-        If the config's format is INT2, which the reference has not.
+        If the config's format is INT2, which the reference does not have.
     TypeError
         If `weights` does not hold real numbers.
     """
@@ -495,7 +543,7 @@ def quantize_model_weights(
 
 
 def dequantize_weights(weights: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -> npt.NDArray[np.float64]:
-    """Return ``(code - zero_point) * scale``, the difference wrapping in int32.
+    """Return ``(code - zero_point) * scale``; the difference wraps in int32.
 
     Parameters
     ----------
@@ -512,7 +560,7 @@ def dequantize_weights(weights: npt.ArrayLike, scale: FloatLike, zero_point: Int
     InvalidArgumentError
         If `zero_point` is outside int32.
     TypeError
-        If `weights` is not int8.
+        If `weights` is not int8, or `scale` or `zero_point` has a wrong type.
     """
     array = as_plain_array(weights, "weights")
     if array.dtype != np.int8 and array.size:
@@ -527,8 +575,9 @@ def calibrate_layer(layer_outputs: Iterable[npt.ArrayLike], method: CalibMethod 
     Parameters
     ----------
     layer_outputs : iterable of array_like
+        Batches of any shape; a one-dimensional array is one batch.
     method : CalibMethod or str
-        ``PERCENTILE`` keeps 99 %; all but that and ``KL`` are min-max.
+        ``PERCENTILE`` keeps 99 %, ``KL`` is the reference's search, and all others are min-max.
 
     Returns
     -------
@@ -559,14 +608,17 @@ def calibrate_model(
     Parameters
     ----------
     layer_activations : mapping or sequence of pairs
-        From a layer's name to its batches.
+        The layers' names, each with its batches.
 
     Returns
     -------
     list of QuantizationSpec
+        In the order of the layers.
 
     Raises
     ------
+    InvalidArgumentError
+        If an entry is not a pair.
     TypeError
         If a name is not a str, or a batch does not hold real numbers.
     """

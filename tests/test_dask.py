@@ -114,7 +114,7 @@ def test_wrong_arguments():
     with pytest.raises(TypeError, match=r"x: expected real numbers .*, got complex128"):
         collect(x + 1j)
     with pytest.raises(
-        InvalidArgumentError, match="layer_activations: expected one entry for a layer, got two for 'a'"
+        InvalidArgumentError, match="layer_activations: expected one entry for each layer, got two for 'a'"
     ):
         calibrate_model([("a", x), ("a", x)])
     with pytest.raises(InvalidArgumentError, match="method: expected one of"):

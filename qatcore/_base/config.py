@@ -22,7 +22,7 @@ class CalibMethod(enum.Enum):
     PERCENTILE = "percentile"
     KL = "kl"
     MSE = "mse"
-    AUTO = "auto"  # the one of the others whose codes have the least expected squared error
+    AUTO = "auto"  # the method above whose codes have the least expected squared error
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class QatConfig:
     bits : QuantBits or str
         Format of the weight and activation codes.
     per_channel : bool
-        One weight scale for each output channel instead of one for all.
+        Whether each output channel has a weight scale of its own; otherwise all channels share one.
     symmetric : bool
-        Weight codes symmetric about zero, with zero point 0: ``[-127, 127]`` or ``[-7, 7]``.
+        Whether weight codes are symmetric about 0, with zero point 0.
+        Their limits are then ``[-127, 127]``, ``[-7, 7]`` or ``[-1, 1]``.
         Activations are affine either way.  FP8 codes are always symmetric.
 
     Raises
@@ -56,7 +57,7 @@ class QatConfig:
     per_channel: bool = False
     symmetric: bool = True
 
-    if TYPE_CHECKING:  # what is given, which need not be what it becomes
+    if TYPE_CHECKING:  # what users may pass; `__post_init__` converts it
 
         def __init__(self, bits: QuantBits | str = ..., per_channel: bool = ..., symmetric: bool = ...) -> None: ...
 
@@ -68,29 +69,33 @@ class QatConfig:
 
 @dataclass(frozen=True, eq=False)
 class QuantizationSpec:
-    """The scale and zero point chosen for one layer, and how.
+    """The scale and zero point chosen for one layer, and how they were chosen.
 
-    Two specifications are equal if all their fields are; array fields are compared by value.
+    Two specifications are equal if all their fields are equal; arrays are equal if all their elements are.
 
     Parameters
     ----------
     layer_name : str
     scale : float or ndarray of float64, shape (channels,)
-        Not negative.
+        At least 0.  It is infinite if the range is too wide for float64.
     zero_point : int or ndarray of int32, shape (channels,)
     method : CalibMethod or str
+        The method that chose the range.
     bits : QuantBits or str
+        Format of the codes.
     symmetric : bool
+        Whether the codes are symmetric about 0.
     axis : int, tuple of int or None
-        The axis of the channels, None for one scale for the whole tensor.  With several the arrays have as many
-        dimensions.
+        The axis of the channels; None means one scale for the whole tensor.
+        With several axes, `scale` and `zero_point` have one dimension for each of them.
     groups : int
-        How many neighbours along the last axis share a scale.
+        How many neighbours along `axis` share a scale; along its last one, if there are several.
 
     Raises
     ------
     InvalidArgumentError
         If `method` or `bits` is unknown, a number is outside its range, or shapes do not fit together.
+        If an axis is named twice, or there are groups without an axis.
     TypeError
         If an argument has a wrong type.
     """
@@ -124,13 +129,13 @@ class QuantizationSpec:
         axis = self.axis
         axes = axis if isinstance(axis, tuple) else () if axis is None else (axis,)
         if not all(type(a) is int for a in axes):
-            raise TypeError(f"axis: expected an int, a tuple of them or None, got {axis!r}")
+            raise TypeError(f"axis: expected an int, a tuple of ints or None, got {axis!r}")
         if len(set(axes)) < len(axes) or axis == ():
-            raise InvalidArgumentError(f"axis: expected an axis, or several that differ, got {axis!r}")
+            raise InvalidArgumentError(f"axis: expected one axis, or several different ones, got {axis!r}")
         if type(self.groups) is not int:
             raise TypeError(f"groups: expected an int, got {type(self.groups).__name__}")
         if self.groups < 1 or (axis is None and self.groups > 1):
-            raise InvalidArgumentError(f"groups: expected at least 1, and 1 without an axis, got {self.groups}")
+            raise InvalidArgumentError(f"groups: expected at least 1, and exactly 1 without an axis, got {self.groups}")
         dimensions = len(axes)
         scale = _as_numbers(self.scale, "scale", "iuf", np.dtype(np.float64), dimensions)
         zero_point = _as_numbers(self.zero_point, "zero_point", "iu", np.dtype(np.int32), dimensions)
@@ -147,7 +152,7 @@ class QuantizationSpec:
         object.__setattr__(self, "symmetric", as_flag(self.symmetric, "symmetric"))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By the fields, so that arrays are read-only again.
+        # Unpickling calls the constructor, which makes the arrays read-only again.
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def __eq__(self, other: object) -> bool:
@@ -167,16 +172,16 @@ class QuantizationSpec:
 
 
 def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
-    """Return a scale or zero point of a specification as a read-only array of its own."""
+    """Return a specification's scale or zero point as a new, read-only array."""
     try:
         array = as_plain_array(value, name)
     except InvalidArgumentError:
-        raise InvalidArgumentError(f"{name}: expected numbers in equal rows, got {value!r}") from None
+        raise InvalidArgumentError(f"{name}: expected numbers in rows of equal length, got {value!r}") from None
     if array.ndim != dimensions:
-        expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, as the axis has"
+        expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, one for each axis"
         raise InvalidArgumentError(f"{name}: expected {expected}, got {value!r}")
     if array.size and array.dtype.kind not in kinds:
-        if array.dtype.kind == "O" and all(type(item) is int for item in array.reshape(-1)):  # too large for any type
+        if array.dtype.kind == "O" and all(type(item) is int for item in array.reshape(-1)):  # too large for any dtype
             raise InvalidArgumentError(f"{name}: expected {dtype} values, got {value!r}")
         raise TypeError(f"{name}: expected {'integers' if kinds == 'iu' else 'real numbers'}, got {value!r}")
     if dtype.kind == "i" and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):

@@ -1,7 +1,7 @@
-"""Picks the build of the kernels for this CPU.
+"""Choose the build of the kernels for this CPU.
 
-Only the baseline build may be imported before the CPU is known: the module initialisation of the others
-is itself compiled for their level and would die of an illegal instruction elsewhere.
+Only the baseline build may be imported before the CPU is known.  Even the initialisation of any other build
+is compiled for that build's CPU level: on a lesser CPU, an illegal instruction would end the process.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ try:
     from .. import _kernels
 except ImportError as _missing:
     raise ImportError(
-        f"the compiled kernels are not in {Path(__file__).parents[1]}: a source tree is not importable until it is "
-        "built in place (see CONTRIBUTING.md); to use an installed qatcore, run from another directory"
+        f"the compiled kernels are not in {Path(__file__).parents[1]}. If this is a source tree, build it in place "
+        "(see CONTRIBUTING.md). To use an installed qatcore, run from another directory"
     ) from _missing
 from .errors import InvalidArgumentError
 
-#: Where the compiled modules are.
+#: The package that holds the compiled modules.
 _PACKAGE = _kernels.__name__.rpartition(".")[0]
 
-# Each CPU level, lowest first: what the probe returns for it, and its build.  Level amx has v4's kernels.
+# The CPU levels, lowest first: the least answer of the probe that allows it, and its build.  amx uses v4's kernels.
 _BUILDS = {"v2": (2, "_kernels"), "v3": (3, "_kernels_v3"), "v4": (4, "_kernels_v4"), "amx": (4, "_kernels_v4")}
 _BASELINE = "baseline"  # an architecture with one build only
 
-# The int8 products of each level, the best first; without any of them, the portable one in its kernels.
+# The modules with int8 products for each level, the fastest first.  A level without any uses its kernels' portable one.
 _GEMMS = {"v3": ["avxvnni"], "v4": ["vnni"], "amx": ["amx", "vnni"]}
 
-#: A product of so few rows waits for the right operand's bytes: the matrix unit would only add its set-up.
+#: A product of at most this many rows waits for the bytes of the right operand.  The matrix unit cannot speed that up,
+#: and its set-up would take extra time.
 _FEW_ROWS = 4
 
 
@@ -58,12 +59,12 @@ def missing_modules() -> list[str]:
 
 
 def available_gemms() -> list[str]:
-    """Return the micro-kernels beside the portable one that this machine can run and that were built."""
+    """Return the int8 products, other than the portable one, that were built and that this machine can run."""
     return [name for name in _kernels.probe_gemm() if _is_built(f"_gemm_{name}")]
 
 
 def available_levels() -> list[str]:
-    """Return the levels that this machine can run and that were built, lowest first."""
+    """Return the levels that were built and that this machine can run, lowest first."""
     machine = _kernels.probe_cpu()
     if machine == 0:
         return [_BASELINE]
@@ -75,12 +76,12 @@ def available_levels() -> list[str]:
 
 
 def load_kernels(level: str) -> Any:
-    """Import the build for one of the available levels."""
+    """Import and return the build for an available level."""
     return _import(_BUILDS[level][1] if level in _BUILDS else "_kernels")
 
 
 def load_gemms(level: str) -> tuple[Any, Any]:
-    """Import the modules for products of few and of many rows at one of the available levels."""
+    """Import and return the modules for int8 products of few rows, and of many, at an available level."""
     names = [name for name in _GEMMS.get(level, ()) if name in available_gemms()]
     if "amx" in names and not _kernels.request_amx():
         names.remove("amx")
@@ -89,7 +90,7 @@ def load_gemms(level: str) -> tuple[Any, Any]:
 
 
 def choose_level(cap: str | None, levels: list[str]) -> str:
-    """Return the highest level, or the one that ``QATCORE_CPU`` names."""
+    """Return the highest level, or `cap`: the level that ``QATCORE_CPU`` names."""
     if not cap:
         return levels[-1]
     if cap not in levels:
@@ -99,17 +100,17 @@ def choose_level(cap: str | None, levels: list[str]) -> str:
 
 _level = choose_level(os.environ.get("QATCORE_CPU"), available_levels())
 
-#: The build in use.  Read as ``dispatch.kernels.function`` at each call, so that tests can put another
-#: level's build here.
+#: The build in use.  Callers look up ``dispatch.kernels.function`` at each call, so that tests can put the build of
+#: another level here.
 kernels: Any = load_kernels(_level)
 
-#: The modules for products of few and of many rows, once a product was asked for.
+#: The modules for int8 products of few rows, and of many; None until the first product.
 gemms: tuple[Any, Any] | None = None
 
 
 def gemm(rows: int) -> Any:
-    """Return the module with the int8 product for this many rows."""
-    global gemms  # noqa: PLW0603 (imported, and the tiles asked for, by the first product and not before)
+    """Return the module whose int8 product suits this many rows."""
+    global gemms  # noqa: PLW0603 (the first product imports them and requests the matrix unit)
     if gemms is None:
         gemms = load_gemms(_level)
     return gemms[rows > _FEW_ROWS]
@@ -121,9 +122,9 @@ def cpu_level() -> str:
     Returns
     -------
     str
-        ``"v2"``, ``"v3"`` or ``"v4"``, the x86-64 micro-architecture levels, ``"amx"``, which is v4 with the
-        matrix unit, or ``"baseline"`` on other architectures.  The environment variable ``QATCORE_CPU``
-        chooses a lower one.
+        ``"v2"``, ``"v3"`` or ``"v4"`` is a micro-architecture level of x86-64.  ``"amx"`` is v4 with the matrix unit.
+        ``"baseline"`` is the only level of other architectures.
+        The environment variable ``QATCORE_CPU``, read at import, chooses a lower level.
 
     Examples
     --------
@@ -137,7 +138,7 @@ def cpu_level() -> str:
 def show_config() -> None:
     """Print the versions, the CPU level, the int8 product and the number of threads in use.
 
-    Modules that the compiler could not build are named.  Include its output in a bug report.
+    The output also names the modules that the compiler could not build.  Include it in a bug report.
     """
     from .. import __version__
     from . import threads
@@ -153,6 +154,6 @@ def show_config() -> None:
         "threads": str(threads.get_num_threads()),
     }
     if missing := missing_modules():
-        rows["not built"] = f"{', '.join(missing)} (the compiler lacked their flags)"
+        rows["not built"] = f"{', '.join(missing)} (the compiler does not know their flags)"
     for name, value in rows.items():
         print(f"{name + ':':<14}{value}")

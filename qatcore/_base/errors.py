@@ -4,7 +4,7 @@
 class InvalidArgumentError(ValueError):
     """An argument of the right type has a wrong value or shape.
 
-    The message says what was expected and what came.  Wrong types raise `TypeError`.
+    The message says what was expected and what came.  A wrong type raises `TypeError` instead.
     """
 
-    __module__ = "qatcore"  # where people find it, in tracebacks too
+    __module__ = "qatcore"  # the public name, also in tracebacks

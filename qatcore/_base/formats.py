@@ -33,11 +33,11 @@ class IntegerFormat:
 
     @property
     def steps(self) -> int:
-        """Steps between the least and the greatest code."""
+        """Number of steps between the least and the greatest code."""
         return self.high - self.low
 
     def code_range(self, symmetric: bool) -> tuple[int, int]:
-        """Least and greatest code in use: symmetric codes leave out the least one."""
+        """Return the least and the greatest code in use; symmetric codes leave out the format's least one."""
         return (-self.high if symmetric else self.low), self.high
 
 
@@ -57,9 +57,10 @@ E4M3_VALUES.setflags(write=False)
 
 @dataclass(frozen=True, eq=False)
 class CodeFormat:
-    """A format that whole arrays are quantised to: the type of its codes, and what kernels have to know.
+    """A number format for arrays of codes: the dtype of the codes, and what kernels need to know.
 
-    Integers have limits, and `width` bits; floating-point formats have parameters, in minifloat.pxi's order.
+    A code has `width` bits.  Integer formats have the limits `least` and `greatest`.  Floating-point formats have
+    `parameters` instead, in the order of minifloat.pxi.
     """
 
     dtype: np.dtype[Any]
@@ -70,16 +71,16 @@ class CodeFormat:
 
     @property
     def storage(self) -> type[np.unsignedinteger[Any]]:
-        """What kernels take an array of codes for; those of less than 8 bits have a byte each."""
+        """The unsigned type as which kernels see the codes; a code of less than 8 bits takes a whole byte."""
         return np.uint16 if self.width == 16 else np.uint8
 
     def symmetric(self) -> CodeFormat:
-        """Return the format without the least code of integers; floating-point formats are symmetric."""
+        """Return the format without the least integer code; floating-point formats are symmetric already."""
         return replace(self, least=-self.greatest)
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The least and the greatest code, or finite value of a floating-point format."""
+        """The least and the greatest code; for a floating-point format, the least and the greatest finite value."""
         if self.parameters is None:
             return self.least, self.greatest
         greatest = float(np.array(self.parameters[3], np.uint8).view(self.dtype))
@@ -91,7 +92,7 @@ def _integer(dtype: Any, width: int, signed: bool) -> CodeFormat:
     return CodeFormat(np.dtype(dtype), width, least, least + (1 << width) - 1)
 
 
-_NONE = 0x100  # beyond all codes
+_NONE = 0x100  # no code of the format: it is greater than all of them
 
 
 def _minifloat(
@@ -113,9 +114,9 @@ CODE_FORMATS = [
     _integer(np.uint16, 16, signed=False),
     _minifloat(E4M3, 8, 3, -6, 0x7E, _NONE, 0x7F, 0x7F),
     _minifloat(ml_dtypes.float8_e5m2, 8, 2, -14, 0x7B, 0x7C, 0x7D, 0x7E),
-    _minifloat(ml_dtypes.float4_e2m1fn, 4, 1, 0, 0x7, _NONE, _NONE, 0x8),  # NaN is a zero, as in ml_dtypes
+    _minifloat(ml_dtypes.float4_e2m1fn, 4, 1, 0, 0x7, _NONE, _NONE, 0x8),  # NaN becomes -0, as in ml_dtypes
 ]
-# By the name, the type and the scalar type of their codes, and by what calibration calls them.
+# The formats by the name, the dtype and the scalar type of their codes, and by `QuantBits`.
 _FORMAT_OF: dict[Any, CodeFormat] = {}
 for _format in CODE_FORMATS:
     _FORMAT_OF |= dict.fromkeys((str(_format.dtype), _format.dtype, _format.dtype.type), _format)
@@ -123,19 +124,19 @@ for _bits in QuantBits:
     _FORMAT_OF[_bits] = _FORMAT_OF["float8_e4m3fn" if _bits is QuantBits.FP8 else _bits.value]
 
 
-#: What names a format of codes; its name as a str, too.
+#: What users may pass to name a format: a dtype, its name as a str, or `QuantBits`.
 CodeDType: TypeAlias = npt.DTypeLike | QuantBits
 
 
 def as_code_format(dtype: Any, name: str, allowed: Collection[str] | None = None) -> CodeFormat:
-    """Return the format of codes of a type, given as such, by its name or as `QuantBits`; an allowed one.
+    """Return the allowed format that a dtype, its name or a member of `QuantBits` names.
 
-    A format is one already: within the package there are some with fewer codes than their type has.
+    A `CodeFormat` is returned as it is: inside the package, some of them use fewer codes than their dtype has.
     """
     if isinstance(dtype, CodeFormat):
         return dtype
     code_format = _format_of(dtype)
-    # Without names, which take longer than a small array, unless they are needed.
+    # Making a dtype's name takes longer than quantising a small array, so it is made only if needed.
     if code_format is not None and (allowed is None or str(code_format.dtype) in allowed):
         return code_format
     names = (str(each.dtype) for each in CODE_FORMATS) if allowed is None else allowed
@@ -148,10 +149,10 @@ def as_code_format(dtype: Any, name: str, allowed: Collection[str] | None = None
 def _format_of(dtype: Any) -> CodeFormat | None:
     try:
         return _FORMAT_OF[dtype]
-    except (KeyError, TypeError):  # perhaps another way to say it
+    except (KeyError, TypeError):  # not a key itself, but NumPy may know it as a dtype
         pass
     try:
-        return _FORMAT_OF[np.dtype(dtype).type]  # a byte order that bytes do not have sets types apart
+        return _FORMAT_OF[np.dtype(dtype).type]  # a dtype may differ in byte order, which means nothing here
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -1,4 +1,4 @@
-"""From a clipping range to a scale and a zero point, for a target: the codes that it is chosen for."""
+"""Turn clipping ranges into scales and zero points, for the codes that a target describes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy.typing as npt
 from .formats import E4M3_MAX, INTEGERS, QuantBits
 from .validation import as_flag, as_member
 
-#: No scale is smaller: float32's least normal number, for scales are stored as float32 and computed with as such.
+#: The smallest scale: float32's least normal number, because scales are stored, and computed with, as float32.
 MIN_SCALE = 2.0**-126
-#: Of a range that holds nothing but 0, for which every scale is exact.  What matters is a bias behind it: runtimes give
-#: that codes of 32 bits in steps of this scale times the weights', which should be fine beside the bias and hold it.
-#: Of a bias as large as the greatest of int8 weights the code is 127 * 2**12, in octaves midway between 8 and 31 bits:
-#: the bias may be 2,000 times smaller or 4,000 times larger.
+#: The scale of a range that holds only 0.  Every scale is exact for it, so what matters is the bias of the layer.
+#: Runtimes give a bias int32 codes, in steps of this scale times the weight scale.  The steps should be small beside
+#: the bias, and its code must fit int32.  A bias as large as the greatest int8 weight has the code 127 * 2**12.
+#: In octaves, that is midway between 2**8 and 2**31, so the bias may be 2,000 times smaller or 4,000 times larger.
 ZEROS_SCALE = 2.0**-12
-#: How far a zero point may be from the least code, so as to fit int32.
+#: The greatest distance of a zero point from the least code: within it, a zero point fits int32.
 _FARTHEST = 2.0**31 - 2.0**8
 
 _FloatsOrOne = float | npt.NDArray[np.float64]
@@ -32,11 +32,11 @@ class Target:
     Attributes
     ----------
     bits : QuantBits
-        Their format.
+        Format of the codes.
     symmetric : bool
-        Whether they lie evenly about 0, whose code is 0.
+        Whether the codes are symmetric about 0, with zero point 0.
     include_zero : bool
-        Whether the range is widened to hold 0, so that 0 has a code and the zero point is one.
+        Whether the range is widened to hold 0.  Then 0 has a code, and the zero point is that code.
     """
 
     bits: QuantBits = QuantBits.INT8
@@ -45,7 +45,7 @@ class Target:
 
     @classmethod
     def checked(cls, bits: object, symmetric: object, include_zero: object = False) -> Target:
-        """Return what a user has asked for, if all of it is known."""
+        """Return the target that a user asks for; raise an error if an argument is wrong."""
         return cls(
             as_member(QuantBits, bits, "bits"),
             as_flag(symmetric, "symmetric"),
@@ -54,12 +54,12 @@ class Target:
 
     @property
     def is_even(self) -> bool:
-        """Whether a range for it is one about 0: FP8 has no zero point."""
+        """Whether its ranges are symmetric about 0.  FP8 has no zero point, so ranges for FP8 always are."""
         return self.symmetric or self.bits is QuantBits.FP8
 
     @property
     def code_range(self) -> tuple[int, int]:
-        """The least and the greatest code of an integer format."""
+        """The least and the greatest code in use, for an integer format."""
         return INTEGERS[self.bits].code_range(self.symmetric)
 
 
@@ -73,19 +73,20 @@ def scale_and_zero_point(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
     """Return the scales and zero points for clipping ranges.
 
-    With L the steps between the extreme codes and q the least code,
+    Let L be the number of steps between the extreme codes, and q the least code.
 
     * affine: ``scale = (high - low) / L``, ``zero_point = q - round_half_away(low / scale)``;
     * symmetric: ``scale = max(|low|, |high|) / greatest code``, ``zero_point = 0``;
     * FP8: ``scale = max(|low|, |high|) / 448``, ``zero_point = 0``.
 
-    A scale is at least `MIN_SCALE`, and large enough for the zero point to be an int32.  A range of 0 alone gives
-    (`ZEROS_SCALE`, 0).  No range, since nothing was observed, or one of another value only where affine, gives (1, 0).
+    A scale is at least `MIN_SCALE`, and large enough for the zero point to fit int32.  A range that holds only 0 gives
+    (`ZEROS_SCALE`, 0).  If nothing was observed, the answer is (1, 0).  An affine range that holds a single other value
+    also gives (1, 0), unless `include_zero` widens it.
 
     Parameters
     ----------
     low, high : float or ndarray of float64
-        Of one shape; ``low > high`` means that nothing was observed.
+        The ends of the ranges, of equal shapes; ``low > high`` means that nothing was observed.
     target : Target
     """
     bits = target.bits

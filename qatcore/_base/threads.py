@@ -1,9 +1,8 @@
-"""Splits large arrays over a few threads.
+"""Split large arrays over a few threads.
 
-A minimal pool, and not ``concurrent.futures`` or OpenMP: handing over two tasks costs about 10 microseconds
-here against several times that, and an OpenMP runtime hangs in a forked child.  Kernels release the GIL,
-and a range of an array is computed the same whichever thread computes it, so results never depend on the
-number of threads.
+The pool is minimal: it hands over two tasks in about 10 microseconds, and ``concurrent.futures`` takes several times
+that.  OpenMP is no alternative, because its runtime hangs in a forked child.  Kernels release the GIL.  Every thread
+computes a range of an array in the same way, so results never depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from .validation import as_count
 
 _Item = TypeVar("_Item")
 
-#: Elements that take a kernel at the speed of memory about 0.15 ms: splitting less does not pay.
+#: The least number of elements worth a thread.  At the speed of memory, a kernel takes about 0.15 ms for them.
 GRAIN = 1 << 18
-_MOST_DIGITS = 9  # no machine has more threads than they can tell
+_MOST_DIGITS = 9  # no machine has so many threads that the number is longer
 
 
 def _available_cpus() -> int:
@@ -49,8 +48,8 @@ _num_threads = _initial_threads()
 def set_num_threads(n: int) -> None:
     """Set how many threads a call may use.
 
-    Results do not depend on it.  The default is the number of CPUs this process may run on, or the
-    environment variable ``QATCORE_NUM_THREADS``.
+    Results do not depend on it.  The default is the environment variable ``QATCORE_NUM_THREADS``.  Without that, it is
+    the number of CPUs that this process may run on.
 
     Parameters
     ----------
@@ -74,11 +73,11 @@ def get_num_threads() -> int:
 
 
 class _Job:
-    """Ranges to work through, taken by whichever thread is free."""
+    """Ranges to work through; each goes to the next free thread."""
 
     def __init__(self, task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> None:
-        # The ranges alone hold the task, and with it its arrays: a job that is done may wait in the pool for
-        # a thread that gets no processor, and must not keep them alive.
+        # Only the ranges refer to the task and its arrays.  A finished job may wait in the pool for a thread that gets
+        # no processor, and it must not keep the arrays alive.
         self._ranges = deque(partial(task, start, stop) for start, stop in ranges)
         self.finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
@@ -134,13 +133,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def for_ranges(n: int, grain: int, task: Callable[[int, int], None]) -> None:
-    """Call ``task(start, stop)`` on ranges that together are ``range(n)``.
+    """Call ``task(start, stop)`` for ranges that together make up ``range(n)``, on several threads.
 
     Parameters
     ----------
     n : int
     grain : int
-        No range is shorter, unless `n` is.
+        The least length of a range, unless `n` itself is less.
     task : callable
         Must write only what belongs to its range.
     """
@@ -153,7 +152,9 @@ def for_ranges(n: int, grain: int, task: Callable[[int, int], None]) -> None:
 
 
 def for_each(items: Sequence[_Item], task: Callable[[_Item], None]) -> None:
-    """Call ``task(item)`` for each item, where items may differ in what they take: whichever thread is free takes one.
+    """Call ``task(item)`` for each item, on several threads.
+
+    The next free thread takes the next item, so items may take different times.
 
     Parameters
     ----------
@@ -177,4 +178,4 @@ def _work(task: Callable[[int, int], None], ranges: list[tuple[int, int]]) -> No
         if errors:
             raise errors[0]
     finally:
-        del errors  # they know this frame, which would know them and keep the arrays alive
+        del errors  # or else they and this frame refer to each other, and keep the arrays alive

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-# What is read as one number: Python's and NumPy's, and arrays and tensors of no dimensions.
+# What counts as one number: numbers of Python and NumPy, and arrays and tensors without dimensions.
 FloatLike: TypeAlias = SupportsFloat
 IntLike: TypeAlias = SupportsIndex
 
@@ -18,20 +18,20 @@ ScalarT = TypeVar("ScalarT", bound=np.generic)
 FloatT = TypeVar("FloatT", bound=np.floating[Any])
 ArrayT = TypeVar("ArrayT", bound=npt.NDArray[Any])
 
-#: A type of elements given as such, so that type checkers know it.
+#: An element type, as a class or a dtype that type checkers can follow.
 DTypeOf: TypeAlias = type[ScalarT] | np.dtype[ScalarT]
 
-#: An array whose type of elements depends on values.
+#: An array whose element type depends on the values of arguments.
 AnyArray: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-# One number for a whole tensor, or an array with one for each channel, as an axis or a configuration says.
+# One number for a whole tensor, or an array with one number for each channel.
 FloatOrArray: TypeAlias = float | npt.NDArray[np.float64]
 ZeroPoint: TypeAlias = int | npt.NDArray[np.int32]
 Count: TypeAlias = int | npt.NDArray[np.int64]
 
-# The same in generic classes.  Type checkers know defaults of variables before Python 3.13 does.
+# The same for generic classes.  Type variables may have defaults in Python from 3.13 on, in type checkers before that.
 if TYPE_CHECKING:
     import typing_extensions as te
 

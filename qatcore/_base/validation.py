@@ -1,4 +1,4 @@
-"""Checks of arguments, and their messages: from what users pass to what kernels take."""
+"""Check arguments, and turn what users pass into what kernels take."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ _Member = TypeVar("_Member", bound=enum.Enum)
 
 
 def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
-    """Return `x` as an array of any type, in whatever layout it has; PyTorch's tensors too."""
+    """Return `x`, which may be a PyTorch tensor, as an array of any dtype and layout."""
     if type(x) is np.ndarray:
         return x
     x = _without_tensors(x, name)
     if isinstance(x, np.ma.MaskedArray) or (
         isinstance(x, (list, tuple)) and any(isinstance(item, np.ma.MaskedArray) for item in x)
     ):
-        raise TypeError(f"{name}: masked arrays are not read, their mask would be lost; pass .data or .compressed()")
+        raise TypeError(
+            f"{name}: expected a plain array, got a masked one, whose mask would be lost; pass .data or .compressed()"
+        )
     try:
         return np.asarray(x)
     except ValueError as error:  # a ragged list
@@ -40,8 +42,8 @@ def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
 
 
 def _without_tensors(x: Any, name: str) -> Any:
-    """Return `x`, or lists that hold what it does, with arrays in place of PyTorch's tensors."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # who has one has imported it
+    """Return `x` with arrays in place of PyTorch tensors, also inside lists and tuples."""
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # whoever has a tensor has imported torch
     if tensor is None:
         return x
     if isinstance(x, tensor):
@@ -52,7 +54,7 @@ def _without_tensors(x: Any, name: str) -> Any:
 
 
 def _array_of_tensor(tensor: Any, name: str) -> npt.NDArray[Any]:
-    """Return a view of a tensor's values, without the history that gradients need."""
+    """Return a tensor's values as an array, a view if possible, without what autograd has recorded."""
     if tensor.device.type != "cpu":
         raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}; pass it with .cpu()")
     kind = str(tensor.dtype).removeprefix("torch.")
@@ -60,25 +62,25 @@ def _array_of_tensor(tensor: Any, name: str) -> npt.NDArray[Any]:
         plain = tensor.detach().resolve_neg()
         if kind != "bfloat16" and not kind.startswith("float8_"):
             return np.asarray(plain.numpy())
-        # NumPy has these from ml_dtypes, which PyTorch does not know: they are read by their bits.
+        # In NumPy, these types come from ml_dtypes, which PyTorch does not know.  So the bits are passed as integers.
         bits = sys.modules["torch"].int16 if kind == "bfloat16" else sys.modules["torch"].uint8
         return np.asarray(plain.view(bits).numpy()).view(getattr(ml_dtypes, kind))
-    except (AttributeError, RuntimeError, TypeError) as error:  # of a type or layout that NumPy lacks, or no values
+    except (AttributeError, RuntimeError, TypeError) as error:  # NumPy lacks its type or layout, or it has no values
         reason = str(error).partition("\n")[0]
         raise TypeError(f"{name}: expected a dense tensor of real numbers, got one of {kind}: {reason}") from None
 
 
 def as_array(x: object, name: str) -> npt.NDArray[Any]:
-    """Return `x` as an array of a real type this package reads, in whatever layout it has."""
+    """Return `x` as an array of real numbers of a type that this package reads, in any layout."""
     array = as_plain_array(x, name)
     kernel_dtype(array.dtype, name)
     return array
 
 
 def kernel_dtype(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
-    """Return the type that kernels read for an array of `dtype`, which holds its values exactly.
+    """Return the type as which kernels read an array of `dtype`: float32 or float64.
 
-    Integers beyond 2**53 are the exception: they round to float64.
+    It holds all values of `dtype` exactly, except integers beyond 2**53, which round to float64.
     """
     if dtype.type in (np.float32, np.float16, BFLOAT16.type):
         return np.dtype(np.float32)
@@ -88,7 +90,7 @@ def kernel_dtype(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
 
 
 def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type of a result for input of `dtype`: its own if floating, float64 if integer."""
+    """Return the type of a result for input of `dtype`: `dtype` itself if it is floating, float64 if it is integer."""
     return np.dtype(np.float64) if dtype.kind in "biu" else dtype.newbyteorder("=")
 
 
@@ -114,9 +116,9 @@ SINGLE_OR_DOUBLE: tuple[type, ...] = (np.float32, np.float64)
 
 
 def float_dtype(dtype: Any, out: Any, allowed: tuple[type, ...] = SINGLE_OR_DOUBLE) -> np.dtype[Any]:
-    """Return the type of a result, an allowed one: that of `out`, or of `dtype` if there is none."""
+    """Return the type of a result, if it is allowed: the type of `out`, or `dtype` if there is no `out`."""
     given = isinstance(out, np.ndarray)
-    if dtype is None:  # which NumPy takes for float64
+    if dtype is None:  # NumPy would read it as float64
         raise InvalidArgumentError(f"dtype: expected {_one_of(allowed)}, got None")
     try:
         kind: np.dtype[Any] = np.dtype(out.dtype if given else dtype).newbyteorder("=")
@@ -136,10 +138,10 @@ def _one_of(types: tuple[type, ...]) -> str:
 def writable(
     out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: tuple[npt.NDArray[Any], ...]
 ) -> Iterator[npt.NDArray[Any]]:
-    """Yield a C-contiguous array to write a result into, and see that it ends up in `out`.
+    """Yield a C-contiguous array to write a result into; the result is in `out` afterwards.
 
-    A new array if `out` is None; else `out` itself, or a temporary one if its layout or its overlap with an
-    input does not allow that.  An input that begins where `out` does, element for element, is no obstacle.
+    If `out` is None, the array is new.  Otherwise it is `out` itself, or a temporary array if `out` has another layout
+    or overlaps an input.  An input that lies element for element where `out` does is no overlap.
     """
     if out is None:
         yield np.empty(shape, dtype)
@@ -147,7 +149,7 @@ def writable(
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
     if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out: masked arrays are not written, their mask would be wrong; pass .data")
+        raise TypeError("out: expected a plain array, got a masked one, whose mask would be wrong; pass .data")
     if out.shape != shape:
         raise InvalidArgumentError(f"out: expected shape {shape}, got {out.shape}")
     if out.dtype.newbyteorder("=") != dtype:
@@ -156,7 +158,7 @@ def writable(
         raise InvalidArgumentError("out: expected a writable array, got a read-only one")
     direct = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
     if direct and not any(_overlaps(out, array) for array in inputs):
-        yield out.view(np.ndarray)  # a matrix would stay two-dimensional
+        yield out.view(np.ndarray)  # np.matrix would stay two-dimensional
         return
     result = np.empty(shape, dtype)
     yield result
@@ -180,10 +182,10 @@ def elementwise(
 def elementwise(
     x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False
 ) -> float | np.generic | AnyArray:
-    """Apply ``kernel(flat input, flat output)`` to a scalar or an array and return the like.
+    """Apply ``kernel(flat input, flat output)`` to a scalar or an array, and return a result of the same kind.
 
-    Python numbers give a float, NumPy scalars a NumPy scalar, everything else an array of the same
-    shape, in the input's floating type (float64 for integers, and for all input if `float64`).
+    A Python number gives a float, a NumPy scalar gives a NumPy scalar, and anything else gives an array of the same
+    shape.  The result has the input's floating type.  For integers, or if `float64` is true, it has float64.
     """
     array = as_array(x, name)
     dtype = np.dtype(np.float64) if float64 else result_dtype(array.dtype)
@@ -191,7 +193,7 @@ def elementwise(
     out = np.empty_like(flat)
     if flat.size:
         kernel(flat, out)
-    with np.errstate(all="ignore"):  # NaN is no accident here, and float16 overflows as float32 does
+    with np.errstate(all="ignore"):  # NaN is expected here, and values may overflow to infinity in float16
         result = out.reshape(array.shape).astype(dtype, copy=False)
     if isinstance(x, numbers.Number) and not isinstance(x, np.generic):
         return float(result)
@@ -199,7 +201,7 @@ def elementwise(
 
 
 def as_member(kind: type[_Member], value: object, name: str) -> _Member:
-    """Return the member of an enumeration that `value` is, or whose value it is."""
+    """Return `value` if it is a member of the enumeration, or the member whose value it is."""
     if isinstance(value, kind):
         return value
     expected = ", ".join(f"{kind.__name__}.{member.name}" for member in kind)
@@ -219,7 +221,7 @@ def as_flag(value: object, name: str) -> bool:
 
 
 def _single(value: object, name: str) -> object:
-    """Return the element of an array or a tensor of no dimensions, and all else as it is."""
+    """Return the element of an array or tensor without dimensions, and anything else as it is."""
     value = _without_tensors(value, name)
     return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
@@ -238,7 +240,7 @@ def as_number(value: object, name: str) -> float:
 
 
 def as_scale(value: object, name: str = "scale") -> float:
-    """Return a scale as a float; NaN, infinite and negative ones are invalid."""
+    """Return a scale as a float; NaN, infinite and negative scales are invalid."""
     scale = as_number(value, name)
     if not (0.0 <= scale < math.inf):
         raise InvalidArgumentError(f"{name}: expected a finite number that is not negative, got {scale}")
@@ -254,7 +256,7 @@ def as_share(value: object, name: str) -> float:
 
 
 def as_zero_point(value: object, name: str = "zero_point") -> int:
-    """Return a zero point as an int; those outside int32 are invalid."""
+    """Return a zero point as an int; one outside int32 is invalid."""
     value = _single(value, name)
     try:
         zero_point = operator.index(value)  # type: ignore[arg-type]
@@ -277,11 +279,11 @@ def as_count(value: object, name: str, least: int = 1) -> int:
 
 
 def as_scales(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float64]:
-    """Return a scale, or as many as an array of a shape has, as float64 of shape () or of that one."""
+    """Return one scale as float64 of shape (), or an array of scales as float64 of the given shape."""
     if isinstance(value, numbers.Number):
         return np.array(as_scale(value, name))
     if isinstance(value, (list, tuple)) and all(isinstance(item, numbers.Real) for item in value):
-        value = np.array([as_scale(item, name) for item in value])  # whatever their size
+        value = np.array([as_scale(item, name) for item in value])  # also integers too large for NumPy
     array = as_float64(value, name)
     _check_shape(array, shape, name)
     right = (array >= 0.0) & (array < np.inf)
@@ -293,16 +295,16 @@ def as_scales(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[n
 
 
 def as_zero_points(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[np.int32]:
-    """Return a zero point, or as many as an array of a shape has, as int32 of shape () or of that one."""
+    """Return one zero point as int32 of shape (), or an array of zero points as int32 of the given shape."""
     if isinstance(value, numbers.Number):
         return np.array(as_zero_point(value, name), np.int32)
     if isinstance(value, (list, tuple)) and all(isinstance(item, int) for item in value):
-        value = np.array([as_zero_point(item, name) for item in value], np.int32)  # whatever their size
+        value = np.array([as_zero_point(item, name) for item in value], np.int32)  # also integers too large for NumPy
     array = as_plain_array(value, name)
     if array.dtype.type in SUB_BYTE_INTEGERS:
-        array = array.astype(np.int32)  # which NumPy does not take for integers
+        array = array.astype(np.int32)  # NumPy does not count these types as integers
     elif array.dtype.type in MINIFLOATS and not array.astype(np.float32).any():
-        array = np.zeros(array.shape, np.int32)  # as ONNX has them, of the codes' type
+        array = np.zeros(array.shape, np.int32)  # in ONNX, zero points have the type of the codes
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     _check_shape(array, shape, name)
@@ -315,7 +317,7 @@ def as_zero_points(value: object, shape: tuple[int, ...], name: str) -> npt.NDAr
 
 
 def first_wrong(array: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> str:
-    """Return the first number of an array that is not right, and where it is."""
+    """Return the first wrong number of an array, and its index, as text for a message."""
     place = np.unravel_index(int(np.argmin(right)), right.shape)
     if not place:
         return str(array[()])

@@ -1,4 +1,4 @@
-"""Histograms of leading bits that are added to in place, one for each channel."""
+"""Hold a histogram of leading bits for each channel, and add values in place."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .histogram import BINADES, COUNT_FIELDS, EXACT_LIMIT, FRACTION, LARGEST_COU
 
 _Integers = npt.NDArray[np.int64]
 
-# Columns of the statistics, as kernels/accumulate.pxi has them.
+# Columns of the statistics, in the order of kernels/accumulate.pxi.
 LOW_KEY, HIGH_KEY, N_LOW, N_HIGH, N_ZERO, N_NAN, N_POSINF, N_NEGINF, N_NONZERO = range(9)
 N_ROWS, N_HELD, _FIRST_VALUE, _ROOM = range(9, 13)
 COLUMNS = 13
 
-#: Those that count, by the names of a histogram's fields.
+#: The columns that hold counts, by the names of a histogram's fields.
 COUNTS = dict(zip(COUNT_FIELDS, range(N_LOW, N_ROWS), strict=True))
 
 _INT64 = np.iinfo(np.int64)
 _ROWS, _PLACES, _CHANGES = range(3)
 
-PENDING = 4096  # values worth fetching a channel's rows of counts, which take some times as much memory
-_FEW_PLACES = 1 << 14  # values that are not worth tidying up
+PENDING = 4096  # so many waiting values justify fetching the channel's rows, which take several times their memory
+_FEW_PLACES = 1 << 14  # room for so few values is not worth tidying up
 
 _scratch = threading.local()
 
 
 class Arrays(NamedTuple):
-    """What an accumulator is made of; kernels/accumulate.pxi says what is in them."""
+    """The arrays of an accumulator; kernels/accumulate.pxi says what each of them holds."""
 
     stats: _Integers
     values: npt.NDArray[np.float64]
@@ -45,22 +45,22 @@ class Arrays(NamedTuple):
 
     @classmethod
     def empty(cls, channels: int, rows: int = 0, width: int = 0, places: int = 0) -> Arrays:
-        """Return arrays in which nothing is, with room for so many rows, rows of a channel, and places for values."""
+        """Return empty arrays with room for `rows` rows in all, `width` rows of a channel, and `places` values."""
         stats = np.zeros((channels, COLUMNS), np.int64)
         stats[:, [LOW_KEY, HIGH_KEY]] = _INT64.max, _INT64.min
         return cls(stats, np.empty(places), *_rows(channels, rows, width), np.zeros(3, np.int64))
 
 
 def _rows(channels: int, rows: int, width: int) -> tuple[_Integers, npt.NDArray[np.int32], _Integers]:
-    """Return owners, owned and counts with so much room."""
+    """Return `owners`, `owned` and `counts` with room for `rows` rows in all and `width` rows of a channel."""
     return np.empty(rows, np.int64), np.zeros((channels, width), np.int32), np.empty((rows, FRACTION), np.int64)
 
 
 class Accumulator:
-    """The state of some channels' histograms.
+    """The state of the histograms of some channels.
 
-    It may be added to, and read, from several threads: what changes or copies it is one call of a kernel that keeps the
-    GIL, which no other thread, signal or interrupt can break.  Where more room is needed that is made beforehand.
+    Several threads may add to it and read it.  Each change or copy is one call of a kernel that keeps the GIL, so no
+    other thread, signal or interrupt can come in between.  If a change needs more room, the room is made beforehand.
     """
 
     def __init__(self, channels: int) -> None:
@@ -68,14 +68,14 @@ class Accumulator:
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> Accumulator:
-        """Return one made of these arrays, which it keeps."""
+        """Return an accumulator that uses these arrays, without a copy."""
         self = cls.__new__(cls)
         self.arrays = arrays
         return self
 
     @classmethod
     def of_values(cls, values: npt.NDArray[np.float64], stats: _Integers) -> Accumulator:
-        """Return channels that have kept their values, as the kernel has gathered them."""
+        """Return an accumulator of the channels whose values the kernel has gathered."""
         used = np.array([0, values.size, 0])
         self = cls.of_arrays(Arrays(stats, values.reshape(-1), *_rows(stats.shape[0], 0, 0), used))
         self._tidy_up()
@@ -83,7 +83,7 @@ class Accumulator:
 
     @classmethod
     def of_binades(cls, stats: _Integers, binades: npt.NDArray[Any], counts: _Integers) -> Accumulator:
-        """Return one channel that is counted, from its binades and their counts."""
+        """Return an accumulator of one channel, from its statistics, its binades and their counts."""
         n = binades.size
         arrays = Arrays.empty(1)._replace(
             owners=binades.astype(np.int64),
@@ -102,18 +102,18 @@ class Accumulator:
 
     @property
     def channels(self) -> int:
-        """How many there are."""
+        """Number of channels."""
         return int(self.arrays.stats.shape[0])
 
     def extreme(self, which: int) -> npt.NDArray[np.float64]:
         """Return each channel's least (0) or greatest (1) finite value; +inf and -inf if there is none."""
-        keys = self.stats[:, (LOW_KEY, HIGH_KEY)[which]].copy()  # once: another thread may be adding
+        keys = self.stats[:, (LOW_KEY, HIGH_KEY)[which]].copy()  # read once, because another thread may be adding
         none = (_INT64.max, _INT64.min)[which]
         return np.where(keys == none, (np.inf, -np.inf)[which], _values_of_keys(keys))
 
     @property
     def n_rows(self) -> int:
-        """How many rows of counts there are."""
+        """Number of rows of counts."""
         return int(self.arrays.used[_ROWS])
 
     @property
@@ -122,36 +122,37 @@ class Accumulator:
         return int(self.arrays.used[_CHANGES])
 
     def add(self, other: Accumulator, first: int = 0, pending: int = PENDING) -> None:
-        """Add what another one, not this one, holds to as many channels from the first one on, all or nothing.
+        """Add the channels of another accumulator to channels of this one, from channel `first` on.
 
-        In channels of more than `EXACT_LIMIT` values up to `pending` of them wait to be counted.
+        If this fails, nothing has been added.  `other` must not be this accumulator itself.  In a channel of more than
+        `EXACT_LIMIT` nonzero values, up to `pending` values may wait to be counted.
 
         Raises
         ------
         InvalidArgumentError
-            If that would be more values than can be counted.
+            If there would be more values than `LARGEST_COUNT`.
         """
         while True:
             needed = dispatch.kernels.add_channels(self, other, first, EXACT_LIMIT, pending, LARGEST_COUNT, *_tables())
             if needed is None:
                 break
             if needed == -1:
-                raise InvalidArgumentError(f"expected at most {LARGEST_COUNT} values, got more in all")
+                raise InvalidArgumentError(f"expected at most {LARGEST_COUNT} values in all, got more")
             self.make_room(*needed)
-        with contextlib.suppress(MemoryError):  # it has been added
+        with contextlib.suppress(MemoryError):  # the values have been added; tidying up is optional
             self._tidy_up()
 
     def _tidy_up(self) -> None:
-        """Let go of places for values where they are many and little used."""
+        """Free room for values if there is much of it and most is unused."""
         arrays = self.arrays
         if arrays.values.size > _FEW_PLACES and arrays.values.size > 2 * (arrays.stats[:, _ROOM].sum() + 1):
             self._move(lambda old: old._replace(values=self._place()))
 
     def make_room(self, rows: int, width: int, places: int) -> None:
-        """Make room for so many rows, rows of a channel, and places for values."""
+        """Make room for `rows` rows in all, `width` rows of a channel, and `places` values."""
 
         def larger(old: Arrays) -> Arrays:
-            # Growing by a share makes it rare.
+            # Arrays that grow by about half of their size grow rarely.
             new = old
             if rows > old.owners.size:
                 n = max(rows, old.owners.size + old.owners.size // 2)
@@ -166,11 +167,11 @@ class Accumulator:
         self._move(larger)
 
     def _place(self, more: int = 0) -> npt.NDArray[np.float64]:
-        """Return an array for as many values as the stretches can hold, and more."""
+        """Return a new array with room for all stretches of values, and for `more` values."""
         return np.empty(dispatch.kernels.measure_channels(self, True)[2] + more)
 
     def _move(self, changed: Callable[[Arrays], Arrays]) -> None:
-        """Move to arrays of which some are others, as the function makes them."""
+        """Move the state to the arrays that `changed` returns for the present ones."""
         moved = False
         while not moved:  # another thread may have added something meanwhile
             old = self.arrays
@@ -178,16 +179,19 @@ class Accumulator:
             moved = dispatch.kernels.copy_channels(self, old, new, True)
 
     def trimmed(self) -> Accumulator:
-        """Return another one with the same state, in no more memory than needed."""
+        """Return a copy of the state that takes no more memory than it needs."""
         while True:
             old = self.arrays
             copy = Arrays.empty(self.channels, *dispatch.kernels.measure_channels(self, False))
             if dispatch.kernels.copy_channels(self, old, copy, False):
-                # Values may have been counted since they were measured.
+                # Another thread may have counted values since they were measured.
                 return Accumulator.of_arrays(copy._replace(values=copy.values[: copy.used[_PLACES]]))
 
     def placed(self, places: _Integers, channels: int) -> Accumulator:
-        """Return more channels, with these at the given places and nothing in the others; uses the same arrays."""
+        """Return `channels` channels: these ones at the given places, and empty ones elsewhere.
+
+        The result shares arrays with this accumulator.
+        """
         stats, _, owners, owned, counts, _ = self.arrays
         owners = owners[: self.n_rows]
         spread = Arrays.empty(channels, 0, owned.shape[1])
@@ -209,9 +213,9 @@ class Accumulator:
         tables: npt.NDArray[np.int32],
         incomplete: npt.NDArray[np.uint8],
     ) -> None:
-        """Add counts from the bits of an array (outer, channels, inner), as the kernel does.
+        """Count the values of an array (outer, channels, inner), given by their bits, with tables.
 
-        For one thread alone, and there has to be room.
+        Only one thread may use the accumulator meanwhile, and there must be room.
         """
         stats, _, owners, owned, counts, used = self.arrays
         dispatch.kernels.tabulate_channels(
@@ -219,7 +223,10 @@ class Accumulator:
         )
 
     def histogram(self) -> tuple[int, LeadingBitHistogram]:
-        """Return what it holds, in an order that tells nothing of how it came, and after how many changes."""
+        """Return the number of changes so far, and the state as a histogram.
+
+        The order of what it holds does not depend on the order in which the values came.
+        """
         copy = self.trimmed()
         changes = copy.changes
         if (copy.stats[:, N_HELD] > 0)[copy.stats[:, N_NONZERO] > EXACT_LIMIT].any():
@@ -228,7 +235,7 @@ class Accumulator:
         stats, values, owners, _, counts, _ = copy.arrays
         order = np.argsort(owners, kind="stable")
         held = stats[:, N_HELD]
-        # As long as they all are, channel after channel, so by channel and then by value.
+        # Values lie channel after channel.  If all channels hold equally many, one call sorts them.
         if values.size and held.max() == held.min():
             values = np.sort(values.reshape(held.size, -1), axis=1).reshape(-1)
         elif values.size:
@@ -245,7 +252,7 @@ class Accumulator:
 
     @classmethod
     def of_histogram(cls, h: LeadingBitHistogram) -> Accumulator:
-        """Return the state that holds a histogram."""
+        """Return an accumulator with the state of a histogram."""
         rows = np.diff(h.row_start)
         arrays = Arrays.empty(h.channels, 0, int(rows.max(initial=0)))._replace(
             values=h.values.copy(),
@@ -266,7 +273,10 @@ class Accumulator:
 
 
 def _tables() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return this thread's tables from binades to rows, all -1 between calls, and counts for all bins, all 0."""
+    """Return this thread's tables from binades to rows, and its counts of all bins.
+
+    Between calls, the tables are all -1 and the counts all 0.
+    """
     try:
         tables: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] = _scratch.tables
     except AttributeError:
@@ -275,7 +285,7 @@ def _tables() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
 
 
 def summed(parts: Iterable[Accumulator]) -> Accumulator:
-    """Return what parts hold together; the first one is built on."""
+    """Return the sum of accumulators; it is added up in the first of them."""
     rest = iter(parts)
     total = next(rest)
     for part in rest:

@@ -1,4 +1,4 @@
-"""Calibrating layers and models from batches of activations."""
+"""Calibrate layers and models from batches of activations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .._base.validation import as_array, as_flag, as_member
 from .collector import AnyCollector, CalibrationCollector
 from .thresholds import PERCENTILE
 
-#: The batches of some layers, by their names.
+#: The names of layers, each with its batches.
 LayerBatches: TypeAlias = Mapping[str, Iterable[npt.ArrayLike]] | Iterable[tuple[str, Iterable[npt.ArrayLike]]]
 
-#: A range from fewer values says little of the data to come.
+#: A range from fewer values says little about the data to come.
 _FEW_VALUES = 256
 
 
@@ -35,9 +35,9 @@ class CalibrationWarning(UserWarning):
 
 
 class CalibrationDataset:
-    """Batches kept in memory, for calibrations small enough.
+    """Keep batches in memory, for small calibrations.
 
-    Iterating gives the batches; anything else that does is as good.
+    Iteration gives the batches.  Functions that take a dataset take any other iterable of batches too.
 
     Examples
     --------
@@ -67,7 +67,7 @@ class CalibrationDataset:
 
     @property
     def data(self) -> list[AnyArray]:
-        """The batches, in a list of its own."""
+        """The batches, in a new list."""
         return list(self._data)
 
     def __len__(self) -> int:
@@ -119,12 +119,13 @@ def calibrate_layer(
     layer_outputs : iterable of array_like
         Batches of any shape, taken one at a time and not kept; a one-dimensional array is one batch.
     method : CalibMethod or str
-        ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least expected squared error.
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` takes the method with the least expected squared error.
     bits : QuantBits or str
+        Format of the codes.
     symmetric, include_zero : bool
-        As the methods of `CalibrationCollector` take them.
+        Whether codes are symmetric about 0, and whether the range is widened to hold 0; see `CalibrationCollector`.
     axis, groups : optional
-        For a scale for each channel, as `CalibrationCollector` takes them.
+        Give them for a scale for each channel; see `CalibrationCollector`.
     progress : bool
         Show a progress bar on standard error; needs tqdm, the extra ``progress``.
 
@@ -132,21 +133,23 @@ def calibrate_layer(
     -------
     scale : float, or ndarray of float64
     zero_point : int, or ndarray of int32
+        If there is an axis, both are arrays with one number for each channel.
 
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown, or a batch does not have the axis, or as many channels as the one before, or
-        there is an axis and an array in place of batches.
+        If `method` or `bits` is unknown.
+        If a batch does not have the axis, or has another number of channels than the batches before it.
+        If there is an axis, and `layer_outputs` is an array instead of an iterable of batches.
     ModuleNotFoundError
-        If `progress` is asked for without tqdm.
+        If `progress` is True and tqdm is not installed.
     TypeError
         If a batch does not hold real numbers, or an argument has a wrong type.
 
     Warns
     -----
     CalibrationWarning
-        If there are fewer than 256 finite values, of any channel.
+        If there are fewer than 256 finite values, or if a channel has fewer.
 
     Examples
     --------
@@ -184,19 +187,22 @@ def calibrate_model(
     Parameters
     ----------
     layer_activations : mapping or sequence of pairs
-        From a layer's name to its batches, each as in `calibrate_layer`.
+        The layers' names, each with its batches as `calibrate_layer` takes them.
     method : CalibMethod or str
-        ``AUTO`` chooses for each layer, and the specification says what.
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses a method for each layer, and the specification names it.
     bits : QuantBits or str
+        Format of the codes.
     symmetric, include_zero : bool
-        As the methods of `CalibrationCollector` take them.
+        Whether codes are symmetric about 0, and whether the range is widened to hold 0; see `CalibrationCollector`.
     axis, groups : optional
-        For a scale for each channel, as `CalibrationCollector` takes them.
+        Give them for a scale for each channel; see `CalibrationCollector`.
     collectors : mutable mapping, optional
-        The layers' collectors: those in it are added to, missing ones are put into it before their first batch.  So
-        it holds every whole batch that was observed when an exception ends the calibration, `KeyboardInterrupt` too.
+        The layers' collectors, by name.  Each layer's batches are added to its collector.  A missing collector is put
+        into the mapping before the layer's first batch.  So if an exception ends the calibration, or Ctrl-C does, the
+        mapping holds every whole batch that was observed.
     resume : bool
-        Skip the batches, in order, that `collectors` have seen: as many as their number of values tells.
+        Skip the batches that `collectors` have already seen.  Give the same batches in the same order: each collector's
+        number of values says how many to skip.
     progress : bool
         Show a progress bar on standard error; needs tqdm, the extra ``progress``.
 
@@ -208,18 +214,20 @@ def calibrate_model(
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown, two layers have one name, a collector has another axis, a batch does not have
-        the axis or as many channels as the one before, there is an axis and an array in place of batches, or what
-        a collector has seen does not end where a batch does.
+        If `method` or `bits` is unknown, or two layers have the same name.
+        If a batch does not have the axis, or has another number of channels than the batches before it.
+        If there is an axis, and a layer has an array instead of an iterable of batches.
+        If a collector has another axis or other groups.
+        If `resume` is True without `collectors`, or what a collector has seen does not end where a batch ends.
     ModuleNotFoundError
-        If `progress` is asked for without tqdm.
+        If `progress` is True and tqdm is not installed.
     TypeError
         If an entry is not a name with batches, or a batch does not hold real numbers.
 
     Warns
     -----
     CalibrationWarning
-        For each layer with fewer than 256 finite values, of any channel.
+        For each layer with fewer than 256 finite values, or with a channel that has fewer.
 
     Examples
     --------
@@ -246,17 +254,18 @@ def choose_specs(
     symmetric: bool = False,
     include_zero: bool = False,
 ) -> list[QuantizationSpec]:
-    """Return a specification for each of some collectors, which are only asked.
+    """Return a specification for each collector; the collectors do not change.
 
     Parameters
     ----------
     collectors : mapping of str to CalibrationCollector
         As `load_calibration` returns them.
     method : CalibMethod or str
-        ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses for each layer, and the specification says what.
+        ``PERCENTILE`` keeps 99 %; ``AUTO`` chooses a method for each layer, and the specification names it.
     bits : QuantBits or str
+        Format of the codes.
     symmetric, include_zero : bool
-        As the methods of `CalibrationCollector` take them.
+        Whether codes are symmetric about 0, and whether the range is widened to hold 0; see `CalibrationCollector`.
 
     Returns
     -------
@@ -273,7 +282,7 @@ def choose_specs(
     Warns
     -----
     CalibrationWarning
-        For each layer with fewer than 256 finite values, of any channel.
+        For each layer with fewer than 256 finite values, or with a channel that has fewer.
 
     Examples
     --------
@@ -288,7 +297,7 @@ def choose_specs(
 def specs_of(
     collectors: Mapping[str, CalibrationCollector], method: CalibMethod, target: Target
 ) -> list[QuantizationSpec]:
-    """Return a specification for each of some collectors."""
+    """Return a specification for each collector."""
     named = named_collectors(collectors)
     chosen: dict[str, tuple[Any, Any, CalibMethod]] = {}
 
@@ -303,7 +312,7 @@ def specs_of(
             of = "" if collector.axis is None else " of a channel"
             warnings.warn(
                 f"{name}: calibrated from {fewest if np.size(collector.n_elements) else 0} finite values{of}; a range "
-                f"from fewer than {_FEW_VALUES} says little of the data to come",
+                f"from fewer than {_FEW_VALUES} says little about the data to come: give more data",
                 CalibrationWarning,
                 stacklevel=_stack_level(),
             )
@@ -316,7 +325,7 @@ def specs_of(
 def choose_scale(
     collector: CalibrationCollector, method: CalibMethod, target: Target, percentile: float = PERCENTILE
 ) -> tuple[Any, Any, CalibMethod]:
-    """Return a collector's scale and zero point by the given method, and the method, which AUTO chooses."""
+    """Return a collector's scale and zero point, and the method: `method` itself, or the choice of AUTO."""
     options = vars(target)
     if method is CalibMethod.AUTO:
         return collector.best_scale(**options)
@@ -333,13 +342,14 @@ def choose_scale(
 def save_calibration(path: PathLike, collectors: Mapping[str, CalibrationCollector]) -> None:
     """Write collectors to a file.
 
-    A crash at any moment leaves the file that was there before, or the new one.  Equal collectors give equal files.
+    A crash at any moment leaves the old file or the new one.  Equal collectors give equal files.
 
     Parameters
     ----------
     path : str or PathLike
-        Written as it is, whatever its suffix; ``.npz`` is usual.
+        Any suffix is allowed, and none is added; ``.npz`` is usual.
     collectors : mapping of str to CalibrationCollector
+        The collectors, by name.
 
     Raises
     ------
@@ -373,14 +383,14 @@ def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
     Returns
     -------
     dict of str to CalibrationCollector
-        In the order in which they were written.
+        The collectors by name, in the order in which they were written.
 
     Raises
     ------
     InvalidArgumentError
-        If the file is truncated, altered or something else; the message names it and what is wrong.
+        If the file is truncated, altered or of another kind.  The message names the file and says what is wrong.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     from .storage import read_states
 
@@ -390,11 +400,12 @@ def load_calibration(path: PathLike) -> dict[str, CalibrationCollector]:
 def save_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
     """Write specifications to a file, as JSON; `load_specs` gives them back to the last bit.
 
-    A crash at any moment leaves the file that was there before, or the new one.
+    A crash at any moment leaves the old file or the new one.
 
     Parameters
     ----------
     path : str or PathLike
+        Any suffix is allowed, and none is added.
     specs : iterable of QuantizationSpec
 
     Raises
@@ -423,13 +434,14 @@ def load_specs(path: PathLike) -> list[QuantizationSpec]:
     Returns
     -------
     list of QuantizationSpec
+        In the order in which they were written.
 
     Raises
     ------
     InvalidArgumentError
-        If the file is truncated, altered or something else; the message names it and what is wrong.
+        If the file is truncated, altered or of another kind.  The message names the file and says what is wrong.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     from .storage import read_specs
 
@@ -439,7 +451,7 @@ def load_specs(path: PathLike) -> list[QuantizationSpec]:
 def checked_options(
     method: object, bits: object, symmetric: object, include_zero: object
 ) -> tuple[CalibMethod, Target]:
-    """Return how scales are to be chosen, if all of it is known."""
+    """Return the method and the target that a user asks for; raise an error if an argument is wrong."""
     return as_member(CalibMethod, method, "method"), Target.checked(bits, symmetric, include_zero)
 
 
@@ -455,7 +467,9 @@ def _calibrate(
 ) -> list[QuantizationSpec]:
     resume = as_flag(resume, "resume")
     if resume and collectors is None:
-        raise InvalidArgumentError("resume: expected collectors to go on with, got None")
+        raise InvalidArgumentError(
+            "resume: expected collectors of the interrupted run, got None; pass them as collectors"
+        )
     kind = CalibrationCollector(axis, groups=groups)
     given = {} if collectors is None else named_collectors(collectors)
     for name, collector in given.items():
@@ -499,26 +513,32 @@ def _observe_all(name: str, batches: object, collector: CalibrationCollector, re
             left -= array.size
         elif left:
             raise InvalidArgumentError(
-                f"{name}: its collector has seen {seen} values, which do not end where a batch does: there are {left} "
-                f"before a batch of {array.size}"
+                f"{name}: its collector has seen {seen} values, and the last {left} end inside a "
+                f"batch of {array.size}; pass the batches of the interrupted run, in the same order"
             )
         if report is not None:
             report.batch(array.nbytes)
     if left:
-        raise InvalidArgumentError(f"{name}: its collector has seen {seen} values, {left} more than there are")
+        raise InvalidArgumentError(
+            f"{name}: its collector has seen {seen} values, {left} more than the batches hold; pass the batches of the "
+            "interrupted run, in the same order"
+        )
 
 
 def refuse_array(name: str, batches: object) -> None:
-    """Refuse an array in place of batches: its first axis would be theirs, and others one less than they are."""
+    """Refuse an array in place of batches.
+
+    Its first axis would count the batches, so each other axis has a lower number in a batch.
+    """
     if hasattr(batches, "ndim"):
         raise InvalidArgumentError(
-            f"{name}: expected an iterable of batches where there is an axis, got an array of {batches.ndim} "
+            f"{name}: expected an iterable of batches, because there is an axis, got an array of {batches.ndim} "
             "dimensions; pass [array] if it is one batch"
         )
 
 
 def _known_totals(layers: object) -> tuple[int | None, int | None]:
-    """Return the numbers of batches and of layers, where they can be told without taking any."""
+    """Return the numbers of batches and of layers; None for one that is unknown before batches are taken."""
     if not isinstance(layers, (Mapping, list, tuple)):
         return None, None
     total = 0
@@ -533,7 +553,7 @@ def _known_totals(layers: object) -> tuple[int | None, int | None]:
 
 
 def _stack_level() -> int:
-    """Return the `stacklevel` of whoever called this module."""
+    """Return the `stacklevel` of the caller outside this package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "qatcore":
         level, frame = level + 1, frame.f_back
@@ -541,7 +561,7 @@ def _stack_level() -> int:
 
 
 def named_collectors(collectors: object) -> Mapping[str, CalibrationCollector]:
-    """Return a mapping of names to collectors, if it is one."""
+    """Return `collectors`, if it is a mapping of names to collectors."""
     if not isinstance(collectors, Mapping):
         raise TypeError(f"collectors: expected a mapping of names to collectors, got {type(collectors).__name__}")
     for name, collector in collectors.items():
@@ -553,8 +573,8 @@ def named_collectors(collectors: object) -> Mapping[str, CalibrationCollector]:
 
 
 def iterate_batches(name: str, batches: object) -> Iterator[Any]:
-    """Return an iterator over a layer's batches; a one-dimensional array is one."""
-    if getattr(batches, "ndim", 0) == 1:  # another library's as well
+    """Return an iterator over a layer's batches; a one-dimensional array is one batch."""
+    if getattr(batches, "ndim", 0) == 1:  # also an array of another library
         return iter([batches])
     try:
         return iter(batches)  # type: ignore[call-overload, no-any-return]
@@ -579,10 +599,10 @@ def named_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
 
 
 def distinct_layers(layers: object) -> Iterator[tuple[str, Iterable[Any]]]:
-    """Yield what `named_layers` does, if no two layers have one name."""
+    """Yield what `named_layers` yields; two layers of the same name are an error."""
     names: set[str] = set()
     for name, batches in named_layers(layers):
         if name in names:
-            raise InvalidArgumentError(f"layer_activations: expected one entry for a layer, got two for {name!r}")
+            raise InvalidArgumentError(f"layer_activations: expected one entry for each layer, got two for {name!r}")
         names.add(name)
         yield name, batches

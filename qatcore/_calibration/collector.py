@@ -1,4 +1,4 @@
-"""`CalibrationCollector`: histograms and their thresholds as scales and zero points."""
+"""`CalibrationCollector`: it makes histograms of values, and chooses scales and zero points from them."""
 
 from __future__ import annotations
 
@@ -33,33 +33,43 @@ from .thresholds import best_range, min_max_range, mse_range, percentile_range
 
 
 class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
-    """Observes values in constant memory and answers with scales.
+    """Observe values in constant memory, and choose scales for them.
 
-    What it holds is a function of the multiset of observed values: batches, their order, threads and the
-    order of merging leave no trace, to the bit.  NaN and infinities are counted and never enter a range.
+    The result depends only on the values seen.  Batch size, order, threads, machines and the order of merging do not
+    change a single bit.  NaN and infinities are counted, but they never enter a range.
 
-    Every scale method takes ``bits`` (`QuantBits`, INT8), ``symmetric`` (False) and ``include_zero`` (False:
-    the range is widened to hold 0; what is exported to a runtime needs it) and returns
-    ``(scale, zero_point)``.  Asking changes nothing.  Of zeros alone they answer ``(2**-12, 0)``, and without a range
-    to speak of (nothing observed, or one other value where affine) ``(1.0, 0)``.
+    Every scale method takes three options and returns ``(scale, zero_point)``; `best_scale` also returns a method.
 
-    Without an axis all values share a histogram, and answers are Python floats and ints.  With one, each channel
-    has its own, and answers are arrays of shape `shape`: float64, and int32 for zero points.  A channel's answer is
-    to the bit what a collector that saw only its values would give.
+    - ``bits`` is the format of the codes, a `QuantBits`.  The default is INT8.
+    - ``symmetric`` says whether codes are symmetric about 0, with zero point 0.  The default is False: affine codes.
+    - ``include_zero`` says whether the range is widened to hold 0.  The default is False.  Runtimes such as
+      ONNX's need True, because their zero points have to be codes.
 
-    Collectors compare equal if they hold the same, can be pickled, and may be used from many threads.
+    Scale methods do not change the collector.  If only zeros were observed, they return ``(2**-12, 0)``.  If nothing
+    was observed, they return ``(1.0, 0)``.  They also do so for affine codes if all values are equal and not 0, unless
+    ``include_zero`` is True.
+
+    Without an axis, all values share a histogram, and results are Python floats and ints.  With an axis, each channel
+    has a histogram of its own.  Results are then arrays of shape `shape`: float64 for scales and values, int32 for zero
+    points, and int64 for counts.  The result for a channel is, to the bit, the result of a collector that saw only the
+    values of this channel.
+
+    Two collectors are equal if they have the same axis, groups and histograms.  Collectors can be pickled, and several
+    threads may use one.
 
     Parameters
     ----------
     axis : int or tuple of int, optional
-        The axis of the channels, negative from the end; several for channels at each of their combinations.
+        The axis of the channels; a negative one counts from the end.  With several axes, each combination of their
+        indices is a channel.
     groups : int, optional
-        That many neighbours along the (last) axis share a histogram; they must divide it.
+        How many neighbours along the (last) axis share a histogram.  The length of the axis must be a multiple of it.
 
     Raises
     ------
     InvalidArgumentError
-        If an axis is named twice, there are groups without an axis, or `groups` is less than 1.
+        If an axis is named twice or is not from -64 to 64.
+        If there are groups without an axis, or `groups` is less than 1.
     TypeError
         If an argument has a wrong type.
 
@@ -88,7 +98,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     (8, 4)
     """
 
-    # The shape of the channels and their state: missing before the first batch, if there is an axis.
+    # The shape of the channels, and their state.  If there is an axis, it is missing before the first batch.
     _state: tuple[tuple[int, ...], Accumulator]
 
     @overload
@@ -108,8 +118,8 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
             self._held((), Accumulator(1))
 
     def _held(self, shape: tuple[int, ...], added: Accumulator) -> tuple[tuple[int, ...], Accumulator]:
-        """Return the channels' shape and state; those given, if there were none before the first batch."""
-        # One step, so that of two threads that bring a first batch both get the same.
+        """Return the channels' shape and state; before the first batch, set them to the given ones."""
+        # `setdefault` is one step, so two threads that both bring a first batch get the same state.
         state: tuple[tuple[int, ...], Accumulator] = self.__dict__.setdefault("_state", (shape, added))
         return state
 
@@ -119,18 +129,18 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         Parameters
         ----------
         x : array_like, any shape
-            float16, bfloat16, float32, float64 or integers.  Per channel the shape may differ between batches,
-            but not along the axis.
+            float16, bfloat16, float32, float64 or integers.  The shape may differ between batches, but not along the
+            axis.
         mask : array_like of bool, optional
-            True where a value is to be seen, False for padding and mask fills; broadcast to x's shape.
+            True for values to count, False for padding and masked elements; broadcast to the shape of `x`.
 
         Raises
         ------
         InvalidArgumentError
-            If `mask` does not broadcast to the shape of `x`, or `x` has not the axis or another number of channels
-            than before.
+            If `mask` does not broadcast to the shape of `x`.
+            If `x` does not have the axis, has another number of channels than before, or does not divide into groups.
         TypeError
-            If `x` does not hold real numbers, or `mask` bools.
+            If `x` does not hold real numbers, or `mask` does not hold bools.
         """
         array = as_array(x, "x")
         seen = None if mask is None else _as_mask(mask, array.shape)
@@ -146,7 +156,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         start: tuple[int, ...] | None,
         seen: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count a part of a batch whose channels have this shape together, and begin at `start` in it."""
+        """Count a part of a batch: the batch's channels have shape `shape`, and this part's begin at `start`."""
         own = self._channels_of(array.shape)
         added = count_along(array, seen, self._normalised_axes(array.ndim), self._groups)
         if shape != own:
@@ -156,7 +166,12 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         self._add(shape, added)
 
     def merge(self, other: CalibrationCollector) -> None:
-        """Add what another collector has observed, which is left as it is.
+        """Add what another collector has observed; the other collector does not change.
+
+        Parameters
+        ----------
+        other : CalibrationCollector
+            With the same axis, groups and number of channels.
 
         Raises
         ------
@@ -171,7 +186,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
             raise InvalidArgumentError(f"other: expected a collector with {self._kind()}, got one with {other._kind()}")
         if "_state" in other.__dict__:
             shape, added = other._state
-            if other is self or self._shape() is None:  # which would keep or change what is another's
+            if other is self or self._shape() is None:  # never share arrays, nor add arrays to themselves
                 added = added.trimmed()
             self._add(shape, added, "other")
 
@@ -198,7 +213,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
             raise InvalidArgumentError(f"x: expected an array with axis {self.axis}, got one of {ndim} dimensions")
         if len(set(axes)) < len(axes):
             raise InvalidArgumentError(
-                f"x: expected an array in which axes {self.axis} differ, got one of {ndim} dimensions"
+                f"x: expected an array in which axes {self.axis} are different, got one of {ndim} dimensions"
             )
         return axes
 
@@ -221,7 +236,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
 
     @property
     def _histogram(self) -> LeadingBitHistogram:
-        """What was observed up to now; kept until something is added."""
+        """The histogram of what was observed up to now; kept until something is added."""
         if "_state" not in self.__dict__:
             return Accumulator(0).histogram()[1]
         accumulator = self._state[1]
@@ -231,7 +246,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         return made[1]
 
     def _counts(self, *names: str) -> CountT_co:
-        """Return a sum of statistics, for which no histogram has to be made."""
+        """Return the sum of some statistics; this needs no histogram."""
         stats = self._accumulator().stats
         total: npt.NDArray[np.int64] = stats[:, [COUNTS[name] for name in names]].sum(axis=1)
         return self._answers(total)
@@ -265,12 +280,12 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
 
     @property
     def groups(self) -> int:
-        """How many neighbours along the last axis share a histogram."""
+        """How many neighbours along the (last) axis share a histogram."""
         return self._groups
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of answers: () without an axis, and with one nothing but zeros before the first batch."""
+        """The shape of results: () without an axis; with an axis, it has only zeros before the first batch."""
         shape = self._shape()
         return (0,) * len(self._axis or ()) if shape is None else shape
 
@@ -291,12 +306,12 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
 
     @property
     def n_observed(self) -> int:
-        """Number of all values seen, of all channels: NaN and infinities too."""
+        """Number of all values seen in all channels together, with NaN and infinities."""
         return int(np.sum(self._counts("n_zero", "n_nonzero", "n_nan", "n_posinf", "n_neginf")))
 
     @property
     def n_zero(self) -> CountT_co:
-        """Number of zeros among them, of either sign."""
+        """Number of zeros seen, of either sign."""
         return self._counts("n_zero")
 
     @property
@@ -315,19 +330,24 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         return self._counts("n_neginf")
 
     def channel(self, index: int | tuple[int, ...]) -> OneCollector:
-        """Return a collector without an axis that has seen what one channel has.
+        """Return a collector without an axis that has seen only the values of one channel.
 
         Parameters
         ----------
         index : int, or tuple of int if there are several axes
-            Negative from the end.
+            A negative index counts from the end.
+
+        Returns
+        -------
+        CalibrationCollector
+            A copy: later batches do not change it.
 
         Raises
         ------
         InvalidArgumentError
             If there is no such channel.
         TypeError
-            If `index` is not made of integers.
+            If `index` is neither an integer nor a tuple of integers.
 
         Examples
         --------
@@ -339,12 +359,19 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         place = _as_index(index)
         shape = self.shape
         if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
-            raise InvalidArgumentError(f"index: expected one into channels of shape {shape}, got {index}")
+            raise InvalidArgumentError(
+                f"index: expected the index of a channel, for channels of shape {shape}, got {index}"
+            )
         flat = np.arange(math.prod(shape)).reshape(shape)[place]
         return type(self)._of_state(State(None, 1, (), self._histogram.take(np.array([flat]))))
 
     def pooled(self) -> OneCollector:
-        """Return a collector without an axis that has seen what all channels have, to the bit.
+        """Return a collector without an axis that has seen the values of all channels.
+
+        Returns
+        -------
+        CalibrationCollector
+            A copy, equal to a collector that has observed the same values without an axis.
 
         Examples
         --------
@@ -358,14 +385,14 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     def histogram(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the counts of the bins and their edges.
 
-        Bins are the values that share sign, exponent and top 7 mantissa bits, 0.4 to 0.8 % wide.  Runs of
+        The values of a bin share sign, exponent and top 7 mantissa bits, so a bin is 0.4 to 0.8 % wide.  Neighbouring
         empty bins are joined to one, and zeros are in the bin that holds 0.
 
         Returns
         -------
         counts : ndarray of int64, shape (*shape, n)
         edges : ndarray of float64, shape (n + 1,)
-            Ascending, and common to all channels.  Both are empty if no finite value was observed.
+            Ascending, and the same for all channels.  If no finite value was observed, there are no bins and no edges.
 
         Examples
         --------
@@ -409,6 +436,8 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         ------
         InvalidArgumentError
             If `bits` names no format.
+        TypeError
+            If an argument has a wrong type.
         """
         return self._answer(min_max_range(self._histogram), Target.checked(bits, symmetric, include_zero))
 
@@ -428,7 +457,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
             Percent of the values to keep; clamped to [0, 100].
         bits : QuantBits or str
         symmetric, include_zero : bool
-            See the class.  A symmetric range reaches as far as the farther end.
+            See the class.  A symmetric range reaches as far as the farther of the two ends.
 
         Returns
         -------
@@ -439,11 +468,14 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         ------
         InvalidArgumentError
             If `p` is NaN, or `bits` names no format.
+        TypeError
+            If an argument has a wrong type.
 
         Notes
         -----
-        Linear inside a bin, which is at most 0.8 % wide, and never beyond the least and greatest value; exact
-        while at most 8,192 nonzero values were observed (of a channel).
+        The ends are exact as long as at most 8,192 nonzero values were observed (in a channel).  After that, they are
+        interpolated linearly inside a bin, which is at most 0.8 % wide.  They never lie beyond the least and the
+        greatest value.
         """
         percent = as_number(p, "p")
         if math.isnan(percent):
@@ -453,9 +485,9 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     def kl_divergence_scale(
         self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
     ) -> tuple[FloatsT_co, ZeroPointT_co]:
-        """Return scale and zero point for the range that loses least by Kullback-Leibler divergence.
+        """Return scale and zero point for the range that loses the least by Kullback-Leibler divergence.
 
-        For data with light tails.  On heavy tails it clips too much: prefer `mse_scale`.
+        Use it for data with light tails.  On heavy tails it may clip too little or too much: prefer `mse_scale`.
 
         Parameters
         ----------
@@ -472,10 +504,13 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         ------
         InvalidArgumentError
             If `bits` names no format.
+        TypeError
+            If an argument has a wrong type.
 
         Notes
         -----
-        After S. Migacz, "8-bit inference with TensorRT" (GTC 2017), made sound; docs/numerics.md has the formula.
+        The method is based on S. Migacz, "8-bit inference with TensorRT" (GTC 2017).  docs/numerics.md has the formula,
+        and says what was changed to make it sound.
         """
         target = Target.checked(bits, symmetric, include_zero)
         return self._answer(kl_range(self._histogram, target), target)
@@ -500,12 +535,15 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         ------
         InvalidArgumentError
             If `bits` names no format.
+        TypeError
+            If an argument has a wrong type.
 
         Notes
         -----
-        The error of the format's own codes, clipping and rounding, integrated over each bin of the histogram.  It
-        is min-max's range unless another's error is less by more than the bins leave in doubt: four deviations.
-        Up to 8,192 values nothing is in doubt.  docs/numerics.md has the formulas.
+        The error is made by clipping and rounding to the format's codes, and is integrated over each bin of the
+        histogram.  The whole range is kept unless the error of another range is less by more than the bins leave in
+        doubt: at least four standard deviations.  With up to 8,192 nonzero values (in a channel), nothing is in doubt.
+        docs/numerics.md has the formulas.
         """
         target = Target.checked(bits, symmetric, include_zero)
         return self._answer(mse_range(self._histogram, target), target)
@@ -513,10 +551,10 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     def best_scale(
         self, *, bits: QuantBits | str = QuantBits.INT8, symmetric: bool = False, include_zero: bool = False
     ) -> tuple[FloatsT_co, ZeroPointT_co, CalibMethod]:
-        """Return scale and zero point by the method with the least expected squared error, and which that is.
+        """Return scale, zero point and method, by the method with the least expected squared error.
 
-        Of MIN_MAX, PERCENTILE (99 %), KL and MSE; of equally good ones the first.  With an axis it is one method for
-        all channels.
+        The candidates are MIN_MAX, PERCENTILE (99 %), KL and MSE, in this order.  Among equally good ones, it takes the
+        first.  With an axis, all channels get the same method.
 
         Parameters
         ----------
@@ -529,11 +567,14 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         scale : float, or ndarray of float64, shape `shape`
         zero_point : int, or ndarray of int32, shape `shape`
         method : CalibMethod
+            The method that was chosen.
 
         Raises
         ------
         InvalidArgumentError
             If `bits` names no format.
+        TypeError
+            If an argument has a wrong type.
 
         Examples
         --------
@@ -561,24 +602,27 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         scale : float, or array_like of shape `shape`
             Finite and not negative.
         zero_point : int, or array_like of shape `shape`
-            Int32.
+            Any int32; 0 for FP8.
         bits : QuantBits or str
+            Format of the codes.
         symmetric : bool
             Whether the least code is left out.
 
         Returns
         -------
         float, or ndarray of float64, shape `shape`
-            +inf without any error, NaN without any signal.
+            +inf if there is no error, and NaN if there is no signal: only zeros, or nothing.
 
         Raises
         ------
         InvalidArgumentError
             If `bits` names no format, or a scale or zero point is outside its range or of another shape.
+        TypeError
+            If an argument has a wrong type.
 
         Notes
         -----
-        The squared error that `mse_scale` makes least, against the squares of the values.
+        The ratio is the sum of the squares of the values to the squared error that `mse_scale` minimises.
 
         Examples
         --------
@@ -601,12 +645,12 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         Parameters
         ----------
         symmetric : bool
-            Whether the qualities are of symmetric codes.
+            Whether the quality is computed for symmetric codes.
 
         Returns
         -------
         CalibrationSummary
-            Print it for a table.
+            ``print`` shows it as a table.
 
         Raises
         ------
@@ -646,11 +690,12 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         return self._answers(value) if isinstance(value, np.ndarray) else value
 
     def save(self, path: PathLike) -> None:
-        """Write this collector to a file, as `save_calibration` writes several.
+        """Write this collector to a file, in the format of `save_calibration`.
 
         Parameters
         ----------
         path : str or PathLike
+            Any suffix is allowed, and none is added; ``.npz`` is usual.
 
         Raises
         ------
@@ -663,19 +708,23 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
 
     @classmethod
     def load(cls, path: PathLike) -> CalibrationCollector:
-        """Read the one collector of a file.
+        """Read the collector of a file that holds exactly one.
 
         Parameters
         ----------
         path : str or PathLike
 
+        Returns
+        -------
+        CalibrationCollector
+
         Raises
         ------
         InvalidArgumentError
-            If the file is truncated, altered or something else, or holds several collectors; the message names it
-            and what is wrong.
+            If the file is truncated, altered or of another kind, or does not hold exactly one collector.
+            The message names the file and says what is wrong.
         OSError
-            If it cannot be read.
+            If the file cannot be read.
 
         Examples
         --------
@@ -692,19 +741,19 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         states = read_states(path)
         if len(states) != 1:
             raise InvalidArgumentError(
-                f"{os.fspath(path)}: expected one collector, got {len(states)}; load_calibration reads them"
+                f"{os.fspath(path)}: expected one collector, got {len(states)}; read the file with load_calibration"
             )
         return cls._of_state(*states.values())
 
     def _to_state(self) -> State:
-        """Return what it is made of, to be stored."""
-        shape = self._shape()  # before the histogram, which then has as many channels or is newer
+        """Return the state of this collector, to be stored."""
+        shape = self._shape()  # before the histogram, because another thread may bring the first batch in between
         histogram = self._histogram if shape is not None else Accumulator(0).histogram()[1]
         return State(self._axis, self._groups, shape, histogram)
 
     @classmethod
     def _of_state(cls, state: State) -> AnyCollector:
-        """Return the collector that is made of a state, which has to be sound."""
+        """Return a collector with a state, which must be consistent."""
         collector = cls.__new__(cls)
         collector._axis, collector._groups = state.axis, state.groups
         if state.shape is not None:
@@ -722,16 +771,16 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     @overload
     def _answers(self, by_channel: npt.NDArray[np.int32]) -> ZeroPointT_co: ...
     def _answers(self, by_channel: npt.NDArray[Any]) -> Any:
-        """Return one number for each channel as users want it."""
+        """Return the numbers of the channels in the form that users get."""
         if self._axis is None:
             return by_channel[0].item()
         shape = self.shape
-        if math.prod(shape) != by_channel.size:  # asked before the first batch, which has come meanwhile
+        if math.prod(shape) != by_channel.size:  # asked before the first batch, which has come since
             shape = (0,) * len(shape)
         return by_channel.reshape(shape).copy()
 
 
-# What type checkers know of a collector: without an axis, with one, and that it may be either.
+# Types for type checkers: a collector without an axis, one with an axis, and either.
 OneCollector: TypeAlias = CalibrationCollector[float, int, int]
 ChannelCollector: TypeAlias = CalibrationCollector[
     npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int64]
@@ -743,7 +792,7 @@ def _as_axes(axis: object) -> tuple[int, ...]:
     axes = _as_index(axis, "axis")
     if not axes or len(set(axes)) < len(axes) or not all(abs(a) <= MOST_AXES for a in axes):
         raise InvalidArgumentError(
-            f"axis: expected an axis, or several that differ, from -{MOST_AXES} to {MOST_AXES}, got {axis}"
+            f"axis: expected one axis, or several different ones, from -{MOST_AXES} to {MOST_AXES}, got {axis}"
         )
     return axes
 

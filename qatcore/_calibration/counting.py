@@ -1,4 +1,4 @@
-"""From arrays to histograms of leading bits."""
+"""Count the values of arrays by their leading bits."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .accumulator import COLUMNS, N_NAN, N_NONZERO, N_ROWS, Accumulator, Arrays,
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
 _BUFFER = 1 << 16  # elements converted at a time
-_LARGEST_CALL = 1 << 30  # elements, well below what an int32 count holds
-_GRAIN = 1 << 19  # elements worth a thread: it has its own tables to drain
+_LARGEST_CALL = 1 << 30  # elements of a call, well below what an int32 count holds
+_GRAIN = 1 << 19  # elements worth a thread, which has tables of its own to empty
 _GATHERED = 1 << 19  # elements of many channels gathered at a time
-_RUN = 1 << 15  # elements of a channel, one beside the other, worth the tables' draining
-_COPIED = 1 << 22  # elements copied at a time where a layout needs a copy
-_TABLES = 4  # as the kernels have it
-_KEPT_ROWS = 1 << 12  # rows of counts that a thread may keep for its next ones
-_PADDING = 8  # rows a power of two apart would compete for the same few places of a cache
+_RUN = 1 << 15  # adjacent elements of a channel that are worth emptying the tables for
+_COPIED = 1 << 22  # elements copied at a time, if a layout needs a copy
+_TABLES = 4  # as in kernels/histogram.pxi
+_KEPT_ROWS = 1 << 12  # rows of counts that a thread may keep for its next call
+_PADDING = 8  # elements between rows: rows a power of two apart would compete for the same cache lines
 
 
 def count(x: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None = None) -> Accumulator:
-    """Return one channel with all values of an array of any real type and layout, read in constant memory.
+    """Return one channel with all values of an array of any real type and layout.
 
-    Elements for which `seen` (of the same shape) is False are left out.
+    It takes constant memory.  Elements where `seen` (of the same shape) is False are left out.
     """
     if seen is None:
         return _count_all(x)
@@ -42,9 +42,9 @@ def count(x: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None = None) -> Acc
 def count_along(
     x: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...], groups: int
 ) -> Accumulator:
-    """Return a channel for each combination of indices along some axes, `groups` neighbours along the last in one.
+    """Return a channel for each combination of indices along some axes.
 
-    Elements for which `seen` is False are left out.
+    `groups` neighbours along the last of these axes share a channel.  Elements where `seen` is False are left out.
     """
     if groups > 1:
         x = _split_axis(x, axes[-1], groups)
@@ -65,7 +65,7 @@ def _count_all(x: npt.NDArray[Any]) -> Accumulator:
     if x.size == 0:
         return total
     x = np.atleast_1d(x)  # NumPy before 2.3 leaves the buffer of a 0-d operand unfilled
-    # Any order does, so walk in memory order; converted, misaligned or strided data passes a buffer.
+    # The order does not matter, so walk in memory order.  Converted, misaligned or strided data goes through a buffer.
     iterator: Any = np.nditer(  # NumPy's stubs know neither "contig" nor what one operand yields
         x,
         flags=["external_loop", "buffered", "growinner"],
@@ -85,7 +85,7 @@ def _count_all(x: npt.NDArray[Any]) -> Accumulator:
 def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> Accumulator:
     """Return the channels of an array (outer, channels, inner) of any real type and layout.
 
-    Elements whose `mask` (of the same shape) is False are left out.
+    Elements where `mask` (of the same shape) is False are left out.
     """
     outer, channels, inner = x.shape
     n = outer * inner
@@ -94,7 +94,7 @@ def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = No
     dtype = kernel_dtype(x.dtype, "x")
     if n <= EXACT_LIMIT:
         return _gathered(x, mask, dtype, np.empty((channels, n + _PADDING)))
-    # Some channels at a time, so that their counts stay in a cache, and some for each thread.
+    # Take a few channels at a time, so that their counts stay in a cache and every thread gets some.
     run = _RUN if inner >= _RUN // 2 else EXACT_LIMIT
     width = max(min(_GATHERED // min(n, run), channels // get_num_threads()), 1)
     starts = range(0, channels, width)
@@ -115,10 +115,10 @@ _Run = tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]  # elements, and wh
 
 
 def _gathered_runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, dtype: np.dtype[Any]) -> Accumulator:
-    """Return some channels by way of their values, which are kept or counted in the channels' rows."""
+    """Return some channels, by gathering their values first; they are then kept, or counted in rows."""
     runs = list(_runs(x, mask, EXACT_LIMIT))
     shape = runs[0][0].shape
-    # The first run's buffer is built on, the other one is filled again and again.
+    # The result keeps the first run's buffer; all later runs use the other one.
     buffers = np.empty((2, shape[1], shape[0] * shape[2] + _PADDING))
     return summed(_gathered(*run, dtype, buffers[min(turn, 1)]) for turn, run in enumerate(runs)).trimmed()
 
@@ -131,9 +131,10 @@ def _tabulated(
     whole: Accumulator,
     first: int,
 ) -> bool:
-    """Add some channels to a whole, from its `first` on, by way of tables, several times as fast as by their values.
+    """Count some channels with tables, and add them to the channels of `whole` from `first` on.
 
-    Returns False, and has added nothing, if a channel needs its values after all.
+    This is several times as fast as gathering values.  If a channel needs its values after all, nothing is added, and
+    the answer is False.
     """
     single = dtype == np.float32
     integer = np.dtype(np.int32 if single else np.int64)
@@ -154,7 +155,7 @@ def _tabulated(
     _keep(kept, buffer)
     complete = not incomplete.any() and bool((counted.stats[:, N_NONZERO] > EXACT_LIMIT).all())
     if complete:
-        if whole.changes == 0:  # the other channels may need as much
+        if whole.changes == 0:  # expect the other channels to need as much
             share = 1.125 * whole.channels / channels
             whole.make_room(int(counted.n_rows * share), int(counted.stats[:, N_ROWS].max()), 0)
         whole.add(counted, first)
@@ -167,9 +168,9 @@ _scratch = threading.local()
 
 
 def _take(name: str, rows: int, columns: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Return this thread's array of a name, with at least so many rows, as it was kept; a new one is zero.
+    """Return the array that this thread has kept under a name, if it has enough rows; else a new one of zeros.
 
-    It is taken away, so that an interrupt before it is kept again loses it rather than spoils the next counts.
+    The array is not kept meanwhile.  So an interrupt before the next `_keep` loses it, and cannot spoil later counts.
     """
     kept: npt.NDArray[Any] | None = _scratch.__dict__.pop(name, None)
     return kept if kept is not None and kept.shape[0] >= rows else np.zeros((rows, columns), dtype)
@@ -180,7 +181,7 @@ def _keep(name: str, array: npt.NDArray[Any]) -> None:
 
 
 def _split_axis(array: npt.NDArray[Any], axis: int, groups: int) -> npt.NDArray[Any]:
-    """Return a view in which an axis is two: the groups, and what each one has."""
+    """Return a view with one axis split in two: the groups, and the members of a group."""
     shape = array.shape
     return array.reshape(*shape[:axis], shape[axis] // groups, groups, *shape[axis + 1 :])
 
@@ -190,7 +191,7 @@ def _are_neighbours(axes: tuple[int, ...]) -> bool:
 
 
 def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return an array as (outer, channels, inner), which may need a copy."""
+    """Return an array in the shape (outer, channels, inner); this may need a copy."""
     first = axes[0]
     if not _are_neighbours(axes):
         array, first = np.moveaxis(array, axes, range(len(axes))), 0
@@ -202,11 +203,11 @@ def _by_channel(array: npt.NDArray[Any], axes: tuple[int, ...]) -> npt.NDArray[A
 def _parts(
     array: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None, axes: tuple[int, ...]
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield slices that cut an array and its mask into parts worth copying, along any axes but those of the channels.
+    """Yield slices that cut an array and its mask into parts that are small enough to copy.
 
-    The whole, if no copy is needed.
+    The axes of the channels are not cut.  If no copy is needed, the only part is the whole.
     """
-    whole: tuple[Any, ...] = (*(slice(None),) * array.ndim, ...)  # the ellipsis keeps an array of no dimensions one
+    whole: tuple[Any, ...] = (*(slice(None),) * array.ndim, ...)  # the ellipsis keeps a 0-d array an array
     if array.flags.c_contiguous and seen is None and _are_neighbours(axes):
         yield whole
         return
@@ -222,7 +223,7 @@ def _parts(
 
 
 def _runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, most: int) -> Iterator[_Run]:
-    """Cut an array (outer, channels, inner) and its mask into parts with at most so many elements of a channel."""
+    """Yield parts of an array (outer, channels, inner) and its mask, with at most `most` elements of a channel."""
     outer, _, inner = x.shape
     step, inner_step = max(most // inner, 1), min(most, inner)
     for o in range(0, outer, step):
@@ -232,7 +233,7 @@ def _runs(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None, most: int) ->
 
 
 def _readable(x: npt.NDArray[Any], dtype: np.dtype[Any], mask: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
-    """Return an array as kernels read it; NaN, which has no influence but on its own count, is where it is masked."""
+    """Return an array as kernels read it, with NaN for masked elements: NaN changes only its own count."""
     if mask is None and x.dtype == dtype and x.flags.aligned:
         return x
     with np.errstate(all="ignore"):
@@ -251,7 +252,10 @@ def _gathered(
     dtype: np.dtype[Any],
     values: npt.NDArray[np.float64],
 ) -> Accumulator:
-    """Return the channels of an array that has at most `EXACT_LIMIT` elements of each; their values go to `values`."""
+    """Return the channels of an array, and gather their values in `values`.
+
+    Each channel may have at most `EXACT_LIMIT` elements.
+    """
     stats = np.empty((x.shape[1], COLUMNS), np.int64)
 
     def gather(start: int, stop: int) -> None:
@@ -285,14 +289,14 @@ def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     low_key, high_key, n_zero, n_nan, n_posinf, n_neginf, least, most, n_low, n_high = scanned.tolist()
     first, last = max(least >> mantissa, 1), most >> mantissa
     binades = np.empty(2 * max(last - first + 1, 0), np.int32)
-    counts = np.zeros((binades.size + 1, FRACTION), np.int64)  # a row to spare: no empty last one
+    counts = np.zeros((binades.size + 1, FRACTION), np.int64)  # one row more, because the kernel reaches one row ahead
     touched, lowest = dispatch.kernels.drain_leading_bits(tables, exponents, first, last, binades, counts)
     _keep(bits.dtype.name, tables)
     n_nonzero = x.size - n_zero - n_nan - n_posinf - n_neginf
-    if n_nonzero <= EXACT_LIMIT:  # these are kept as they are
+    if n_nonzero <= EXACT_LIMIT:  # so few values are kept as they are
         return _gathered_runs(x.reshape(1, 1, -1), None, x.dtype)
     binades, counts = binades[:touched].copy(), counts[:touched].copy()
-    if single:  # to float64's numbers
+    if single:  # to the numbers of float64's binades
         binades = (binades >> 8) * np.int32(BINADES // 2) + (binades & 255) + np.int32(1023 - 127)
     if lowest > n_zero:
         binades, counts = _with_subnormals(binades, counts, bits, single)
@@ -300,7 +304,7 @@ def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     stats = np.array([
         key_of_value(low),
         key_of_value(high),
-        n_low if low else n_zero,  # these keys tell zeros of either sign apart
+        n_low if low else n_zero,  # keys set +0 and -0 apart, so n_low may miss zeros
         n_high if high else n_zero,
         n_zero,
         n_nan,
@@ -312,7 +316,7 @@ def _count_range(x: npt.NDArray[Any]) -> Accumulator:
 
 
 def _float_of_key(key: int, single: bool) -> float:
-    """Return the value of an order key, -0 as +0."""
+    """Return the value of an order key; -0 becomes +0."""
     integer, floating, largest = ("<i", "<f", 2**31 - 1) if single else ("<q", "<d", 2**63 - 1)
     bits = key if key >= 0 else key ^ largest
     value: float = struct.unpack(floating, struct.pack(integer, bits))[0]
@@ -322,12 +326,12 @@ def _float_of_key(key: int, single: bool) -> float:
 def _with_subnormals(
     binades: npt.NDArray[np.int32], counts: npt.NDArray[np.int64], bits: npt.NDArray[Any], single: bool
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Add the subnormals of an array, which the tables do not hold by float64's bins, from its bits."""
+    """Add the subnormals of an array, from its bits: the tables do not sort them into float64's bins."""
     infinity_bit = 23 if single else 52
     magnitude = bits & np.iinfo(bits.dtype).max
     chosen = (magnitude > 0) & (magnitude >> infinity_bit == 0)
     magnitude = magnitude[chosen].astype(np.int64)
-    if single:  # normal in float64; the product of an integer and a power of two is exact
+    if single:  # they are normal in float64; an integer times a power of two is exact
         magnitude = (magnitude.astype(np.float64) * 2.0**-149).view(np.int64)
     bins = (magnitude >> 45) + (bits[chosen] < 0) * (BINADES // 2 * FRACTION)
     found, occurrences = np.unique(bins, return_counts=True)

@@ -1,4 +1,4 @@
-"""The clipping range whose codes lose the least information, by a generalised Kullback-Leibler divergence."""
+"""Find the range whose codes lose the least information, by a generalised Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ _Indices = npt.NDArray[np.int64]
 
 #: Linear bins of the KL search.
 KL_BINS = 2048
-#: Ranges compared by squared error at most, of those that the divergence cannot tell apart.
+#: How many ranges are compared by squared error at most, if the divergence cannot tell more of them apart.
 _MOST_ALIKE = 128
 
 
 def kl_range(h: LeadingBitHistogram, target: Target) -> Range:
-    """Return the range of each channel whose codes lose the least information, by a generalised KL divergence.
+    """Return, for each channel, the range whose codes lose the least information, by a generalised KL divergence.
 
-    After Migacz (2017); docs/numerics.md says what was changed and why.  Of the ranges whose divergences
-    sampling cannot tell apart, and the whole range, the one with the least expected squared error is taken.
+    The search is based on Migacz (2017); docs/numerics.md says what was changed and why.  Some divergences differ from
+    the least by no more than sampling noise.  Among these ranges and the whole range, the search takes the one with the
+    least expected squared error.
     """
     low, high = h.low.copy(), h.high.copy()
     searched = np.flatnonzero(h.is_searchable)
@@ -59,10 +60,10 @@ def _least_divergence(h: LeadingBitHistogram, target: Target) -> tuple[float, fl
         dispatch.kernels.kl_divergence_sweep(linear, sums, edges, first, stop, out)
         return out
 
-    # With m cells twice the divergence varies like chi-squared with m degrees of freedom: two deviations.
+    # With m cells, twice the divergence varies like chi-squared with m degrees of freedom.  This is two deviations.
     tolerance = np.sqrt(2.0 * sums[3, -1])
     if symmetric:
-        # Every eighth, then those about the cheapest: neighbours differ by less than the divergence's own noise.
+        # Try every eighth end, then all ends near the cheapest one.  Neighbours differ by less than the sampling noise.
         stop = np.append(np.arange(levels, KL_BINS, 8), KL_BINS)
         cost = divergence(np.zeros_like(stop), stop)
         nearer = np.clip(stop[np.argmin(cost)] + np.arange(-7, 8), levels, KL_BINS)
@@ -74,11 +75,11 @@ def _least_divergence(h: LeadingBitHistogram, target: Target) -> tuple[float, fl
         first, stop, cost = _search_pairs(divergence, levels, tolerance)
         low = np.where(first == 0, lowest, origin + first * width)
         high = np.where(stop == KL_BINS, highest, origin + stop * width)
-        if h.n_zero[0]:  # zeros were left out of the divergence, not of the range
+        if h.n_zero[0]:  # the divergence leaves zeros out, but the range must hold them
             low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
     alike = np.flatnonzero(cost <= cost.min() + tolerance)
     alike = alike[:: -(-alike.size // _MOST_ALIKE)]
-    # The whole range is always among them: a divergence does not see how far a value is clipped.
+    # The whole range is always compared too, because a divergence ignores how far a value is clipped.
     low, high = np.append(low[alike], lowest), np.append(high[alike], highest)
     error = SquaredError(h, target)
     best = int(np.argmin(error(low[np.newaxis], high[np.newaxis])))
@@ -88,10 +89,10 @@ def _least_divergence(h: LeadingBitHistogram, target: Target) -> tuple[float, fl
 def _linear_bins(
     h: LeadingBitHistogram, origin: float, width: float, *, magnitudes: bool
 ) -> tuple[_FloatArray, _FloatArray]:
-    """Return the mass of one channel in `KL_BINS` linear bins, and its running sums as the divergence needs them.
+    """Return the mass of one channel in `KL_BINS` linear bins, and the running sums that the divergence needs.
 
-    The mass of a bin of leading bits is uniform inside it.  Zeros are left out: they have no error, and a
-    rectifier's would drown the rest.
+    The mass of a bin of leading bits is spread evenly over that bin.  Zeros are left out: they have no error, and the
+    zeros of a rectifier would drown the rest.
     """
     bins = h.bins()
     low, high, counts = np.maximum(bins.low, h.low), np.minimum(bins.high, h.high), bins.counts
@@ -108,7 +109,7 @@ def _linear_bins(
 def _level_edges(target: Target) -> _FloatArray:
     """Return the boundaries between the levels of a format, as fractions of the clipping range.
 
-    For symmetric formats those of the magnitudes: a level's values are nearer to it than to any other.
+    A level is the set of values nearest to one code.  For symmetric formats, levels and boundaries are magnitudes.
     """
     if target.bits is QuantBits.FP8:
         levels = E4M3_VALUES[:127] / E4M3_MAX
@@ -122,9 +123,10 @@ def _level_edges(target: Target) -> _FloatArray:
 def _search_pairs(
     divergence: Callable[[_Indices, _Indices], _FloatArray], levels: int, tolerance: float
 ) -> tuple[_Indices, _Indices, _FloatArray]:
-    """Return pairs of ends and what they cost.
+    """Return the pairs of ends that were tried, and their costs.
 
-    At steps of 64, 16, 4 and 1 bins around the cheapest, then 16 by 16 over those within the tolerance.
+    The first pairs are all those in steps of 64 bins.  Steps of 16, 4 and 1 bins follow, each around the cheapest pair
+    of the step before.  The last ones are 16 by 16 pairs over all that are within the tolerance.
     """
     tried: list[tuple[_Indices, _Indices, _FloatArray]] = []
 

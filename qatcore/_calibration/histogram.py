@@ -1,8 +1,8 @@
 """The histogram of leading bits.
 
-A value's bin is its sign, its exponent and its top 7 mantissa bits.  So there is no range to know in
-advance, nothing is ever rescaled, and the state is a function of the multiset of values alone, however
-they were split, ordered or merged.  docs/numerics.md derives what follows from that.
+A value's bin is its sign, its exponent and its top 7 mantissa bits.  So the range need not be known in advance, and
+nothing is ever rescaled.  The state depends only on the values seen and on how often each was seen.  It does not matter
+how they were split, ordered or merged.  docs/numerics.md derives what follows from that.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy.typing as npt
 FRACTION = 128  # bins in a binade
 BINADES = 4096  # a binade's number is sign * 2048 + biased exponent of float64
 _NEGATIVE = 2048
-MOST_AXES = 64  # of NumPy's arrays
+MOST_AXES = 64  # NumPy's arrays have no more
 
-#: Up to so many nonzero values are kept as they are.  A scale is judged by where values fall between codes,
-#: and of a few values 0.8 % wide bins do not tell; of many they do.
+#: A channel keeps up to this many nonzero values as they are.  A scale is judged by where values fall between codes.
+#: Bins that are 0.8 % wide do not show this for few values, but they do for many.
 EXACT_LIMIT = 8192
 
-#: Nothing can occur more often: float64 holds it, and sums of many do not overflow.
+#: The greatest count.  float64 holds it exactly, and sums of many such counts do not overflow.
 LARGEST_COUNT = 1 << 52
 
-_PORTION = 1 << 21  # numbers held at a time where memory must not grow with the channels
+_PORTION = 1 << 21  # numbers held at a time, so that memory does not grow with the number of channels
 
 _FloatArray = npt.NDArray[np.float64]
 
@@ -39,10 +39,10 @@ _Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Bins:
-    """The non-empty bins of all channels: in order of the channels, and ascending in each.
+    """The non-empty bins of all channels: in order of the channels, and ascending in each channel.
 
-    Zeros are not among them.  Those of channel c are ``start[c]`` to ``start[c + 1]``.  Where a bin meets
-    infinity its edge is the largest float.
+    No bin counts zeros.  The bins of channel c are those from ``start[c]`` up to, and without, ``start[c + 1]``.
+    If a bin reaches infinity, its edge is the largest float.
     """
 
     low: _FloatArray
@@ -53,7 +53,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Distributions as mass uniform on intervals, and counted points, in order of the channels."""
+    """Distributions: intervals with evenly spread mass, and points with counts, in order of the channels."""
 
     low: _FloatArray
     high: _FloatArray
@@ -66,24 +66,24 @@ class Pieces:
 
 @dataclass(frozen=True, eq=False)
 class LeadingBitHistogram:
-    """Counts of values by their leading bits, a channel each; never changed once made.
+    """Counts of values by their leading bits, for each channel; never changed once made.
 
-    Channels of at most `EXACT_LIMIT` finite nonzero values have them in `values`, the others have rows of counts.
+    A channel with at most `EXACT_LIMIT` finite nonzero values keeps them in `values`.  The others have rows of counts.
 
     Attributes
     ----------
     low, high : ndarray of float64, shape (channels,)
         Least and greatest finite value; +inf and -inf if there is none.  Zero has no sign.
     n_low, n_high : ndarray of int64, shape (channels,)
-        How many values are the least and the greatest one: fills and saturated values are many.
+        How many values equal the least and the greatest one.  Padding and saturation make these counts large.
     n_zero, n_nan, n_posinf, n_neginf, n_nonzero : ndarray of int64, shape (channels,)
-        The last one of finite values.
+        How many values are 0 (of either sign), NaN, +inf, -inf, and finite but not 0.
     values : ndarray of float64, shape (m,)
         Ascending, channel after channel.
     owners : ndarray of int64, shape (n,)
         ``channel * 4096 + sign * 2048 + biased exponent`` of each touched binade, ascending.
     counts : ndarray of int64, shape (n, 128)
-        How many finite nonzero values each of its bins holds.
+        How many finite nonzero values each of the binade's bins holds.
     """
 
     low: _FloatArray
@@ -101,27 +101,27 @@ class LeadingBitHistogram:
 
     @property
     def channels(self) -> int:
-        """How many there are."""
+        """Number of channels."""
         return self.low.size
 
     @property
     def n_elements(self) -> _Integers:
-        """Numbers of finite values."""
+        """Number of finite values in each channel."""
         return self.n_nonzero + self.n_zero
 
     @property
     def is_exact(self) -> npt.NDArray[np.bool_]:
-        """Whether a channel's values themselves are kept."""
+        """Whether each channel keeps its values themselves."""
         return self.n_nonzero <= EXACT_LIMIT
 
     @property
     def is_searchable(self) -> npt.NDArray[np.bool_]:
-        """Whether a channel has a range to search, and one that float64 can hold."""
+        """Whether each channel has a range to search, of a width that float64 can hold."""
         with np.errstate(all="ignore"):
             return (self.low < self.high) & np.isfinite(self.high - self.low)
 
     def whole_range(self, *, symmetric: bool) -> Range:
-        """Return the range of each channel that clips nothing."""
+        """Return, for each channel, the range that clips nothing."""
         if not symmetric:
             return self.low, self.high
         clip = np.maximum(np.abs(self.low), np.abs(self.high))
@@ -133,12 +133,12 @@ class LeadingBitHistogram:
 
     @cached_property
     def value_start(self) -> _Integers:
-        """Where each channel's values begin, and where the last one's end."""
+        """Where each channel's values begin, and where those of the last channel end."""
         return _starts(np.where(self.is_exact, self.n_nonzero, 0))
 
     @cached_property
     def row_start(self) -> _Integers:
-        """Where each channel's rows of counts begin, and where the last one's end."""
+        """Where each channel's rows of counts begin, and where those of the last channel end."""
         return np.searchsorted(self.owners, np.arange(self.channels + 1) * BINADES)
 
     def __eq__(self, other: object) -> bool:
@@ -149,7 +149,7 @@ class LeadingBitHistogram:
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Without what has been derived from the fields.
+        # Pickles hold the fields, and not what is derived from them.
         return LeadingBitHistogram, tuple(getattr(self, f.name) for f in fields(self))
 
     def take(self, channels: _Integers) -> LeadingBitHistogram:
@@ -166,9 +166,9 @@ class LeadingBitHistogram:
         )
 
     def portions(self, cost: int) -> Iterator[tuple[_Integers, LeadingBitHistogram]]:
-        """Yield the channels and the histograms of portions, which limits the memory of what is done with them.
+        """Yield portions of the channels, each with its histogram, so that work on a portion takes limited memory.
 
-        `cost` is how many numbers a channel needs beside those for its values or bins.
+        `cost` is how many numbers a channel needs beyond those for its values or bins.
         """
         size = cost + np.diff(self.value_start) + FRACTION * np.diff(self.row_start)
         portion = np.cumsum(size) // _PORTION
@@ -212,9 +212,9 @@ class LeadingBitHistogram:
 
     def bins(self) -> Bins:
         """Return the non-empty bins."""
-        # Rows in ascending order of their values: of negative ones the last binade's last bin comes first.
+        # Sort the rows by their values, ascending.  Negative values start with the last bin of the last binade.
         binade = self.owners % BINADES
-        # Stable sorts are the same code on every CPU, and on emulated ones right.
+        # NumPy's stable sort is the same code on every CPU, and is right on emulated CPUs.
         position = self.owners + np.where(binade & _NEGATIVE, _NEGATIVE - 1 - 2 * binade, 0)
         order = np.argsort(position, kind="stable")
         counts = self.counts[order]
@@ -224,7 +224,7 @@ class LeadingBitHistogram:
         owner, occurrences = self.owners[order[row]], counts[row, column]
         column = np.where(backwards[row], FRACTION - 1 - column, column)
         if self.values.size:
-            # Of kept values those that share sign, exponent and leading bits follow each other.
+            # Kept values are ascending, so those of one bin follow each other.
             channel = np.repeat(np.arange(self.channels), np.diff(self.value_start))
             bits = channel * (BINADES * FRACTION) + ((self.values.view(np.int64) >> 45) & (BINADES * FRACTION - 1))
             first = np.flatnonzero(_changes(bits))
@@ -245,14 +245,14 @@ class LeadingBitHistogram:
         )
 
     def edges(self) -> _FloatArray:
-        """Return the edges of all channels' bins, and of one that holds zero."""
+        """Return the edges of all channels' bins, and of a bin that holds 0."""
         pooled = self.pooled()
         bins = pooled.bins()
         low, high = bins.low + 0.0, bins.high + 0.0
         if pooled.n_elements[0] == 0:
             return low
         if pooled.n_zero[0] or low[0] < 0.0 < high[-1]:
-            # The bin of zero reaches to its neighbours, or is one of them: the least subnormals'.
+            # The bin of 0 reaches to its neighbours, unless the bin of the least subnormals already holds 0.
             index = int(np.searchsorted(low, 0.0))
             left = high[index - 1] if index else 0.0
             right = low[index] if index < low.size else np.finfo(np.float64).smallest_subnormal * (index == 0)
@@ -262,23 +262,23 @@ class LeadingBitHistogram:
         return np.append(np.insert(low, gaps, high[gaps - 1]), high[-1])
 
     def pieces(self) -> Pieces:
-        """Return the distributions of the finite values as well as they are known.
+        """Return the distributions of the finite values, as far as they are known.
 
-        The values themselves where they are kept; else each bin's mass, uniform on the part of the bin
-        within the range, with the least and the greatest value, which are known, as points.
+        Values that are kept are points.  Otherwise, each bin's mass is spread evenly over the part of the bin within
+        the range.  The least and the greatest value are known, so they are points too.
         """
         counted = self.take(np.flatnonzero(~self.is_exact))
         bins = counted.bins()
         channel = np.repeat(np.flatnonzero(~self.is_exact), np.diff(bins.start))
         mass = bins.counts.astype(np.float64)
         low, high = np.maximum(bins.low, self.low[channel]), np.minimum(bins.high, self.high[channel])
-        # The extremes are points; zeros are so in any case.
+        # The extremes are points; zeros are points anyway.
         lowest = counted.low != 0.0
         highest = (counted.high != 0.0) & (counted.low != counted.high)
         mass[bins.start[:-1][lowest]] -= counted.n_low[lowest]
         mass[bins.start[1:][highest] - 1] -= counted.n_high[highest]
-        # What is left of a bin may be too narrow to have an inside.
-        # Nor does the inside matter of bins that are tiny beside the range; their densities might be infinite.
+        # What is left of a bin may be too narrow to have an inside.  A bin that is tiny beside the range becomes a
+        # point too: its inside does not matter, and its density might be infinite.
         largest = np.maximum(np.abs(self.low), np.abs(self.high))[channel]
         narrow = high - low <= np.maximum(np.maximum(np.abs(low), np.abs(high)) * 2.0**-20, largest * 2.0**-60)
         inside = ~narrow & (mass > 0.0)
@@ -308,10 +308,10 @@ class LeadingBitHistogram:
         )
 
     def values_at_ranks(self, ranks: _Integers) -> _FloatArray:
-        """Return each channel's value of a rank, 0 to n_elements - 1, among its sorted finite values.
+        """Return each channel's value at a rank, 0 to n_elements - 1, among its sorted finite values.
 
-        Exact for the extremes, for zeros and while the values are kept; else linear inside the bin.  A channel
-        without values gives NaN.
+        The value is exact for the extremes, for zeros, and as long as the values are kept.  Otherwise it is
+        interpolated linearly inside the bin.  A channel without values gives NaN.
         """
         result = np.full(self.channels, np.nan)
         bins = self.bins()
@@ -335,7 +335,7 @@ class LeadingBitHistogram:
         return result
 
 
-#: The fields that count something of each channel, in the order of the statistics.
+#: The fields with counts, in the order of an accumulator's statistics.
 COUNT_FIELDS = tuple(field.name for field in fields(LeadingBitHistogram) if field.name.startswith("n_"))
 
 
@@ -344,7 +344,7 @@ def _starts(sizes: _Integers) -> _Integers:
 
 
 def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return which values differ from the one before; the first one does."""
+    """Return which values differ from the one before; the first one always counts as different."""
     changes = np.ones(values.size, np.bool_)
     np.not_equal(values[1:], values[:-1], out=changes[1:])
     return changes
@@ -356,14 +356,14 @@ def _sums(values: _Integers, start: _Integers) -> _Integers:
 
 
 def _ranges(start: _Integers, channels: _Integers) -> tuple[_Integers, _Integers]:
-    """Return the indices of what belongs to some channels, and at which place of these it is."""
+    """Return the indices of the items of some channels, and for each item the place of its channel in `channels`."""
     sizes = start[channels + 1] - start[channels]
     owner = np.repeat(np.arange(channels.size), sizes)
     return np.arange(owner.size) + (start[channels] - _starts(sizes)[:-1])[owner], owner
 
 
 class State(NamedTuple):
-    """What a collector is made of."""
+    """The state of a collector."""
 
     axis: tuple[int, ...] | None
     groups: int

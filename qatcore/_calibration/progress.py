@@ -18,8 +18,9 @@ class BatchProgress:
     Parameters
     ----------
     total : int or None
-        How many batches there will be, if that is known.
+        How many batches there will be; None if this is not known.
     layers : int or None
+        How many layers there will be; None if this is not known.
     """
 
     def __init__(self, total: int | None, layers: int | None) -> None:

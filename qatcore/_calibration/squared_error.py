@@ -1,4 +1,4 @@
-"""The expected squared error of codes, from a histogram."""
+"""Compute the expected squared error of codes from a histogram."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _FloatArray = npt.NDArray[np.float64]
 _Indices = npt.NDArray[np.int64]
 
 
-#: Standard deviations by which values, lying anywhere in their bins, may make a range worse than it looks.
+#: Values may lie anywhere in their bins, so a range may be worse than it looks: by this many standard deviations.
 _DEVIATIONS = 4.0
-_GRAIN = 1 << 17  # intervals and points that take a thread about 0.2 ms
+_GRAIN = 1 << 17  # a thread takes about 0.2 ms for so many intervals and points
 
 
 class SquaredError:
-    """The expected squared error of codes: from clipping ranges, some for each channel, to totals.
+    """Compute the total expected squared error of codes, for several clipping ranges of each channel.
 
     Attributes
     ----------
     unit : ndarray of float64, shape (channels,)
-        Totals are in squares of 1 / unit.  A power of two: squares of huge values must not overflow, nor those of
-        tiny ones vanish.
+        Values are multiplied by it, so totals are in units of 1 / unit².  It is a power of two, chosen so that squares
+        of huge values do not overflow and squares of tiny values do not vanish.
     """
 
     @np.errstate(all="ignore")
@@ -42,7 +42,7 @@ class SquaredError:
 
     @np.errstate(all="ignore")
     def __call__(self, low: _FloatArray, high: _FloatArray) -> _FloatArray:
-        """Return the errors of ranges, shape (channels, candidates)."""
+        """Return the errors of ranges; the ends and the result have shape (channels, candidates)."""
         scale, zero_point = scale_and_zero_point(low, high, self._target)
         out = np.empty(scale.shape)
         scaled = scale * self.unit[:, np.newaxis]
@@ -62,16 +62,17 @@ class SquaredError:
 
     @np.errstate(all="ignore")
     def doubt(self, whole: Range, other: Range) -> _FloatArray:
-        """Return, for each channel, what the errors of two ranges have to differ by to do so on the values themselves.
+        """Return, for each channel, how far apart the errors of two ranges must be to differ on the values too.
 
-        Within a bin values may be anywhere: docs/numerics.md has the derivation.  Where the values are kept it is 0.
+        The histogram does not say where in a bin the values are; docs/numerics.md has the derivation.
+        If a channel keeps its values, the result is 0.
         """
         low, high, density, start = self._distribution[:4]
         there = np.flatnonzero(density)  # the rest is padding
         channel = np.repeat(np.arange(self.unit.size), np.diff(start))[there]
         low, high, density = low[there], high[there], density[there]
         mass = density * (high - low)
-        # In steps of the whole range, whose fourth powers are finite.
+        # Compute in steps of the whole range: their fourth powers are finite.
         scales = [scale_and_zero_point(*chosen, self._target) for chosen in (whole, other)]
         step = scales[0][0] * self.unit
         variance = sum(self._variances(low, high, channel, *chosen, step) for chosen in scales)
@@ -90,10 +91,10 @@ class SquaredError:
         zero_point: npt.NDArray[np.int32],
         unit: _FloatArray,
     ) -> _FloatArray:
-        """Return what variance squared errors have in intervals at most, in fourth powers of a unit."""
+        """Return the greatest variance that squared errors can have in each interval, in fourth powers of `unit`."""
         scale = scale * self.unit
         if self._target.bits is QuantBits.FP8:
-            # Three bits of mantissa, and the step of the least normal numbers below.
+            # A step is at most 1/8 of a value: three mantissa bits.  It stays the same below the least normal one.
             step = np.maximum(np.maximum(np.abs(low), np.abs(high)) / 8.0, scale[channel] / 512.0)
             first, last = -scale * E4M3_MAX, scale * E4M3_MAX
         else:
@@ -107,10 +108,11 @@ class SquaredError:
 
 
 def _unevenness(low: _FloatArray, high: _FloatArray, density: _FloatArray, channel: _Indices) -> _FloatArray:
-    """Return by which part of its own, at most 1, an interval's density differs from a neighbour's.
+    """Return the relative difference between an interval's density and a neighbour's, at most 1.
 
-    Beyond two deviations of the counts, and only where much of the data may lie at one place: in intervals without a
-    neighbour, as those of a lattice, and in the outermost, where a density may have no bound.
+    Two standard deviations of the counts are subtracted.  The result is 0 unless much of the data may lie at one place.
+    This may be so in intervals without a neighbour, as on a lattice, and in the outermost intervals, because a density
+    may have no bound there.
     """
     left, right = slice(None, -1), slice(1, None)
     inside = channel[left] == channel[right]
@@ -128,9 +130,9 @@ def _unevenness(low: _FloatArray, high: _FloatArray, density: _FloatArray, chann
 
 @np.errstate(all="ignore")
 def expected_errors(h: LeadingBitHistogram, ranges: list[Range], target: Target) -> tuple[_FloatArray, _FloatArray]:
-    """Return the total squared errors of ranges, shape (channels, ranges), and the units they are in.
+    """Return the total squared errors of ranges, shape (channels, ranges), and the units, shape (channels,).
 
-    Infinite where no scale is: the errors of a range that float64 cannot hold.
+    The error is infinite if float64 cannot hold the width of a range, because then there is no scale.
     """
     errors, unit = np.empty((h.channels, len(ranges))), np.empty(h.channels)
     for channels, part in h.portions(4 * len(ranges)):
@@ -141,9 +143,9 @@ def expected_errors(h: LeadingBitHistogram, ranges: list[Range], target: Target)
 
 
 def scaled_distribution(h: LeadingBitHistogram, *, density: bool) -> tuple[tuple[npt.NDArray[Any], ...], _FloatArray]:
-    """Return the distributions as the kernels take them, of values times a unit, and the units.
+    """Return the distributions of values times a unit, as the kernels take them, and each channel's unit.
 
-    The mass of intervals is a density, if that is asked for.
+    If `density` is True, intervals have a density instead of a mass.
     """
     largest = np.maximum(np.abs(h.low), np.abs(h.high))
     unit = np.where(largest < 2.0**-400, 2.0**400, np.where((largest > 2.0**400) & (largest < np.inf), 2.0**-600, 1.0))
@@ -158,7 +160,10 @@ def scaled_distribution(h: LeadingBitHistogram, *, density: bool) -> tuple[tuple
 
 
 def _padded(start: _Indices, *arrays: _FloatArray) -> list[npt.NDArray[Any]]:
-    """Lengthen each channel's part of arrays with zeros to a multiple of 8, as the kernels sum; and their starts."""
+    """Pad each channel's part of arrays with zeros, and return the arrays and where the parts start.
+
+    The parts' lengths become multiples of 8, because kernels add in eight running sums.
+    """
     sizes = np.diff(start)
     padded_start = np.concatenate([[0], np.cumsum(-(-sizes // 8) * 8)])
     where = np.arange(arrays[0].size) + np.repeat(padded_start[:-1] - start[:-1], sizes)

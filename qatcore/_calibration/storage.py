@@ -1,7 +1,7 @@
-"""Calibrations in files: the states of collectors, and the scales chosen from them.
+"""Write and read calibrations: the states of collectors, and the scales chosen from them.
 
-A file of collectors is a ``.npz`` as NumPy writes them, with a JSON header beside the arrays; nothing in it is ever
-executed.  Whatever is read is checked: a damaged file is an error, not another calibration.
+A file of collectors is a ``.npz`` as NumPy writes it, with a JSON header beside the arrays.  Nothing in it is ever
+executed.  Everything that is read is checked: a damaged file is an error, and never another calibration.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _VERSION = 1
 _STATES_FORMAT = "qatcore calibration"
 _SPECS_FORMAT = "qatcore specifications"
 _HEADER = "header.json"
-_DEFLATE_RATIO = 1032  # what deflate can gain at most
-_MOST_CHANNELS = 1 << 50  # a channel and a binade are one int64
+_DEFLATE_RATIO = 1032  # deflate never compresses better than this
+_MOST_CHANNELS = 1 << 50  # so that channel * 4096 + binade fits int64
 
 
 def write_states(path: PathLike, states: dict[str, State], about: dict[str, Any] | None = None) -> None:
-    """Write the states of collectors, so that a crash at any moment leaves the old file or the new one.
+    """Write the states of collectors and, as JSON, what else there is to say about them.
 
-    And, as JSON, what more there is to say about them.
+    A crash at any moment leaves the old file or the new one.
     """
     histograms = [state.histogram for state in states.values()]
     arrays = {
@@ -79,19 +79,21 @@ def write_states(path: PathLike, states: dict[str, State], about: dict[str, Any]
 
 
 def read_states(path: PathLike) -> dict[str, State]:
-    """Read the states that `write_states` has written; raises as `read_described` does."""
+    """Read the states that `write_states` has written; raise the same errors as `read_described`."""
     return read_described(path)[0]
 
 
 def read_described(path: PathLike) -> tuple[dict[str, State], dict[str, Any]]:
-    """Read what `write_states` has written: states, and what more is said about them, nothing if that is missing.
+    """Read what `write_states` has written: the states, and what else the file says about them.
+
+    If it says nothing else, the second result is empty.
 
     Raises
     ------
     InvalidArgumentError
-        If the file is truncated, altered or something else; the message names it and what is wrong.
+        If the file is truncated, altered or of another kind.  The message names the file and says what is wrong.
     OSError
-        If it cannot be read at all.
+        If the file cannot be read at all.
     """
     name = os.fspath(path)
     with open(name, "rb") as file:
@@ -100,7 +102,7 @@ def read_described(path: PathLike) -> tuple[dict[str, State], dict[str, Any]]:
         return _parsed_states(data)
     except _Fault as fault:
         raise InvalidArgumentError(f"{name}: {fault}") from None
-    except Exception as error:  # the list of what zipfile, zlib and json raise on damaged input is long and open
+    except Exception as error:  # zipfile, zlib and json raise many kinds of errors on damaged input
         raise InvalidArgumentError(f"{name}: not a calibration file, or a damaged one: {_said(error)}") from error
 
 
@@ -124,7 +126,7 @@ def write_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
 
 
 def read_specs(path: PathLike) -> list[QuantizationSpec]:
-    """Read what `write_specs` has written; raises as `read_described` does."""
+    """Read what `write_specs` has written; raise the same errors as `read_described`."""
     name = os.fspath(path)
     with open(name, "rb") as file:
         data = file.read()
@@ -158,7 +160,7 @@ def _joined(arrays: list[npt.NDArray[Any]], dtype: Any, row: tuple[int, ...] = (
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """Return a member without a date: the same state is the same file."""
+    """Return a member without a date, so that the same state gives the same file."""
     info = zipfile.ZipInfo(name)
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = 0o644 << 16
@@ -175,12 +177,12 @@ def _digest(entries: object, arrays: dict[str, npt.NDArray[Any]], about: object)
 
 
 def replace_file(path: PathLike, data: bytes) -> None:
-    """Write a file under another name, and give it its own when it is safely there."""
+    """Write a file under a temporary name, and rename it once it is safely on disk."""
     target = os.path.realpath(os.fsdecode(path))
     folder = os.path.dirname(target)
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
-    temporary = os.path.join(folder, f".{secrets.token_hex(12)}.tmp")  # which is a name wherever the file's is one
+    temporary = os.path.join(folder, f".{secrets.token_hex(12)}.tmp")  # a short name is always valid
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -196,7 +198,7 @@ def replace_file(path: PathLike, data: bytes) -> None:
             error.filename = os.fspath(path)  # the name that the caller knows
         raise
     if hasattr(os, "O_DIRECTORY"):  # the new name itself has to reach the disk
-        with contextlib.suppress(PermissionError):  # one may write into a folder that one may not read
+        with contextlib.suppress(PermissionError):  # a folder may be writable but not readable
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(descriptor)
@@ -205,7 +207,7 @@ def replace_file(path: PathLike, data: bytes) -> None:
 
 
 def _to_json(scale: Any) -> Any:
-    """Return a scale as JSON can have it, which has no infinity."""
+    """Return a scale as JSON, with a str for infinity, which JSON does not have."""
     if isinstance(scale, np.ndarray):
         return [_to_json(item) for item in scale] if scale.ndim else _to_json(float(scale))
     return float(scale) if math.isfinite(scale) else str(float(scale))
@@ -215,10 +217,16 @@ def _to_json(scale: Any) -> Any:
 
 
 def _checked_header(header: Any, kind: str) -> dict[str, Any]:
-    _require(isinstance(header, dict) and header.get("format") == kind, f'its header does not say "{kind}"')
+    _require(
+        isinstance(header, dict) and header.get("format") == kind,
+        f'expected "{kind}" as the format in its header, got another or none',
+    )
     version = header.get("version")
     _require(type(version) is int and version >= 1, f"expected a version number, got {version!r}")
-    _require(version <= _VERSION, f"made by a newer qatcore: format {version}, this one reads {_VERSION}")
+    _require(
+        version <= _VERSION,
+        f"made by a newer qatcore: expected format {_VERSION} or less, got {version}; upgrade qatcore",
+    )
     result: dict[str, Any] = header
     return result
 
@@ -256,7 +264,9 @@ def _parsed_states(data: bytes) -> tuple[dict[str, State], dict[str, Any]]:
             for name, shape in shapes.items()
         }
     digest = _digest(entries, arrays, about)
-    _require(header.get("sha256") == digest, "its contents do not have the digest that it names")
+    _require(
+        header.get("sha256") == digest, "its contents do not match the digest in its header: it was altered or damaged"
+    )
     states: dict[str, State] = {}
     channel = value = row = 0
     for entry, (n_channels, n_values, n_rows) in zip(entries, sizes, strict=True):
@@ -282,13 +292,13 @@ def _parsed_states(data: bytes) -> tuple[dict[str, State], dict[str, Any]]:
 
 
 def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
-    """Return a member; one that claims to be larger than it can be is not even unpacked."""
+    """Return the bytes of a member; if it claims an impossible size, it is not even unpacked."""
     try:
         info = archive.getinfo(name)
     except KeyError:
         what = "not a calibration file: " if name == _HEADER else ""
         raise _Fault(f"{what}there is no {name} in it") from None
-    _require(info.file_size <= most, f"{name} claims to have {info.file_size} bytes")
+    _require(info.file_size <= most, f"{name} claims to have {info.file_size} bytes, more than the file can hold")
     with archive.open(info) as member:
         content = member.read(info.file_size + 1)
     _require(len(content) == info.file_size, f"{name} does not have the size it claims")
@@ -296,7 +306,7 @@ def _content(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def _array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: str, most: int) -> npt.NDArray[Any]:
-    """Return an array of a known shape and type as native, writable memory."""
+    """Return an array in native, writable memory; it must have the given shape and dtype."""
     content = io.BytesIO(_content(archive, f"{name}.npy", most))
     _require(np.lib.format.read_magic(content) == (1, 0), f"{name}.npy has an unknown version")
     found = np.lib.format.read_array_header_1_0(content, max_header_size=1000)
@@ -326,7 +336,10 @@ def _checked_entry(index: int, entry: dict[str, Any]) -> tuple[int, int, int]:
         ),
         f"{where}: expected an axis, got {axis!r}",
     )
-    _require(_is_count(groups, 1) and (axis is not None or groups == 1), f"{where}: unexpected groups {groups!r}")
+    _require(
+        _is_count(groups, 1) and (axis is not None or groups == 1),
+        f"{where}: expected groups that fit the axis, got {groups!r}",
+    )
     if shape is None:
         _require(axis is not None, f"{where}: expected a shape")
         channels = 0
@@ -345,12 +358,12 @@ def _checked_entry(index: int, entry: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _inconsistency(h: LeadingBitHistogram) -> str | None:
-    """Return what no collector could hold, if anything."""
+    """Return what is wrong with a histogram that no collector could hold; None if nothing is."""
     for is_wrong, fault in (
-        (_has_wrong_counts, "a count is out of range, or a range does not go with its counts"),
-        (_has_wrong_values, "the values are not as many as counted, not finite, or not in order"),
+        (_has_wrong_counts, "a count is out of range, or a range does not fit its counts"),
+        (_has_wrong_values, "the values do not match their count, are not finite, or are not in order"),
         (_has_wrong_rows, "the binades are not in order, or their counts do not add up"),
-        (_has_wrong_extremes, "an extreme is not where the values or bins end"),
+        (_has_wrong_extremes, "an extreme does not lie where the values or bins end"),
     ):
         if is_wrong(h):
             return fault
@@ -392,7 +405,7 @@ def _has_wrong_rows(h: LeadingBitHistogram) -> bool:
     sums = h.counts.sum(axis=1)
     total, magnitude = np.zeros(h.channels, np.int64), np.zeros(h.channels)
     np.add.at(total, channel, sums)
-    np.add.at(magnitude, channel, sums.astype(np.float64))  # where an int64 would have wrapped
+    np.add.at(magnitude, channel, sums.astype(np.float64))  # finds sums for which int64 wraps
     wrong = (total != h.n_nonzero) | (magnitude > LARGEST_COUNT)
     return bool((sums == 0).any() or wrong[~h.is_exact].any())
 
@@ -402,7 +415,7 @@ def _has_wrong_extremes(h: LeadingBitHistogram) -> bool:
     filled = np.diff(bins.start) > 0
     there = h.n_elements > 0
     for extreme, occurrences, sign in ((h.low, h.n_low, 1), (h.high, h.n_high, -1)):
-        # As if it were the least one: for the greatest everything is mirrored.
+        # Treat each extreme as the least value; for the greatest one, mirror everything.
         value = sign * extreme
         edges = (bins.low, bins.high) if sign > 0 else (-bins.high, -bins.low)
         first = bins.start[:-1][filled] if sign > 0 else bins.start[1:][filled] - 1
@@ -446,5 +459,5 @@ def _from_json(scale: Any) -> Any:
 
 
 def _shaped(numbers: Any, axis: Any) -> Any:
-    """Return numbers in as many dimensions as there are axes, which an empty list does not tell."""
+    """Return numbers with one dimension for each axis; an empty list alone does not show how many."""
     return np.zeros((0,) * len(axis), np.int64) if numbers == [] and isinstance(axis, list) else numbers

@@ -1,4 +1,4 @@
-"""What was observed, in numbers for people: statistics and the quality that each method promises."""
+"""Summarise what was observed: statistics, and the quality that each method promises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .histogram import LeadingBitHistogram
 from .squared_error import expected_errors, scaled_distribution
 from .thresholds import ranges_by_method
 
-#: The percentiles that are told, in tenths of a percent: integers, so that a rank is one exactly.
+#: The percentiles in a summary, in tenths of a percent.  They are integers, so that ranks are computed exactly.
 TENTHS = (1, 10, 100, 500, 900, 990, 999)
 _DB = 4.342944819032518  # 10 / log(10)
 
@@ -28,24 +28,26 @@ _FloatArray = npt.NDArray[np.float64]
 class CalibrationSummary:
     """Statistics of what a collector has observed.
 
-    Every number is a Python number, or an array of the collector's shape if it has an axis; none depends on the order
-    in which the values came.  Printed, it is a table.
+    If the collector has an axis, every number is an array of the collector's shape; otherwise it is a Python number.
+    No number depends on the order in which the values came.  ``print`` shows a table.
 
     Attributes
     ----------
     n_elements, n_zero, n_nan, n_posinf, n_neginf : int
+        How many values are finite, 0, NaN, +inf and -inf.
     min_val, max_val : float
-        Of the finite values, as everything below; +inf and -inf if there is none.
+        The least and the greatest finite value; +inf and -inf if there is none.
     mean, std : float
-        Estimated from the histogram, exact to rounding while at most 8,192 nonzero values were observed; NaN if there
-        is none.  `std` is the population's.
+        Mean and population standard deviation of the finite values; NaN if there is none.  They are estimated from the
+        histogram.  As long as at most 8,192 nonzero values were observed, they are exact but for rounding.
     percentiles : dict of float to float
-        The value below or at which that percentage of the values is; NaN if there is none.
+        For each percentage, the least value that at least so many percent of the finite values do not exceed.  NaN if
+        there is none.
     sqnr : dict of QuantBits to dict of CalibMethod to float
-        The signal-to-quantisation-noise ratio that each method's scale promises, in dB; +inf without any error, NaN
-        without any signal or a scale that float64 can hold.
+        The signal-to-quantisation-noise ratio that each method's scale promises, in dB.  It is +inf if there is no
+        error.  It is NaN if there is no signal, or if float64 cannot hold the scale.
     symmetric : bool
-        Whether that is of symmetric codes.
+        Whether `sqnr` is for symmetric codes.
     """
 
     n_elements: Count
@@ -67,7 +69,7 @@ class CalibrationSummary:
         lines = [f"values       {np.sum(self.n_elements):,} finite" + "".join(f", {text}" for text in counted)]
         if np.ndim(self.n_elements):
             channels = " x ".join(map(str, np.shape(self.n_elements)))
-            lines += [f"channels     {channels}; each line below: from the least of them to the greatest"]
+            lines += [f"channels     {channels}; each line below gives the least and the greatest of them"]
         if np.any(self.n_elements):
             lines += [f"least        {_written(self.min_val)}", f"greatest     {_written(self.max_val)}"]
             lines += [f"mean         {_written(self.mean)}", f"std          {_written(self.std)}"]
@@ -123,7 +125,7 @@ def promised_sqnr(
 
 @np.errstate(all="ignore")
 def _moments(h: LeadingBitHistogram) -> tuple[_FloatArray, _FloatArray, _FloatArray]:
-    """Return mean, standard deviation, and the total of the squares in `SquaredError`'s units, of each channel."""
+    """Return the mean, the standard deviation, and the sum of squares in `SquaredError`'s units, of each channel."""
     mean, std, power = np.full((3, h.channels), np.nan)
     for channels, part in h.portions(16):
         distribution, unit = scaled_distribution(part, density=False)
@@ -131,7 +133,7 @@ def _moments(h: LeadingBitHistogram) -> tuple[_FloatArray, _FloatArray, _FloatAr
         about_zero, about_mean = np.empty((2, 2, part.channels))
         dispatch.kernels.moments(*distribution, np.zeros(part.channels), about_zero)
         centre = np.where(n > 0, about_zero[0] / n, 0.0)
-        # Rounding may not lead beyond the extremes.
+        # Rounding must not take the mean beyond the extremes.
         centre = np.minimum(np.maximum(centre, part.low * unit), part.high * unit)
         dispatch.kernels.moments(*distribution, np.where(n > 0, centre, 0.0), about_mean)
         mean[channels] = np.where(n > 0, centre / unit, np.nan)
@@ -149,14 +151,14 @@ def _decibels(power: _FloatArray, error: _FloatArray, h: LeadingBitHistogram) ->
     dispatch.kernels.natural_logs(np.ascontiguousarray(ratio[usual]), logs)
     logarithm[usual] = logs * _DB
     logarithm[(error == 0.0) & (power > 0.0)] = np.inf
-    # So small that their squares vanish: far below the least scale there is, they all become 0.
+    # Values whose squares vanish are far below the least scale.  They all become 0, so the error is the signal: 0 dB.
     vanishing = (power == 0.0) & (np.maximum(np.abs(h.low), np.abs(h.high)) > 0.0) & (h.n_elements > 0)
     logarithm[vanishing] = 0.0
     return logarithm
 
 
 def _written(value: Any, form: str = ".4g") -> str:
-    """Return a number, or the least and the greatest one of an array."""
+    """Return a number as text; for an array, the least and the greatest number."""
     if np.ndim(value) == 0:
         return format(value, form)
     there = np.asarray(value)[~np.isnan(value)]

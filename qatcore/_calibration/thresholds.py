@@ -1,7 +1,7 @@
-"""From a histogram to a clipping range.
+"""Choose clipping ranges from a histogram.
 
-All from one histogram, so that one pass over the data serves every method.  Nothing here calls a library
-for a logarithm, a power or a sum whose order it does not fix: the ranges are the same on every machine.
+All methods use the same histogram, so one pass over the data serves all of them.  The ranges are the same on every
+machine.  So nothing here asks a library for a logarithm, for a power, or for a sum in an order that may differ.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .squared_error import SquaredError, expected_errors
 _FloatArray = npt.NDArray[np.float64]
 
 
-#: The percentile that is taken where none is asked for, the reference's.
+#: The default percentile, which is the reference's too.
 PERCENTILE = 99.0
 #: Fractions of a range for the coarse search: 8 in each of 14 octaves, and 1.
 _COARSE = np.append(np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0, 16.0) / 8.0).reshape(-1), 1.0)
-#: Fewer, for the search over both ends.
+#: Fewer fractions, for the search over both ends.
 _COARSE_PAIRS = np.concatenate([np.ldexp(1.0, -np.arange(14, 3, -1)), np.arange(4.0, 33.0) / 32.0])
 
 
@@ -35,7 +35,7 @@ def min_max_range(h: LeadingBitHistogram) -> Range:
 
 @np.errstate(all="ignore")
 def percentile_range(h: LeadingBitHistogram, p: float) -> Range:
-    """Return the range of each channel that leaves out (100 - p) / 2 percent at either end.
+    """Return, for each channel, the range that leaves out (100 - p) / 2 percent at either end.
 
     The ranks are the reference's: rounded down at the lower end and up at the upper one.
     """
@@ -44,23 +44,23 @@ def percentile_range(h: LeadingBitHistogram, p: float) -> Range:
     lower = np.minimum(np.floor(n * outside).astype(np.int64), n - 1)
     upper = np.minimum(np.ceil(n * (1.0 - outside)).astype(np.int64), n - 1)
     low, high = h.values_at_ranks(lower), h.values_at_ranks(upper)
-    # Zeros among which other values are lost are no range, as is nothing observed.
+    # There is no range if nothing was observed, or if only zeros are left of data that has other values.
     lost = (n == 0) | ((low == 0.0) & (high == 0.0) & (h.low < h.high))
     return np.where(lost, np.inf, low), np.where(lost, -np.inf, high)
 
 
 @np.errstate(all="ignore")
 def mse_range(h: LeadingBitHistogram, target: Target) -> Range:
-    """Return the range of each channel whose codes have the least expected squared error.
+    """Return, for each channel, the range whose codes have the least expected squared error.
 
-    Clipping and rounding errors of the codebook that `scale_and_zero_point` makes of the range, integrated
-    over each bin.  Searched coarse to fine; min-max itself is a candidate, and it is kept unless another
-    gains more than the histogram leaves in doubt.
+    The error is the squared error of clipping and rounding to the codes that `scale_and_zero_point` gives for the
+    range, integrated over each bin.  The search goes from coarse to fine.  The whole range is a candidate.  It is kept
+    unless another range gains more than the histogram leaves in doubt.
     """
     symmetric = target.is_even
     low, high = h.low.copy(), h.high.copy()
     searched = np.flatnonzero(h.is_searchable)
-    # An end that the median has reached is not searched.
+    # An end that equals the median is not searched.
     middle = np.zeros(h.channels) if symmetric else h.values_at_ranks(h.n_elements // 2)
     shapes = (low[searched] != middle[searched]) * 2 + (high[searched] != middle[searched])
     for shape in np.unique(shapes[:1] if symmetric else shapes).tolist():
@@ -75,13 +75,16 @@ def mse_range(h: LeadingBitHistogram, target: Target) -> Range:
 
 
 def _least_error(h: LeadingBitHistogram, error: SquaredError, middle: _FloatArray, axes: list[_FloatArray]) -> Range:
-    """Return the ranges with the least error: about 0 if there is one axis of fractions, else for each end."""
+    """Return the ranges with the least error.
+
+    With one axis of fractions, ranges are symmetric about 0; with two axes, each end is searched.
+    """
     symmetric = len(axes) == 1
     low, high = h.whole_range(symmetric=symmetric)
 
     def ends(fractions: list[_FloatArray]) -> Range:
-        """Ranges that keep these fractions of what lies below and above the middle."""
-        # The whole is the whole, to the bit.
+        """Return ranges that keep these fractions of the ways from the middle to the ends."""
+        # The fraction 1 gives the end itself, to the bit.
         return tuple(  # type: ignore[return-value]
             np.where(kept == 1.0, end[:, np.newaxis], (middle + kept.T * (end - middle)).T)
             for end, kept in ((low, fractions[0]), (high, fractions[-1]))
@@ -101,10 +104,10 @@ def _least_error(h: LeadingBitHistogram, error: SquaredError, middle: _FloatArra
 def _coarse_to_fine(
     cost: Callable[[list[_FloatArray]], _FloatArray], axes: list[_FloatArray], refinements: list[int]
 ) -> tuple[list[_FloatArray], _FloatArray]:
-    """Return the cheapest point of each channel's grid, refined between its neighbours, and its cost.
+    """Return the cheapest point of each channel's grid, and its cost.
 
-    Axes have shape (channels, n), the points (channels, 1).  Of equally cheap points the last is taken, the one
-    that keeps most.
+    Each refinement makes a finer grid between the neighbours of the cheapest point.  Axes have shape (channels, n), and
+    points (channels, 1).  Among equally cheap points, the last one is taken, because it keeps most.
     """
     for refinement in [*refinements, 0]:
         if len(axes) == 1:
@@ -131,11 +134,11 @@ def _between_neighbours(axis: _FloatArray, value: _FloatArray, n: int) -> _Float
     stop = np.minimum(np.where(axis > value, axis, np.inf).min(axis=1, keepdims=True), axis[:, -1:])
     steps = start + np.arange(n) * ((stop - start) / (n - 1))
     steps[:, -1:] = stop
-    return np.sort(np.concatenate([steps, value], axis=1), axis=1)  # what was found is not lost
+    return np.sort(np.concatenate([steps, value], axis=1), axis=1)  # keep what was found
 
 
 def ranges_by_method(h: LeadingBitHistogram, target: Target) -> dict[CalibMethod, Range]:
-    """Return what each method chooses, the simplest one's first."""
+    """Return the range that each method chooses, the simplest method first."""
     return {
         CalibMethod.MIN_MAX: min_max_range(h),
         CalibMethod.PERCENTILE: percentile_range(h, PERCENTILE),
@@ -146,9 +149,9 @@ def ranges_by_method(h: LeadingBitHistogram, target: Target) -> dict[CalibMethod
 
 @np.errstate(all="ignore")
 def best_range(h: LeadingBitHistogram, target: Target) -> tuple[CalibMethod, Range]:
-    """Return the method with the least expected squared error, all channels together, and what it chooses.
+    """Return the method with the least expected squared error over all channels together, and its ranges.
 
-    Of equally good ones the simplest.
+    Among equally good methods, it is the simplest one.
     """
     ranges = ranges_by_method(h, target)
     errors, unit = expected_errors(h, list(ranges.values()), target)

@@ -274,16 +274,16 @@ def test_include_zero(method, axis):
 def test_what_is_no_sequence_of_batches():
     x = np.ones((300, 4, 4))
     with pytest.raises(
-        InvalidArgumentError, match=r"a: expected an iterable of batches where there is an axis, got an arr"
+        InvalidArgumentError, match=r"a: expected an iterable of batches, because there is an axis, got an arr"
     ):
         qatcore.calibrate_model({"a": x}, axis=1)
     with pytest.raises(InvalidArgumentError, match=r"pass \[array\] if it is one batch"):
         qatcore.calibrate_layer(x[0, 0], axis=0)
     with pytest.raises(
-        InvalidArgumentError, match="layer_activations: expected one entry for a layer, got two for 'a'"
+        InvalidArgumentError, match="layer_activations: expected one entry for each layer, got two for 'a'"
     ):
         qatcore.calibrate_model([("a", [x]), ("b", [x]), ("a", [x])])
-    with pytest.raises(InvalidArgumentError, match="resume: expected collectors to go on with, got None"):
+    with pytest.raises(InvalidArgumentError, match="resume: expected collectors of the interrupted run, got None"):
         qatcore.calibrate_model({"a": [x]}, resume=True)
     with pytest.raises(InvalidArgumentError) as caught:
         qatcore.calibrate_model({"a": [x], "b": [x, x[0, 0]]}, axis=1)
@@ -296,8 +296,8 @@ def test_what_does_not_fit_to_go_on_with():
         collector.observe(np.ones((n, 2)))
         return {"a": collector}
 
-    for n, message in ((300, "600 values, which do not end where a batch does: there are 200 before a batch of 400"),
-                       (900, "1800 values, 200 more than there are")):  # fmt: skip
+    for n, message in ((300, "600 values, and the last 200 end inside a batch of 400"),
+                       (900, "1800 values, 200 more than the batches hold")):  # fmt: skip
         given = collectors(n)
         with pytest.raises(InvalidArgumentError, match=f"a: its collector has seen {message}"):
             qatcore.calibrate_model({"a": BATCHES}, collectors=given, resume=True)

@@ -417,11 +417,15 @@ def test_before_the_first_batch():
     [
         ({"axis": 1.5}, TypeError, "axis: expected an integer or a tuple of them, got 1.5"),
         ({"axis": True}, TypeError, "axis: expected an integer or a tuple of them, got True"),
-        ({"axis": 65}, InvalidArgumentError, "axis: expected an axis, .*from -64 to 64, got 65"),
+        ({"axis": 65}, InvalidArgumentError, "axis: expected one axis, .*from -64 to 64, got 65"),
         ({"axis": 0, "groups": 2**60}, InvalidArgumentError, "groups: expected at most 4503599627370496, got"),
         ({"axis": "0"}, TypeError, "axis: expected an integer or a tuple of them, got '0'"),
-        ({"axis": ()}, InvalidArgumentError, r"axis: expected an axis, or several that differ, .*, got \(\)"),
-        ({"axis": (1, 1)}, InvalidArgumentError, r"axis: expected an axis, or several that differ, .*, got \(1, 1\)"),
+        ({"axis": ()}, InvalidArgumentError, r"axis: expected one axis, or several different ones, .*, got \(\)"),
+        (
+            {"axis": (1, 1)},
+            InvalidArgumentError,
+            r"axis: expected one axis, or several different ones, .*, got \(1, 1\)",
+        ),
         ({"groups": 4}, InvalidArgumentError, "groups: expected an axis to group along, got none"),
         ({"axis": 0, "groups": 0}, InvalidArgumentError, "groups: expected at least 1, got 0"),
         ({"axis": 0, "groups": "a"}, TypeError, "groups: expected an integer, got str"),
@@ -438,7 +442,11 @@ def test_wrong_arguments(arguments, error, message):
         ({"axis": 1}, np.ones(3), "x: expected an array with axis 1, got one of 1 dimensions"),
         ({"axis": -3}, np.ones((3, 3)), "x: expected an array with axis -3, got one of 2 dimensions"),
         ({"axis": 0}, 1.0, "x: expected an array with axis 0, got one of 0 dimensions"),
-        ({"axis": (0, -1)}, np.ones(3), r"x: expected an array in which axes \(0, -1\) differ, got one of 1 dimension"),
+        (
+            {"axis": (0, -1)},
+            np.ones(3),
+            r"x: expected an array in which axes \(0, -1\) are different, got one of 1 dim",
+        ),
         ({"axis": 1, "groups": 4}, np.ones((2, 6)), "x: expected a multiple of 4 along axis 1 for groups=4, got 6"),
     ],
 )
@@ -463,7 +471,9 @@ def test_what_does_not_fit_changes_nothing():
         with pytest.raises(InvalidArgumentError, match=f"other: .*{kind}"):
             collector.merge(other)
     for index in (3, -4, (0, 0), ()):
-        with pytest.raises(InvalidArgumentError, match=r"index: expected one into channels of shape \(3,\)"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"index: expected the index of a channel, for channels of shape \(3,\)"
+        ):
             collector.channel(index)
     with pytest.raises(TypeError, match="index: expected an integer"):
         collector.channel("a")
@@ -474,7 +484,7 @@ def test_more_values_than_can_be_counted():
     """Refused before a count could wrap, which would lead out of bounds."""
     collector = observed(np.ones((3, EXACT_LIMIT)), axis=0)
     doublings = 0
-    with pytest.raises(InvalidArgumentError, match="other: expected at most 4503599627370496 values, got more in all"):
+    with pytest.raises(InvalidArgumentError, match="other: expected at most 4503599627370496 values in all, got more"):
         while True:
             collector.merge(collector)
             doublings += 1

@@ -272,15 +272,17 @@ def test_messages(tmp_path):
     path = tmp_path / "c.npz"
     CalibrationCollector().save(path)
     with_header(path, version=2)
-    with pytest.raises(InvalidArgumentError, match="made by a newer qatcore: format 2, this one reads 1"):
+    with pytest.raises(
+        InvalidArgumentError, match="made by a newer qatcore: expected format 1 or less, got 2; upgrade"
+    ):
         CalibrationCollector.load(path)
     qatcore.save_calibration(path, collectors())
     with pytest.raises(
-        InvalidArgumentError, match=r"c\.npz: expected one collector, got 7; load_calibration reads them"
+        InvalidArgumentError, match=r"c\.npz: expected one collector, got 7; read the file with load_calibration"
     ):
         CalibrationCollector.load(path)
     with_header(path, sha256="0" * 64)
-    with pytest.raises(InvalidArgumentError, match="its contents do not have the digest that it names"):
+    with pytest.raises(InvalidArgumentError, match="its contents do not match the digest in its header"):
         qatcore.load_calibration(path)
 
 

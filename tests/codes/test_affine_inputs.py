@@ -203,7 +203,7 @@ def refused_outs(shape, dtype):
     yield np.full((6, 2), 7).astype(dtype), InvalidArgumentError, r"out: expected shape \(3, 4\), got \(6, 2\)"
     yield np.full((3, 1), 7).astype(dtype), InvalidArgumentError, r"out: expected shape \(3, 4\), got \(3, 1\)"
     yield np.full(shape, 7), InvalidArgumentError, r"out: expected .*, got int64"
-    yield np.ma.array(np.full(shape, 7).astype(dtype)), TypeError, "out: masked arrays are not written"
+    yield np.ma.array(np.full(shape, 7).astype(dtype)), TypeError, "out: expected a plain array, got a masked one"
     yield [[7] * 4] * 3, TypeError, "out: expected an ndarray, got list"
 
 
@@ -409,9 +409,9 @@ def test_axes_of_another_type(call, axis, kind):
 
 
 def test_masked_scales():
-    with pytest.raises(TypeError, match=r"^scale: masked arrays are not read"):
+    with pytest.raises(TypeError, match=r"^scale: expected a plain array, got a masked one"):
         qatcore.quantize(X, np.ma.array([1.0] * 3), axis=0)
-    with pytest.raises(TypeError, match=r"^zero_point: masked arrays are not read"):
+    with pytest.raises(TypeError, match=r"^zero_point: expected a plain array, got a masked one"):
         qatcore.quantize(X, [1.0] * 3, np.ma.array([1] * 3), axis=0)
 
 

@@ -160,7 +160,7 @@ def test_show_config_tells_what_was_left_out(monkeypatch, capsys):
     monkeypatch.setattr(dispatch, "missing_modules", lambda: ["_kernels_v4", "_gemm_amx"])
     qatcore.show_config()
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "not built:    _kernels_v4, _gemm_amx (the compiler lacked their flags)"
+        "not built:    _kernels_v4, _gemm_amx (the compiler does not know their flags)"
     )
 
 

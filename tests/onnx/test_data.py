@@ -338,7 +338,7 @@ def test_tuples_that_do_not_fit_are_refused(given, message):
 
 
 def test_masks_are_not_lost():
-    with pytest.raises(TypeError, match="batch 0: x: masked arrays are not read"):
+    with pytest.raises(TypeError, match="batch 0: x: expected a plain array, got a masked one"):
         list(Data([np.ma.masked_invalid(batch()["x"])], ONE))
 
 
