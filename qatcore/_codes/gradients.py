@@ -78,7 +78,8 @@ def fake_quantize_backward(
     Parameters
     ----------
     grad : array_like, shape of `x`
-        Gradient of the loss for the result of ``fake_quantize(x, scale, zero_point, dtype=dtype, axis=axis)``.
+        Gradient of the loss with respect to the result of
+        ``fake_quantize(x, scale, zero_point, dtype=dtype, axis=axis)``.
     x : array_like, any shape
         float32, float64, float16 or bfloat16; integers are taken as float64.
     scale : float or array_like, shape (1,), or (x.shape[axis],) with an axis
