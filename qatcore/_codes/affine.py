@@ -403,8 +403,8 @@ def fake_quantize(
     scalar or ndarray, like `x`
         In x's floating type; float64 for integers.  `out` itself if it is given.
     mask : ndarray of bool, shape of `x`, if `return_mask`
-        True where nothing was clipped, so that the gradient passes straight through.  An integer is not clipped if the
-        rounded value is within the range of the codes.  In a floating-point format, a value is not clipped if the
+        True where nothing was clipped, so that the gradient passes straight through.  For integer codes, this means
+        that ``round_half_even(x / scale) + zero_point`` is a code.  For floating-point formats, it means that the
         magnitude of ``x / scale`` is at most the greatest value.  False for NaN.
 
     Raises

@@ -70,11 +70,11 @@ def quantize_mx(
 
     Notes
     -----
-    This follows OCP Microscaling Formats (MX) v1.0, sections 5 and 6.3.  A block's scale is 2**e, with e from -127 to
-    127.  Here e is the exponent of the block's greatest magnitude, less the exponent of the format's greatest value.
-    The latter is 2 for float4_e2m1fn, 8 for float8_e4m3fn, 15 for float8_e5m2 and 0 for int8.  The elements are
-    divided by the scale and rounded to nearest, ties to even, saturating.  int8 codes are -127 to 127, and count
-    multiples of 2**-6.
+    This follows OCP Microscaling Formats (MX) v1.0, sections 5 and 6.3.  A block's scale is 2**e.  Here e is
+    the exponent of the block's greatest magnitude, less the exponent of the format's greatest value, clipped to -127
+    to 127.  The format's exponent is 2 for float4_e2m1fn, 8 for float8_e4m3fn, 15 for float8_e5m2 and 0 for int8.  The
+    elements are divided by the scale and rounded to nearest, ties to even, saturating.  int8 codes are -127 to 127, and
+    count multiples of 2**-6.
 
     The standard leaves infinities and NaN open.  Here an infinity counts as the greatest finite number of the type
     computed in, and saturates.  A block that holds a NaN has the scale NaN and codes 0, so all its values are NaN.
