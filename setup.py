@@ -1,16 +1,18 @@
 """Build the compiled extensions.
 
-Everything else about the package is in pyproject.toml.  Three switches, read from the environment:
+Everything else about the package is in pyproject.toml.  Three environment variables change the build:
 
 ``QATCORE_DEBUG=1``
-    bounds checks in every kernel, little optimisation
-``QATCORE_SANITIZE=1``
-    AddressSanitizer and UndefinedBehaviorSanitizer (see CONTRIBUTING.md for how to run the result)
-``QATCORE_EMULATE=1``
-    the AMX module in plain C, the AVX-VNNI one with AVX-512's form of its instruction, and a CPU probe that finds both
-    where there is AVX-512 VNNI: for tests
+    Check bounds in every kernel, and optimise little.
 
-The same kernel source is compiled once for each CPU level, see docs/internals.md.
+``QATCORE_SANITIZE=1``
+    Add AddressSanitizer and UndefinedBehaviorSanitizer.  CONTRIBUTING.md says how to run the result.
+
+``QATCORE_EMULATE=1``
+    For tests: build the AMX module in plain C, and the AVX-VNNI module with AVX-512's form of its instruction.  The
+    CPU probe then finds both on any CPU with AVX-512 VNNI.
+
+The same kernel source is compiled once for each CPU level; see docs/internals.md.
 """
 
 import os
@@ -29,10 +31,11 @@ SANITIZE = os.environ.get("QATCORE_SANITIZE", "0") == "1"
 EMULATE = os.environ.get("QATCORE_EMULATE", "0") == "1"
 VARIANT = ("sanitize" if SANITIZE else "debug" if DEBUG else "release") + ("-emulate" if EMULATE else "")
 
-# Contraction into FMA and value-changing maths are off because they change bits: every level must
-# give the same numbers.  errno and trapping maths only keep the compiler from vectorising.
-# Python's own flags ask for debug information: a release has it stripped, and reports of the others need no more
-# than lines.  With the sanitizers it takes half of the time of compiling.
+# Contraction into FMA and value-changing maths are off because they change bits, and every level must give the same
+# numbers.  Support for errno and trapping maths is off because it only keeps the compiler from vectorising.
+#
+# Python's own flags ask for debug information.  A release drops it, and the reports of other builds need only line
+# numbers.  With the sanitizers, full debug information takes half of the compile time.
 COMMON = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 if SANITIZE:
     COMMON = [
@@ -51,7 +54,7 @@ if EMULATE:
 LINK = ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG else ["-Wl,-s"]
 
 KERNELS = "qatcore/_kernels.pyx"
-# Source and compiler flags of each module; the first is the baseline that every machine imports.
+# Source and compiler flags of each module.  The first is the baseline, which every machine imports.
 if platform.machine().lower() in ("x86_64", "amd64"):
     V3 = ["-march=x86-64-v3"]
     V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
@@ -67,23 +70,23 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 else:
     MODULES = {"_kernels": (KERNELS, [])}
 
-# Bounds checks stay off under the sanitizers, which would otherwise never see an overrun.
+# Bounds checks stay off under the sanitizers; otherwise these would never see an overrun.
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": DEBUG,
     "wraparound": False,
     "initializedcheck": DEBUG,
     "cdivision": True,
-    "autotestdict": False,  # there are no doctests in the kernels, and _kernels.pyi would have to list it
+    "autotestdict": False,  # the kernels have no doctests, and _kernels.pyi would have to list `__test__`
     "embedsignature": True,
     "embedsignature.format": "python",
 }
 
 
 def compiler_accepts(compiler: list[str], flags: list[str]) -> bool:
-    """Whether a tiny program compiles with these flags.
+    """Return whether a tiny program compiles with these flags.
 
-    Probing is preferred to ``Extension(optional=True)``, which would hide real errors as well.
+    ``Extension(optional=True)`` would need no probe, but it would hide real errors as well.
     """
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "probe.c")
@@ -99,8 +102,8 @@ class BuildLevels(build_ext):
     """Build what this compiler can build."""
 
     def build_extensions(self) -> None:
-        """Drop the flags that the compiler does not know, and the modules whose instructions it does not."""
-        # None unless it is a Unix-like compiler; others build the baseline with their defaults.
+        """Drop the flags that the compiler does not know, and the modules that need such instructions."""
+        # Only Unix-like compilers have this attribute; others build the baseline with their defaults.
         compiler = getattr(self.compiler, "compiler_so", None)
         kept = []
         for extension in self.extensions:
@@ -113,8 +116,8 @@ class BuildLevels(build_ext):
             if extension.name == "qatcore._kernels" or not missing:
                 kept.append(extension)
             else:
-                print(f"qatcore: no {extension.name}, this compiler lacks {' '.join(missing)}", file=sys.stderr)
-        # The longest first, for the shorter ones to fill the time of the last.
+                print(f"qatcore: skipping {extension.name}, this compiler lacks {' '.join(missing)}", file=sys.stderr)
+        # Start the longest ones first, so that shorter ones run beside the last of them.
         self.extensions = sorted(
             kept, key=lambda extension: ("_kernels" in extension.name, extension.name), reverse=True
         )
@@ -122,11 +125,10 @@ class BuildLevels(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """One extension a module, several of them from one source.
+    """Return one extension for each module; several of them have the same source.
 
-    ``cythonize`` is called once a module with a directory of its own, and the flags are set afterwards:
-    with flags given before, one module's leak into the next, and one call for all refuses to compile
-    a source twice.
+    Each module has a call of ``cythonize`` and a directory of its own, because one call for all refuses to compile
+    a source twice.  The flags are set afterwards, because flags given before leak into the next module.
     """
     built = []
     for name, (source, flags) in MODULES.items():
@@ -147,6 +149,6 @@ setup(
     options={
         "build": {"build_base": f"build/{VARIANT}"},
         "build_ext": {"parallel": True},
-        "egg_info": {"egg_base": "build"},  # there since cythonize; the source tree stays clean
+        "egg_info": {"egg_base": "build"},  # cythonize makes it; the source tree stays clean
     },
 )

@@ -1,6 +1,8 @@
-# What the kernels take: contiguous arrays of exactly these types.  `_kernels_v3` and `_kernels_v4` are
-# the same source for other CPU levels, and the GEMM modules have its `multiply` and `multiply_scaled`: they are
-# imported by name only and have no stubs of their own.
+# The kernels take arrays of exactly these types.  They must be contiguous, except `x` of `gather_values` and
+# `tabulate_channels`, and `b` of `pack_int8`.
+#
+# `_kernels_v3` and `_kernels_v4` are the same source for other CPU levels, and the GEMM modules have only `multiply`
+# and `multiply_scaled`.  The package imports them by name, so they have no stubs of their own.
 
 from typing import Any, overload
 
@@ -50,7 +52,7 @@ def encode_e4m3(
     scale: NDArray[np.float64],
 ) -> None: ...
 
-# --- elementwise, by ONNX's rounding; codes of less than 8 bits have a byte each
+# --- elementwise, by ONNX's rounding; codes of fewer than 8 bits take a byte each
 
 def quantize_integer(
     x: NDArray[np.float32] | NDArray[np.float64],

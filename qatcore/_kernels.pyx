@@ -1,13 +1,13 @@
 # The compiled loops of qatcore; kernels/README.md says which file has what.
 #
-# This source is compiled once for each CPU level (see setup.py), so a function here must give the
-# same bits whatever instructions the compiler chooses: no libm beyond rint, trunc, floor, fabs and copysign
-# (all exact), no contraction, and no sum whose order depends on the vector width.
+# setup.py compiles this source once for each CPU level.  So a function here must give the same bits, whatever
+# instructions the compiler chooses.  It uses nothing of libm but rint, trunc, floor, fabs and copysign, which are
+# exact.  It allows no contraction, and no sum with an order that depends on the vector width.
 #
-# Every `def` takes typed memoryviews, releases the GIL, and does nothing else: Python has validated
-# the arguments and allocated the results.  Floating point enters as float32 or float64, C-contiguous.  Those that
-# change what threads share keep the GIL; the modules do not declare that they do without, so that a free-threaded
-# Python turns it on.
+# Every `def` takes typed memoryviews, releases the GIL, and runs a loop.  Python has validated the arguments and
+# allocated the results.  Floating-point arrays are float32 or float64, and C-contiguous unless a signature says
+# otherwise.  Functions that change data shared by threads keep the GIL.  The modules do not declare that they can do
+# without it, so a free-threaded Python turns it on.
 
 from libc.math cimport copysign, fabs, floor, rint, rintf, trunc
 from libc.stdint cimport (

@@ -1,7 +1,7 @@
-"""Calibration on a Dask cluster, to the same bits as on one machine; needs Dask, the extra ``dask``.
+"""Calibrate on a Dask cluster, to the same bits as on one machine; needs Dask, the extra ``dask``.
 
-Every block is observed where it is, and only collectors travel: they are merged in a tree.  Nothing here depends on
-the scheduler: it runs on threads, processes, or whatever `distributed.Client` is active.
+Each block is observed where it is.  Only collectors travel, and they are merged in a tree.  Any scheduler works:
+threads, processes, or the active `distributed.Client`.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ from ._calibration.collector import CalibrationCollector
 
 __all__ = ["calibrate_model", "collect"]
 
-#: An array that is in blocks, or batches.
+#: A Dask array, or batches.
 Batches: TypeAlias = dask.array.Array | Iterable[Delayed | npt.ArrayLike]
 
-_FAN_IN = 8  # collectors merged by one task
+_FAN_IN = 8  # collectors that one task merges
 
 
 def collect(x: Batches, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> Delayed:
-    """Return a delayed `CalibrationCollector` that will have observed all of a Dask array or of some batches.
+    """Return a delayed `CalibrationCollector` that observes a whole Dask array or all batches.
 
     Parameters
     ----------
     x : dask.array.Array, or iterable of delayed or array_like
-        An array of any chunks, or batches, each as `CalibrationCollector.observe` takes it.  Another array of one
-        dimension is one batch.
+        A Dask array with any chunks, or batches that `CalibrationCollector.observe` takes.  A one-dimensional array
+        that is not Dask's is one batch.
     axis, groups : optional
-        As `CalibrationCollector` takes them.  An array may be cut along its channels as well.
+        As for `CalibrationCollector`.  Chunks may split a Dask array along its channels as well.
 
     Returns
     -------
     dask.delayed.Delayed
-        ``.compute()`` gives the collector, equal to one that has observed everything locally.
+        ``.compute()`` returns the collector, which equals one that observed everything locally.
 
     Raises
     ------
     InvalidArgumentError
-        If `axis` or `groups` do not fit the array; for batches when they are computed.
+        If `axis` or `groups` does not fit the array.  For batches, the error comes when they are computed.
     TypeError
-        If `x` is neither, or does not hold real numbers, or an argument has a wrong type.
+        If `x` is neither a Dask array nor batches, or does not hold real numbers.  If another argument has a wrong
+        type.
 
     Examples
     --------
@@ -92,21 +93,21 @@ def calibrate_model(
     axis: int | tuple[int, ...] | None = None,
     groups: int | None = None,
 ) -> list[QuantizationSpec]:
-    """Return a specification for each layer of a model, as `qatcore.calibrate_model` does, to the bit.
+    """Return a specification for each layer of a model, to the same bits as `qatcore.calibrate_model`.
 
-    All layers are observed in one computation, on the scheduler or the `distributed.Client` that is active.
+    One computation observes all layers, on the active scheduler or `distributed.Client`.
 
     Parameters
     ----------
     layer_activations : mapping or sequence of pairs
-        From a layer's name to an array or batches, each as `collect` takes it.
+        For each layer's name, an array or batches that `collect` takes.
     method : CalibMethod or str
-        ``AUTO`` chooses for each layer, and the specification says what.
+        ``AUTO`` chooses a method for each layer, and the specification names it.
     bits : QuantBits or str
     symmetric, include_zero : bool
         As the methods of `CalibrationCollector` take them.
     axis, groups : optional
-        For a scale for each channel, as `CalibrationCollector` takes them.
+        As for `CalibrationCollector`, to get a scale for each channel.
 
     Returns
     -------
@@ -116,15 +117,15 @@ def calibrate_model(
     Raises
     ------
     InvalidArgumentError
-        If `method` or `bits` is unknown, two layers have one name, or a batch does not have the axis, or as many
-        channels as others.
+        If `method` or `bits` is unknown, or two layers have the same name.  If a batch does not have the axis, or has
+        more or fewer channels than others.
     TypeError
         If an entry is not a name with batches, or a batch does not hold real numbers.
 
     Warns
     -----
     CalibrationWarning
-        For each layer with fewer than 256 finite values, of any channel.
+        For each layer that has fewer than 256 finite values in total, or in any channel.
 
     Examples
     --------
@@ -148,7 +149,7 @@ def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:
     axes = kind._normalised_axes(x.ndim)
     if any(np.isnan(x.shape[axis]) for axis in axes):
         raise InvalidArgumentError(
-            f"x: expected chunks of known size along axis {kind.axis}; compute_chunk_sizes() helps"
+            f"x: expected chunks of known size along axis {kind.axis}, got unknown sizes; call x.compute_chunk_sizes()"
         )
     shape = kind._channels_of(x.shape)
     x = _with_whole_groups(x, axes[-1], kind.groups)
@@ -160,7 +161,7 @@ def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:
 
 
 def _with_whole_groups(x: Any, axis: int, groups: int) -> Any:
-    """Return the array cut so that no group is in two blocks."""
+    """Return the array with chunks that split no group."""
     edges = np.cumsum([0, *x.chunks[axis]])
     if edges[-1] == 0:
         return x
@@ -187,7 +188,7 @@ def _observe_block(
 
 
 def _merge(collectors: list[CalibrationCollector]) -> CalibrationCollector:
-    # Into a new one: Dask may need the old ones again.
+    # Merge into a new collector, because Dask may need the old ones again.
     total = _fresh(collectors[0])
     for collector in collectors:
         try:

@@ -1,4 +1,4 @@
-"""Pictures of what a collector has observed; needs Matplotlib, the extra ``plot``."""
+"""Draw what a collector has observed; needs Matplotlib, the extra ``plot``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ._calibration.thresholds import ranges_by_method
 
 __all__ = ["histogram"]
 
-_LEAST, _GREATEST = 1e-305, 1e305  # beyond, Matplotlib's own arithmetic overflows
+_LEAST, _GREATEST = 1e-305, 1e305  # beyond these, Matplotlib's arithmetic overflows
 _BARS = 400
 _CANDIDATES = 300
 _LINES = {
@@ -47,20 +47,20 @@ def histogram(
     symmetric: bool = False,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw the distribution that a collector has observed, each method's clip, and what clipping elsewhere costs.
+    """Draw the observed distribution, the range that each method chooses, and the error of other ranges.
 
-    Above, how many values there are in equal intervals, on a logarithmic axis, and the range that each method
-    chooses.  Below, the expected squared error, relative to the least one shown, if one end of the range is moved to
-    where the curve is and the other stays where the MSE search has it; for symmetric and FP8 codes both ends move.
+    The upper plot shows how many values lie in equal intervals, on a logarithmic axis, and the range that each method
+    chooses.  The lower plot shows the expected squared error, divided by the least one shown.  Along a curve, one end
+    of the range moves, and the other stays where the MSE search puts it.  For symmetric and FP8 codes, both ends move.
 
     Parameters
     ----------
     collector : CalibrationCollector
-        Without an axis; ``collector.channel(i)`` and ``collector.pooled()`` give such ones.
+        A collector without an axis, such as ``collector.channel(i)`` or ``collector.pooled()``.
     bits : QuantBits or str
     symmetric : bool
     figure : matplotlib.figure.Figure, optional
-        An empty one to draw into; a new one of 8 by 6 inches if left out.
+        An empty figure to draw into.  If left out, it is a new one of 8 by 6 inches.
 
     Returns
     -------
@@ -70,8 +70,8 @@ def histogram(
     Raises
     ------
     InvalidArgumentError
-        If the collector has an axis, or has observed no two finite values that differ, or none between 1e-305 and 1e305
-        in magnitude or one beyond, or the figure is not empty.
+        If the collector has an axis, or has not observed two different finite values.  If the greatest magnitude it has
+        observed is not between 1e-305 and 1e305.  If the figure is not empty.
     TypeError
         If an argument has a wrong type.
 
@@ -88,13 +88,13 @@ def histogram(
     bits, symmetric = as_member(QuantBits, bits, "bits"), as_flag(symmetric, "symmetric")
     if collector.axis is not None:
         raise InvalidArgumentError(
-            f"collector: expected one without an axis, as channel() and pooled() return, got {collector!r}"
+            f"collector: expected a collector without an axis, got {collector!r}; pass its channel(i) or pooled()"
         )
     h = collector._histogram
     low, high = float(h.low[0]), float(h.high[0])
     if not (low < high and _LEAST < max(abs(low), abs(high)) < _GREATEST):
         raise InvalidArgumentError(
-            f"collector: expected a range of values between {_LEAST:g} and {_GREATEST:g} in magnitude, "
+            f"collector: expected different values, the greatest magnitude between {_LEAST:g} and {_GREATEST:g}, "
             f"got {collector!r}"
         )
     if figure is None:
@@ -102,7 +102,7 @@ def histogram(
     elif not isinstance(figure, Figure):
         raise TypeError(f"figure: expected a matplotlib Figure, got {type(figure).__name__}")
     elif figure.axes:
-        raise InvalidArgumentError(f"figure: expected an empty one, got one with {len(figure.axes)} axes")
+        raise InvalidArgumentError(f"figure: expected an empty figure, got one with {len(figure.axes)} axes")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     target = Target(bits, symmetric)
     ranges = ranges_by_method(h, target)
@@ -117,9 +117,9 @@ def histogram(
             ends = _mirrored(start, stop, h)
             label = f"{method.value}: ±{abs(ends[0]):.4g}"
         for end in ends:
-            # Behind the bars, which may be narrow.
+            # Draw the lines behind the bars, which may be narrow.
             above.axvline(end, color=colour, linestyle=style, linewidth=1.3, label=label, zorder=0.5)
-            label = "_"  # the second line is not another entry
+            label = "_"  # the second line gets no entry in the legend
     above.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     kind = "FP8" if bits is QuantBits.FP8 else f"{bits.value}, {'symmetric' if symmetric else 'affine'}"
     above.set_title(f"{int(h.n_elements[0]):,} values; clips for {kind}", fontsize="medium")
@@ -127,17 +127,17 @@ def histogram(
 
 
 def _mirrored(start: float, stop: float, h: LeadingBitHistogram) -> list[float]:
-    """Return the ends of a symmetric range on those sides where there are values."""
+    """Return the ends of a symmetric range, on the sides that have values."""
     clip = max(abs(start), abs(stop))
     return [end for end, there in ((-clip, h.low[0] < 0.0), (clip, h.high[0] > 0.0)) if there]
 
 
 def _draw_counts(axes: Axes, h: LeadingBitHistogram, low: float, high: float) -> None:
-    """Draw the histogram, its bins spread over equal intervals."""
+    """Draw the histogram, with its bins spread over equal intervals."""
     edges = low + np.arange(_BARS + 1) * ((high - low) / _BARS)
     edges[-1] = high
     pieces = h.pieces()
-    # How much of the mass is below each edge.
+    # The mass below each edge.
     below = np.zeros(_BARS + 1)
     for start, stop, mass in zip(pieces.low, pieces.high, pieces.mass, strict=True):
         below += mass * np.clip((edges - start) / (stop - start), 0.0, 1.0)
@@ -179,7 +179,7 @@ def _draw_errors(axes: Axes, h: LeadingBitHistogram, ranges: dict[CalibMethod, R
     unit = unit if unit < np.inf else 1.0
 
     def drawn(cost: Any) -> Any:
-        """Return a cost as there is a place for it: codes without any error are drawn below all others."""
+        """Return the height at which to draw a cost; the logarithmic axis has no 0, so 0 goes below all others."""
         return np.maximum(cost / unit, 0.5)
 
     for places, cost in curves:

@@ -76,7 +76,7 @@ def test_given_figure():
 
     figure = Figure()
     assert plot.histogram(observed([1.0, 2.0]), figure=figure) is figure
-    with pytest.raises(InvalidArgumentError, match="figure: expected an empty one, got one with 2 axes"):
+    with pytest.raises(InvalidArgumentError, match="figure: expected an empty figure, got one with 2 axes"):
         plot.histogram(observed([1.0, 2.0]), figure=figure)
     with pytest.raises(TypeError, match="figure: expected a matplotlib Figure, got int"):
         plot.histogram(observed([1.0, 2.0]), figure=3)
@@ -85,12 +85,18 @@ def test_given_figure():
 @pytest.mark.parametrize(
     ("collector", "message"),
     [
-        (CalibrationCollector(), "expected a range of values between 1e-305 and 1e\\+305 in magnitude"),
-        (observed([3.0, 3.0, np.nan]), "expected a range of values between 1e-305 and 1e\\+305 in magnitude"),
-        (observed(np.arange(1, 10_000) * 5e-324), "expected a range of values between"),
-        (observed([0.0, 1.7e308]), "expected a range of values between"),
-        (observed([-1.7e308, 1.7e308]), "expected a range of values between 1e-305 and 1e\\+305 in magnitude"),
-        (observed(np.ones((2, 2)), axis=0), r"expected one without an axis, as channel\(\) and pooled\(\) return"),
+        (CalibrationCollector(), "expected different values, the greatest magnitude between 1e-305 and 1e\\+305"),
+        (observed([3.0, 3.0, np.nan]), "expected different values, the greatest magnitude between 1e-305 and 1e\\+305"),
+        (observed(np.arange(1, 10_000) * 5e-324), "expected different values, the greatest magnitude between"),
+        (observed([0.0, 1.7e308]), "expected different values, the greatest magnitude between"),
+        (
+            observed([-1.7e308, 1.7e308]),
+            "expected different values, the greatest magnitude between 1e-305 and 1e\\+305",
+        ),
+        (
+            observed(np.ones((2, 2)), axis=0),
+            r"expected a collector without an axis, got .*; pass its channel\(i\) or pooled\(\)",
+        ),
     ],
 )
 def test_what_cannot_be_drawn(collector, message):

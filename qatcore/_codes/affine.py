@@ -33,19 +33,19 @@ from .._base.validation import (
     writable,
 )
 
-#: Types of values.
+#: Types that values may have.
 FLOATS: tuple[type, ...] = (np.float32, np.float64, np.float16, BFLOAT16.type)
-#: Elements with one scale that a kernel's inner loop should have at least.
+#: A kernel's inner loop should have at least this many elements.
 _RUN = 256
 _NO_PARAMETERS = np.empty(0, np.int32)
-#: Scales in between are positive and finite in every type.
+#: Scales between these two are positive and finite in float32 and float64.
 _LEAST_USUAL, _GREATEST_USUAL = 1e-37, 1e38
 
 Scalar: TypeAlias = float | np.generic
 
 
 class _Rest(TypedDict, total=False):
-    """What overloads have in common: no result's type depends on it."""
+    """Parameters that all overloads share; no result's type depends on them."""
 
     axis: int | None
     block_size: int | None
@@ -115,40 +115,42 @@ def quantize(
     ----------
     x : scalar or array_like, any shape
         float32, float64, float16 or bfloat16; integers are taken as float64.
-    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
-        Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
-        ``x.shape[axis] // block_size`` along the axis.
-    zero_point : int, or array_like, of the shape that `scale` may have
-        Among the codes; 0 for floating-point formats.
+    scale : float or array_like, shape (1,), or (x.shape[axis],) with an axis
+        Positive and finite, also when rounded to float32 if `x` is computed in float32.  With `block_size`, it has
+        the shape of `x`, but ``x.shape[axis] // block_size`` elements along the axis.
+    zero_point : int, or array_like with a shape that `scale` may have
+        Within the range of the codes; 0 for floating-point formats.
     dtype : str, dtype or QuantBits
-        Of the codes: int2, uint2, int4, uint4, int8, uint8, int16, uint16, float8_e4m3fn, float8_e5m2 or
+        Type of the codes: int2, uint2, int4, uint4, int8, uint8, int16, uint16, float8_e4m3fn, float8_e5m2 or
         float4_e2m1fn.
     axis : int, optional
-        Along which scales and zero points lie; without it there is one for all.
+        Axis along which scales and zero points vary.  Without it, all elements share one of each.
     block_size : int, optional
-        How many neighbours along the axis share a scale and a zero point.
+        How many neighbouring elements along the axis share a scale and a zero point.
     out : ndarray of `dtype`, shape of `x`, optional
-        Where the codes are written.
+        Array into which the codes are written.
 
     Returns
     -------
     scalar or ndarray of `dtype`, shape of `x`
+        The codes; `out` itself if it is given.
 
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, `block_size` does not
-        divide its length, or `dtype` or `out` is not as described.
+        If a scale or zero point is out of its range or has a wrong shape.  If `axis` is not an axis of `x`, or
+        `block_size` does not divide its length.  If `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
     Notes
     -----
-    ONNX's QuantizeLinear.  float64 is computed in float64, the other floating types in float32, with the scale
-    rounded to that type; the division is a true one.  The code of NaN is the zero point, which stands for 0;
-    infinities saturate.  Floating-point formats are rounded half to even, once, and saturate at their greatest value;
-    NaN stays NaN, but in float4_e2m1fn, which has none, it is a zero (-0, and 0 where its sign is set, as in
-    ml_dtypes).
+    This is ONNX's QuantizeLinear.  float64 is computed in float64, the other floating types in float32.  The scale is
+    first rounded to that type, and the division is a true one.  Infinities saturate.
+
+    For integer codes, NaN gets the zero point as its code, which stands for 0.  Floating-point formats are rounded half
+    to even, once, and saturate at their greatest value.  NaN stays NaN.  float4_e2m1fn has no NaN; there it becomes -0,
+    or 0 if its sign bit is set, as in ml_dtypes.
 
     Examples
     --------
@@ -228,36 +230,38 @@ def dequantize(
     Parameters
     ----------
     codes : scalar or array_like, any shape
-        Of one of the types that `quantize` gives.
-    scale : float, or array_like, shape (1,) without an axis or (codes.shape[axis],)
-        Positive and finite, also as the type computed in.  With `block_size`, of the shape of `codes` but for
-        ``codes.shape[axis] // block_size`` along the axis.
-    zero_point : int, or array_like, of the shape that `scale` may have
-        Among the codes; 0 for floating-point formats.
+        Codes of a type that `quantize` returns.
+    scale : float or array_like, shape (1,), or (codes.shape[axis],) with an axis
+        Positive and finite, also when rounded to the type computed in.  With `block_size`, it has the shape of
+        `codes`, but ``codes.shape[axis] // block_size`` elements along the axis.
+    zero_point : int, or array_like with a shape that `scale` may have
+        Within the range of the codes; 0 for floating-point formats.
     axis : int, optional
-        Along which scales and zero points lie; without it there is one for all.
+        Axis along which scales and zero points vary.  Without it, all elements share one of each.
     block_size : int, optional
-        How many neighbours along the axis share a scale and a zero point.
+        How many neighbouring elements along the axis share a scale and a zero point.
     dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
-        Of the values; that of `out` where it is given.  float64 is computed in float64, the others in float32.
+        Type of the values.  If `out` is given, its type is used instead.  float64 is computed in float64, the others
+        in float32.
     out : ndarray, shape of `codes`, optional
-        Where the values are written.
+        Array into which the values are written.
 
     Returns
     -------
     scalar or ndarray of `dtype`, shape of `codes`
+        The values; `out` itself if it is given.
 
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit, `axis` is none of codes', `block_size` does not
-        divide its length, or `dtype` or `out` is not as described.
+        If a scale or zero point is out of its range or has a wrong shape.  If `axis` is not an axis of `codes`, or
+        `block_size` does not divide its length.  If `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
     Notes
     -----
-    ONNX's DequantizeLinear.
+    This is ONNX's DequantizeLinear.
 
     Examples
     --------
@@ -372,40 +376,42 @@ def fake_quantize(
     out: AnyArray | None = None,
     return_mask: bool = False,
 ) -> Scalar | AnyArray | tuple[Scalar | AnyArray, Mask]:
-    """Quantise and dequantise: what is left of values that were quantised.
+    """Quantise and dequantise, and return the values that the codes stand for.
 
     Parameters
     ----------
     x : scalar or array_like, any shape
-    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
-        Positive and finite, also as float32 if `x` is computed in float32.  With `block_size`, of x's shape but for
-        ``x.shape[axis] // block_size`` along the axis.
-    zero_point : int, or array_like, of the shape that `scale` may have
-        Among the codes; 0 for floating-point formats.
+        float32, float64, float16 or bfloat16; integers are taken as float64.
+    scale : float or array_like, shape (1,), or (x.shape[axis],) with an axis
+        Positive and finite, also when rounded to float32 if `x` is computed in float32.  With `block_size`, it has
+        the shape of `x`, but ``x.shape[axis] // block_size`` elements along the axis.
+    zero_point : int, or array_like with a shape that `scale` may have
+        Within the range of the codes; 0 for floating-point formats.
     dtype : str, dtype or QuantBits
-        Of the codes in between, one of those that `quantize` gives.
+        Type of the codes in between, one that `quantize` takes.
     axis : int, optional
-        Along which scales and zero points lie; without it there is one for all.
+        Axis along which scales and zero points vary.  Without it, all elements share one of each.
     block_size : int, optional
-        How many neighbours along the axis share a scale and a zero point.
+        How many neighbouring elements along the axis share a scale and a zero point.
     out : ndarray of the result's type, shape of `x`, optional
-        Where the values are written; may be `x`.
+        Array into which the values are written; may be `x`.
     return_mask : bool
-        Whether to return also what was not clipped, from the same pass.
+        Whether to return `mask` as well.  It is computed in the same pass.
 
     Returns
     -------
     scalar or ndarray, like `x`
-        In x's floating type; float64 for integers.
-    mask : ndarray of bool, shape of `x`, if asked for
-        True where the gradient passes straight through: where the rounded value, before it is clipped, is among the
-        codes (in floating-point formats where the value is at most the greatest one).  False for NaN.
+        In x's floating type; float64 for integers.  `out` itself if it is given.
+    mask : ndarray of bool, shape of `x`, if `return_mask`
+        True where nothing was clipped, so that the gradient passes straight through.  For integer codes, this means
+        that ``round_half_even(x / scale) + zero_point`` is a code.  For floating-point formats, it means that the
+        magnitude of ``x / scale`` is at most the greatest value.  False for NaN.
 
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, `block_size` does not
-        divide its length, or `dtype` or `out` is not as described.
+        If a scale or zero point is out of its range or has a wrong shape.  If `axis` is not an axis of `x`, or
+        `block_size` does not divide its length.  If `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
@@ -438,19 +444,19 @@ def fake_quantize(
 
 @contextlib.contextmanager
 def floats_for(result: npt.NDArray[Any], computed: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yield an array to compute in, and see that its values end up in `result`, rounded if need be."""
+    """Yield an array to compute in; its values end up in `result`, rounded if need be."""
     if result.dtype == computed:
         yield result
         return
     values = np.empty(result.shape, computed)
     yield values
-    with np.errstate(all="ignore"):  # NaN is no accident here, and float16 overflows
+    with np.errstate(all="ignore"):  # NaN is expected here, and float16 may overflow
         result[...] = values
 
 
 @dataclass(frozen=True)
 class ScaledFormat:
-    """A format of codes with scales and zero points in the order of an array's elements, for affine.pxi."""
+    """A format of codes, with scales and zero points laid out as kernels/affine.pxi reads them."""
 
     code_format: CodeFormat
     scale: npt.NDArray[Any]
@@ -460,7 +466,7 @@ class ScaledFormat:
     repeats: int = 1
 
     def quantize(self, x: npt.NDArray[Any], codes: npt.NDArray[Any]) -> None:
-        """Write the codes of an array of the type computed in."""
+        """Write the codes of `x`, which has the type computed in."""
         kernels = dispatch.kernels
         kernel = kernels.quantize_float if self._is_float else kernels.quantize_integer
         self._run(kernel, x.reshape(-1), self._stored(codes))
@@ -472,7 +478,7 @@ class ScaledFormat:
         self._run(kernel, self._stored(codes), out.reshape(-1))
 
     def quantize_dequantize(self, x: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-        """Write the values of the codes of an array."""
+        """Quantise `x`, and write the values of its codes."""
         kernels = dispatch.kernels
         kernel = kernels.quantize_dequantize_float if self._is_float else kernels.quantize_dequantize_integer
         self._run(kernel, x.reshape(-1), out.reshape(-1))
@@ -480,7 +486,7 @@ class ScaledFormat:
     def quantize_dequantize_masked(
         self, x: npt.NDArray[Any], out: npt.NDArray[Any], mask: npt.NDArray[np.bool_]
     ) -> None:
-        """Write the values of the codes of an array, and which values were not clipped."""
+        """Quantise `x`, write the values of its codes, and set `mask` where nothing was clipped."""
         flat, flat_out, passes = x.reshape(-1), out.reshape(-1), mask.reshape(-1).view(np.uint8)
 
         def task(start: int, stop: int) -> None:
@@ -491,7 +497,7 @@ class ScaledFormat:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What kernels/gradients.pxi takes for scales and format."""
+        """The arguments for scales and format that kernels/gradients.pxi takes."""
         parameters = self.code_format.parameters
         format_or_none = _NO_PARAMETERS if parameters is None else parameters
         layout = (self.inner, self.pattern, self.repeats)
@@ -529,12 +535,12 @@ def scaled_format(
     block_size: int | None,
     code_format: CodeFormat,
 ) -> ScaledFormat:
-    """Return a format with the scales for an array of a shape, from arguments that are checked."""
+    """Check the arguments, and return a format with the scales for an array of this shape."""
     size = math.prod(shape)
     least, greatest = code_format.least, code_format.greatest
     usual = axis is None and block_size is None and type(scale) is float and type(zero_point) is int
     if usual and _LEAST_USUAL < scale < _GREATEST_USUAL and least <= zero_point <= greatest:
-        # Its checks by way of arrays would take longer than a small array itself.
+        # Checking these scalars as arrays would take longer than quantising a small array.
         return constant(code_format, np.array([scale], computed), np.array([zero_point], np.int32), size)
     position = None if axis is None else as_axis(axis, len(shape))
     blocks = None if block_size is None else as_blocks(block_size, shape, position)
@@ -543,7 +549,7 @@ def scaled_format(
     elif position is not None:
         expected = (shape[position],)
     else:
-        expected = (1,)  # which ONNX takes for a scalar
+        expected = (1,)  # ONNX treats this shape as a scalar
     scales = _as_positive(scale, expected, computed, scalar=position is None)
     zero_points = as_zero_points(zero_point, expected, "zero_point")
     right = (zero_points >= least) & (zero_points <= greatest)
@@ -552,7 +558,7 @@ def scaled_format(
         raise InvalidArgumentError(
             f"zero_point: expected {range_of_codes} for {code_format.dtype}, got {first_wrong(zero_points, right)}"
         )
-    # Copies: `out` may lie where they do.
+    # Copies, because `out` may share their memory.
     scales, zero_points = scales.reshape(-1), np.array(np.broadcast_to(zero_points, expected)).reshape(-1)
     if position is None or not size:
         return constant(code_format, scales, zero_points, size)
@@ -565,17 +571,17 @@ def scaled_format(
 def constant(
     code_format: CodeFormat, scale: npt.NDArray[Any], zero_point: npt.NDArray[np.int32], size: int
 ) -> ScaledFormat:
-    """Return a format with one scale for an array of a size."""
+    """Return a format with one scale for all `size` elements of an array."""
     return ScaledFormat(code_format, scale, zero_point, inner=max(size, 2))
 
 
 def channelwise(
     code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int
 ) -> ScaledFormat:
-    """Return a format in which each scale is for a run of `inner` elements, again and again."""
+    """Return a format that applies each scale to `inner` elements in turn, and then starts again."""
     if inner >= _RUN:
         return ScaledFormat(code_format, scales, zero_points, inner)
-    # One pattern, as long as a run should be.
+    # Repeat the scales until one pattern is as long as a run should be.
     repeats = max(1, -(-_RUN // (scales.size * inner)))
     scales, zero_points = (np.tile(np.repeat(array, inner), repeats) for array in (scales, zero_points))
     return ScaledFormat(code_format, scales, zero_points, 1, pattern=scales.size)
@@ -584,12 +590,12 @@ def channelwise(
 def blockwise(
     code_format: CodeFormat, scales: npt.NDArray[Any], zero_points: npt.NDArray[np.int32], inner: int, block: int
 ) -> ScaledFormat:
-    """Return a format in which `inner` scales are for `block` rows of `inner` elements, and then the next ones."""
+    """Return a format that applies `inner` scales to `block` rows of `inner` elements, then the next ones."""
     if block == 1:
         return ScaledFormat(code_format, scales, zero_points, 1, pattern=scales.size)
     if inner == 1:
         return ScaledFormat(code_format, scales, zero_points, block)
-    # Several rows are one pattern if they are short: that costs memory.
+    # Join short rows into one pattern.  Long rows stay single, because a pattern takes memory.
     rows = next(n for n in (8, 4, 2, 1) if n == 1 or (block % n == 0 and inner * n <= _RUN))
     if rows > 1:
         scales, zero_points = (
@@ -599,28 +605,33 @@ def blockwise(
 
 
 def as_axis(axis: object, ndim: int) -> int:
-    """Return an axis of an array with so many dimensions, counted from the first."""
+    """Return an axis of an array with `ndim` dimensions as a number that is not negative."""
     try:
         position = operator.index(axis)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"axis: expected an integer or None, got {type(axis).__name__}") from None
     if not -ndim <= position < ndim:
-        raise InvalidArgumentError(f"axis: expected one of an array with {ndim} dimensions, got {position}")
+        raise InvalidArgumentError(f"axis: expected an axis of an array with {ndim} dimensions, got {position}")
     return position % ndim
 
 
 def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) -> tuple[int, ...]:
-    """Return the shape of an array's blocks."""
+    """Return the shape of the scales of an array's blocks."""
     size = as_count(block_size, "block_size")
     if position is None:
-        raise InvalidArgumentError("axis: expected one, along which blocks lie, got None")
+        raise InvalidArgumentError(
+            "axis: expected the axis along which blocks lie, got None; pass axis with block_size"
+        )
     if shape[position] % size:
         raise InvalidArgumentError(f"block_size: expected a divisor of the axis's length {shape[position]}, got {size}")
     return *shape[:position], shape[position] // size, *shape[position + 1 :]
 
 
 def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool) -> npt.NDArray[Any]:
-    """Return scales of the expected shape, or a `scalar` one, positive and finite in the type computed in."""
+    """Return a copy of the scales in the type computed in, where they must be positive and finite.
+
+    They must have the expected shape; with `scalar`, a scalar passes too.
+    """
     array = as_array(scale, "scale")
     if array.shape != expected and not (scalar and array.ndim == 0):
         wanted = f"{'a scalar or ' if scalar else ''}shape {expected}"
@@ -630,7 +641,7 @@ def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any],
     right = (scales > 0) & (scales < np.inf)
     if not right.all():
         raise InvalidArgumentError(
-            f"scale: expected positive finite numbers, in {computed} too, got {first_wrong(array, right)}"
+            f"scale: expected positive finite numbers, also in {computed}, got {first_wrong(array, right)}"
         )
     return scales
 

@@ -1,4 +1,4 @@
-"""Gradients of fake quantisation: straight through, and of learned step sizes."""
+"""Gradients of fake quantisation: the straight-through estimator, and learned step sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .._base.types import AnyArray, FloatLike, FloatOrArray, Floats, FloatT
 from .._base.validation import as_array, as_floats, as_number, result_dtype
 from .affine import ScaledFormat, floats_for, scaled_format
 
-_SUMMED = 8  # elements for each partial sum, at least
+_SUMMED = 8  # the least number of elements for each partial sum
 
 
 @overload
@@ -78,43 +78,47 @@ def fake_quantize_backward(
     Parameters
     ----------
     grad : array_like, shape of `x`
-        The loss's gradient for the result of ``fake_quantize(x, scale, zero_point, dtype=dtype, axis=axis)``.
+        Gradient of the loss with respect to the result of
+        ``fake_quantize(x, scale, zero_point, dtype=dtype, axis=axis)``.
     x : array_like, any shape
-    scale : float, or array_like, shape (1,) without an axis or (x.shape[axis],)
-        Positive and finite, also as float32 if `x` is computed in float32.
-    zero_point : int, or array_like, of the shape that `scale` may have
-        Among the codes; 0 for floating-point formats.
+        float32, float64, float16 or bfloat16; integers are taken as float64.
+    scale : float or array_like, shape (1,), or (x.shape[axis],) with an axis
+        Positive and finite, also when rounded to float32 if `x` is computed in float32.
+    zero_point : int, or array_like with a shape that `scale` may have
+        Within the range of the codes; 0 for floating-point formats.
     dtype : str, dtype or QuantBits
-        Of the codes in between, one of those that `quantize` gives.
+        Type of the codes in between, one that `quantize` takes.
     axis : int, optional
-        Along which scales and zero points lie; without it there is one for all.
+        Axis along which scales and zero points vary.  Without it, all elements share one of each.
     grad_factor : float, optional
-        What the gradients for scales and zero points are multiplied by.  LSQ's if left out, ``1 / sqrt(n * greatest)``
-        for n values with one scale and the greatest code (of the floating-point formats the greatest value).
+        Factor that multiplies the gradients for scales and zero points.  If left out, it is LSQ's
+        ``1 / sqrt(n * greatest)``.  There n is the number of values that share a scale, and `greatest` is the greatest
+        code, or the greatest value of a floating-point format.
 
     Returns
     -------
-    grad_x : ndarray, shape of `x`, in x's floating type, float64 for integers
-    grad_scale : float, or ndarray of float64, shape (x.shape[axis],)
-    grad_zero_point : float, or ndarray of float64, shape (x.shape[axis],)
+    grad_x : ndarray, shape of `x`
+        In x's floating type; float64 for integers.
+    grad_scale : float, or ndarray of float64, shape (x.shape[axis],), with an axis
+    grad_zero_point : float, or ndarray of float64, shape (x.shape[axis],), with an axis
 
     Raises
     ------
     InvalidArgumentError
-        If `grad` has another shape than `x`, a scale or zero point is out of its range or does not fit, `axis` is none
-        of x's, `dtype` is unknown, or `grad_factor` is not finite.
+        If `grad` has another shape than `x`.  If a scale or zero point is out of its range or has a wrong shape.  If
+        `axis` is not an axis of `x`, `dtype` is unknown, or `grad_factor` is not finite.
     TypeError
         If an argument has a wrong type.
 
     Notes
     -----
     The straight-through estimator (Bengio et al. 2013) passes the gradient where a value was not clipped.  Learned
-    step sizes (Esser et al. 2020, LSQ; Bhalgat et al. 2020, LSQ+) take rounding for the identity too: with the code q
-    less the zero point, ``d out / d scale`` is ``q - x / scale``, and q where it was clipped, and
-    ``d out / d zero_point`` is ``-scale`` where it was clipped, else 0.  A NaN has no gradient.
+    step sizes (Esser et al. 2020, LSQ; Bhalgat et al. 2020, LSQ+) also treat rounding as the identity.  Let q be the
+    code less the zero point.  Then ``d out / d scale`` is q where the value was clipped, else ``q - x / scale``.
+    ``d out / d zero_point`` is ``-scale`` where the value was clipped, else 0.  All gradients of a NaN are 0.
 
-    float64 is computed in float64, the other floating types in float32; the sums are float64's, in an order that
-    depends on x's shape alone.
+    float64 is computed in float64, the other floating types in float32.  Sums are in float64, and their order depends
+    only on x's shape and `axis`.
 
     Examples
     --------
@@ -142,7 +146,7 @@ def fake_quantize_backward(
 
 
 def as_grad_factor(value: object) -> float:
-    """Return what gradients are multiplied by as a float; it has to be finite."""
+    """Return `grad_factor` as a float, which must be finite."""
     factor = as_number(value, "grad_factor")
     if not math.isfinite(factor):
         raise InvalidArgumentError(f"grad_factor: expected a finite number, got {factor}")
@@ -150,18 +154,19 @@ def as_grad_factor(value: object) -> float:
 
 
 def lsq_factor(n: int, code_format: CodeFormat) -> float:
-    """Return what LSQ multiplies the gradient of a scale by that n values have."""
+    """Return LSQ's factor for the gradient of a scale that n values share."""
     return 1.0 / math.sqrt(max(n, 1) * code_format.ends[1])
 
 
 def add_gradients(
     scaled: ScaledFormat, grad: Floats, x: Floats, grad_x: Floats, *, half_away: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Write the gradient for x, and return the sums of those for scales and, over -scale, zero points: (2, scales).
+    """Write the gradient for x, and return the sums of the gradients for scales and zero points, shape (2, scales).
 
-    Integers are rounded as ONNX does, or half away from zero after the zero point is added.
+    The gradients for zero points are divided by -scale.  Integers are rounded as in ONNX; with `half_away` they are
+    rounded half away from zero, after the zero point is added.
     """
-    # The same parts whatever the threads; few enough for their sums to be small beside the array.
+    # The parts do not depend on the threads.  They are few, so that their sums are small beside the array.
     part = max(GRAIN, _SUMMED * scaled.scale.size)
     starts = range(0, x.size, part)
     sums = np.zeros((len(starts), 2, scaled.scale.size))
@@ -180,7 +185,7 @@ def add_gradients(
 
 
 def channel_sums(sums: npt.NDArray[np.float64], shape: tuple[int, ...], axis: int | None) -> npt.NDArray[np.float64]:
-    """Return the sums of each channel, of which a short one's are found several times in a pattern."""
+    """Return the sums of each channel; a pattern may hold a short channel several times, with a sum each time."""
     if axis is None or sums.shape[1] == shape[axis]:
         return sums
     position = axis % len(shape)

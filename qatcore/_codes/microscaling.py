@@ -1,4 +1,4 @@
-"""Blocks that share a scale which is itself a small number: OCP's microscaling formats and NVIDIA's NVFP4."""
+"""Blocks that share a scale of 8 bits: OCP's microscaling formats and NVIDIA's NVFP4."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _named_format(name: str) -> CodeFormat:
 
 _E2M1 = _named_format("float4_e2m1fn")
 _E2M1_MAX = 6.0
-#: The exponent of each element format's greatest value, and what its codes are multiples of.
+#: For each element format: the exponent of its greatest value, and the factor between codes and values.
 _ELEMENTS = {"float4_e2m1fn": (2, 1.0), "float8_e4m3fn": (8, 1.0), "float8_e5m2": (15, 1.0), "int8": (0, 2.0**-6)}
-#: Without -128, which would be beyond float32 at the greatest scale.
+#: int8 without -128, which would stand for a value beyond float32 at the greatest scale.
 _SYMMETRIC_INT8 = CodeFormat(np.dtype(np.int8), 8, -127, 127)
 _BLOCK_OF_NVFP4 = 16
 _LEAST_E4M3 = 2.0**-9
@@ -38,45 +38,46 @@ _LEAST_E4M3 = 2.0**-9
 def quantize_mx(
     x: npt.ArrayLike, dtype: npt.DTypeLike = "float8_e4m3fn", block_size: int = 32, *, axis: int = -1
 ) -> tuple[AnyArray, AnyArray]:
-    """Quantise to a microscaling format: every block of neighbours shares a power of two.
+    """Quantise to a microscaling format, in which each block shares a power of two as its scale.
 
     Parameters
     ----------
     x : array_like, at least one dimension
         float32, float64, float16 or bfloat16; integers are taken as float64.
     dtype : {"float8_e4m3fn", "float8_e5m2", "float4_e2m1fn", "int8"} or dtype
-        Of the elements' codes.
+        Type of the codes.
     block_size : int
-        How many neighbours along the axis share a scale; 32 in the standard.
+        How many neighbouring elements along the axis share a scale; 32 in the standard.
     axis : int
-        Along which blocks lie.
+        Axis along which blocks lie.
 
     Returns
     -------
     codes : ndarray of `dtype`, shape of `x`
     scale : ndarray of float8_e8m0fnu
-        The shape of `x` but for ``x.shape[axis] // block_size`` along the axis.
+        One for each block: the shape of `x`, but ``x.shape[axis] // block_size`` elements along the axis.
 
     Raises
     ------
     InvalidArgumentError
-        If `dtype` is none of these, `axis` is none of x's, or `block_size` does not divide its length.
+        If `dtype` is not one of these, `axis` is not an axis of `x`, or `block_size` does not divide its length.
     TypeError
         If an argument has a wrong type.
 
     See Also
     --------
-    dequantize_mx : the values of such codes.
+    dequantize_mx : Return the values of such codes.
 
     Notes
     -----
-    OCP Microscaling Formats (MX) v1.0, sections 5 and 6.3.  A block's scale is 2 to the power of the exponent of its
-    greatest magnitude less that of the format's greatest value (2, 8, 15, and 0 for int8), within 2**-127 to 2**127;
-    its elements are divided by it and rounded to nearest, ties to even, saturating.  int8 codes are multiples of 2**-6
-    from -127 to 127.
+    This follows OCP Microscaling Formats (MX) v1.0, sections 5 and 6.3.  A block's scale is 2**e.  Here e is
+    the exponent of the block's greatest magnitude, less the exponent of the format's greatest value, clipped to -127
+    to 127.  The format's exponent is 2 for float4_e2m1fn, 8 for float8_e4m3fn, 15 for float8_e5m2 and 0 for int8.  The
+    elements are divided by the scale and rounded to nearest, ties to even, saturating.  int8 codes are -127 to 127, and
+    count multiples of 2**-6.
 
-    Where the standard leaves it open: an infinity counts as the greatest finite number of the type computed in, and
-    saturates.  A block that holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.
+    The standard leaves infinities and NaN open.  Here an infinity counts as the greatest finite number of the type
+    computed in, and saturates.  A block that holds a NaN has the scale NaN and codes 0, so all its values are NaN.
 
     Examples
     --------
@@ -128,16 +129,16 @@ def dequantize_mx(
     ----------
     codes : ndarray of float8_e4m3fn, float8_e5m2, float4_e2m1fn or int8, at least one dimension
     scale : ndarray of float8_e8m0fnu
-        The shape of `codes` but for a divisor of ``codes.shape[axis]`` along the axis.
+        The shape of `codes`, but a divisor of ``codes.shape[axis]`` along the axis.
     axis : int
-        Along which blocks lie.
+        Axis along which blocks lie.
     dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
-        Of the values.
+        Type of the values.
 
     Returns
     -------
     ndarray of `dtype`, shape of `codes`
-        Exact in float32, but for products beyond its range, which are infinite; a scale of NaN gives NaN.
+        Exact in float32, except for products beyond its range, which are infinite.  A scale of NaN gives NaN.
 
     Raises
     ------
@@ -148,7 +149,7 @@ def dequantize_mx(
 
     See Also
     --------
-    quantize_mx : which such codes come from.
+    quantize_mx : Return such codes.
 
     Examples
     --------
@@ -169,45 +170,47 @@ def dequantize_mx(
 def quantize_nvfp4(
     x: npt.ArrayLike, tensor_scale: FloatLike | None = None, *, axis: int = -1
 ) -> tuple[AnyArray, AnyArray, np.float32]:
-    """Quantise to NVFP4: float4_e2m1fn in blocks of 16 with E4M3 scales, and one float32 scale for all.
+    """Quantise to NVFP4: float4_e2m1fn in blocks of 16 with E4M3 scales, and one float32 scale for the tensor.
 
     Parameters
     ----------
     x : array_like, at least one dimension
         float32, float64, float16 or bfloat16; integers are taken as float64.
     tensor_scale : float, optional
-        Positive and finite, also as float32; else the greatest finite magnitude / (6 * 448), at least 2**-126, or
-        1 if that magnitude is 0.
+        Positive and finite, also when rounded to float32.  If left out, it is the greatest finite magnitude divided by
+        6 * 448, at least 2**-126.  If that magnitude is 0, it is 1.
     axis : int
-        Along which blocks lie.
+        Axis along which blocks lie.
 
     Returns
     -------
     codes : ndarray of float4_e2m1fn, shape of `x`
     scale : ndarray of float8_e4m3fn
-        The shape of `x` but for ``x.shape[axis] // 16`` along the axis.
+        One for each block: the shape of `x`, but ``x.shape[axis] // 16`` elements along the axis.
     tensor_scale : float32
+        The one given, rounded to float32, or the one computed.
 
     Raises
     ------
     InvalidArgumentError
-        If `tensor_scale` is out of its range, `axis` is none of x's, or 16 does not divide its length.
+        If `tensor_scale` is out of its range, `axis` is not an axis of `x`, or 16 does not divide its length.
     TypeError
         If an argument has a wrong type.
 
     See Also
     --------
-    dequantize_nvfp4 : the values of such codes.
+    dequantize_nvfp4 : Return the values of such codes.
 
     Notes
     -----
-    A block's scale is its greatest magnitude / 6 / `tensor_scale`, rounded to E4M3, at least 2**-9 and at most 448; its
-    elements are divided by the rounded product of both scales, and rounded to nearest, ties to even, saturating.  All
-    this is computed in float32, in float64 for float64.
+    A block's scale is its greatest magnitude / 6 / `tensor_scale`, rounded to E4M3, at least 2**-9 and at most 448.
+    The elements are divided by the product of both scales, which is rounded first.  The quotients are rounded to
+    nearest, ties to even, saturating.  All this is computed in float64 for float64, otherwise in float32.
 
-    What is beyond float32, and an infinity in its block, counts as float32's greatest number and saturates: an infinity
-    becomes the greatest finite magnitude of `x`, unless a tensor scale is given or is 1 for want of one.  A block that
-    holds a NaN has the scale NaN, so that all its values are NaN, and codes 0.
+    Infinities and numbers beyond float32 count as float32's greatest number for the scales, and saturate.  If
+    `tensor_scale` is left out, an infinity becomes the greatest finite magnitude of `x`, up to rounding.  It becomes
+    more if that magnitude is too small for a tensor scale of its own.  A block that holds a NaN has the scale NaN and
+    codes 0, so all its values are NaN.
 
     Examples
     --------
@@ -280,18 +283,18 @@ def dequantize_nvfp4(
     ----------
     codes : ndarray of float4_e2m1fn, at least one dimension
     scale : ndarray of float8_e4m3fn
-        The shape of `codes` but for ``codes.shape[axis] // 16`` along the axis.
+        The shape of `codes`, but ``codes.shape[axis] // 16`` elements along the axis.
     tensor_scale : float
-        Positive and finite, also as float32.
+        Positive and finite, also when rounded to float32.
     axis : int
-        Along which blocks lie.
+        Axis along which blocks lie.
     dtype : {"float32", "float64", "float16", "bfloat16"} or dtype
-        Of the values.  float64 is computed in float64, the others in float32.
+        Type of the values.  float64 is computed in float64, the others in float32.
 
     Returns
     -------
     ndarray of `dtype`, shape of `codes`
-        Codes times the rounded product of both scales.
+        Each code times the product of both scales, which is rounded first.
 
     Raises
     ------
@@ -302,7 +305,7 @@ def dequantize_nvfp4(
 
     See Also
     --------
-    quantize_nvfp4 : which such codes come from.
+    quantize_nvfp4 : Return such codes.
 
     Examples
     --------
@@ -314,8 +317,8 @@ def dequantize_nvfp4(
     position, scales = _as_block_scales(scale, E4M3, array.shape, axis)
     if scales.shape[position] * _BLOCK_OF_NVFP4 != array.shape[position]:
         raise InvalidArgumentError(
-            f"scale: expected {array.shape[position] / _BLOCK_OF_NVFP4:g} along the axis, blocks of {_BLOCK_OF_NVFP4},"
-            f" got {scales.shape[position]}"
+            f"scale: expected {array.shape[position] / _BLOCK_OF_NVFP4:g} along the axis, one for each block of"
+            f" {_BLOCK_OF_NVFP4}, got {scales.shape[position]}"
         )
     computed = np.float64 if kind == np.float64 else np.float32
     steps = np.multiply(scales.astype(computed), _as_tensor_scale(tensor_scale), dtype=computed)
@@ -342,7 +345,7 @@ def _as_block_scales(
     fits = array.shape == (*shape[:position], n, *shape[position + 1 :])
     if not fits or (shape[position] % n if n else shape[position]):
         raise InvalidArgumentError(
-            f"scale: expected the shape of codes, {shape}, but for a divisor of {shape[position]} along axis"
+            f"scale: expected the shape of codes, {shape}, but a divisor of {shape[position]} along axis"
             f" {position}, got {array.shape}"
         )
     return position, np.ascontiguousarray(array)
@@ -352,12 +355,12 @@ def _as_tensor_scale(value: Any) -> np.float32:
     with np.errstate(all="ignore"):
         scale = np.float32(as_number(value, "tensor_scale"))
     if not 0.0 < scale < math.inf:
-        raise InvalidArgumentError(f"tensor_scale: expected a positive finite number, in float32 too, got {value}")
+        raise InvalidArgumentError(f"tensor_scale: expected a positive finite number, also in float32, got {value}")
     return scale
 
 
 def _greatest_magnitudes(x: npt.NDArray[Any], position: int, blocks: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return the bits of the greatest magnitude of each block; of NaN, if there is one."""
+    """Return the bits of the greatest magnitude in each block; NaN counts as the greatest."""
     integer = np.int32 if x.dtype == np.float32 else np.int64
     out = np.zeros(blocks, integer)
     if out.size and x.size:
@@ -384,7 +387,7 @@ def _quantized(
     code_format: CodeFormat,
     position: int,
 ) -> npt.NDArray[Any]:
-    """Return codes, of blocks that hold a NaN 0."""
+    """Return the codes, which are 0 in blocks that hold a NaN."""
     codes = np.empty(x.shape, code_format.dtype)
     if x.size:
         _scaled(x.shape, steps, code_format, position).quantize(x, codes)

@@ -1,4 +1,4 @@
-"""Codes of 4 and of 2 bits, several a byte, as ONNX stores them."""
+"""Pack codes of 4 and 2 bits, several to a byte, as ONNX stores them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .._base.validation import as_count, as_plain_array
 
 
 def pack_int4(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Pack codes of 4 bits, two a byte.
+    """Pack codes of 4 bits, two to a byte.
 
     Parameters
     ----------
@@ -26,22 +26,23 @@ def pack_int4(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     Returns
     -------
     ndarray of uint8, shape (ceil(codes.size / 2),)
-        In C order, the first code of a byte in its lower bits; the last one's upper bits are 0 if the number is odd.
+        The codes in C order, the first of each two in the lower bits.  If the number of codes is odd, the last byte's
+        upper bits are 0.
 
     Raises
     ------
     InvalidArgumentError
-        If a code has more than 4 bits.
+        If a code needs more than 4 bits.
     TypeError
         If `codes` has another type.
 
     See Also
     --------
-    unpack_int4 : the other way round.
+    unpack_int4 : Unpack such bytes.
 
     Notes
     -----
-    What ONNX's TensorProto holds for these types in ``raw_data``.
+    ONNX's TensorProto stores these types in this way in ``raw_data``.
 
     Examples
     --------
@@ -60,9 +61,9 @@ def unpack_int4(
     ----------
     packed : bytes, or ndarray of uint8, shape (ceil(n / 2),)
     shape : int, or tuple or list of int
-        Of the result, with n elements in all.
+        Shape of the result, which has n elements in all.
     dtype : {"int4", "uint4", "float4_e2m1fn"} or dtype
-        Of the codes.
+        Type of the codes.
 
     Returns
     -------
@@ -71,13 +72,13 @@ def unpack_int4(
     Raises
     ------
     InvalidArgumentError
-        If `packed` has another length, or `dtype` or `shape` is not as described.
+        If the shape of `packed` does not fit, or `dtype` or `shape` is not as described.
     TypeError
         If an argument has a wrong type.
 
     See Also
     --------
-    pack_int4 : the other way round.
+    pack_int4 : Pack codes into such bytes.
 
     Examples
     --------
@@ -88,7 +89,7 @@ def unpack_int4(
 
 
 def pack_int2(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Pack codes of 2 bits, four a byte.
+    """Pack codes of 2 bits, four to a byte.
 
     Parameters
     ----------
@@ -98,18 +99,18 @@ def pack_int2(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     Returns
     -------
     ndarray of uint8, shape (ceil(codes.size / 4),)
-        In C order, the first code of a byte in its lowest bits; what the last one has too many is 0.
+        The codes in C order, the first of each four in the lowest bits.  Unused bits of the last byte are 0.
 
     Raises
     ------
     InvalidArgumentError
-        If a code has more than 2 bits.
+        If a code needs more than 2 bits.
     TypeError
         If `codes` has another type.
 
     See Also
     --------
-    unpack_int2 : the other way round.
+    unpack_int2 : Unpack such bytes.
 
     Examples
     --------
@@ -128,9 +129,9 @@ def unpack_int2(
     ----------
     packed : bytes, or ndarray of uint8, shape (ceil(n / 4),)
     shape : int, or tuple or list of int
-        Of the result, with n elements in all.
+        Shape of the result, which has n elements in all.
     dtype : {"int2", "uint2"} or dtype
-        Of the codes.
+        Type of the codes.
 
     Returns
     -------
@@ -139,13 +140,13 @@ def unpack_int2(
     Raises
     ------
     InvalidArgumentError
-        If `packed` has another length, or `dtype` or `shape` is not as described.
+        If the shape of `packed` does not fit, or `dtype` or `shape` is not as described.
     TypeError
         If an argument has a wrong type.
 
     See Also
     --------
-    pack_int2 : the other way round.
+    pack_int2 : Pack codes into such bytes.
 
     Examples
     --------
@@ -155,7 +156,7 @@ def unpack_int2(
     return _unpacked(packed, shape, dtype, 2)
 
 
-#: The types whose codes have so many bits.
+#: For each number of bits, the names of the types whose codes have so many.
 _NAMES = {width: [str(each.dtype) for each in CODE_FORMATS if each.width == width] for width in (2, 4)}
 
 
@@ -206,5 +207,5 @@ def _unpacked(
         for_ranges(expected, GRAIN, lambda a, b: dispatch.kernels.unpack_codes(array, codes, width, a, b))
     try:
         return codes[:n].view(code_format.dtype).reshape(sizes)
-    except (ValueError, OverflowError) as error:  # no array can have it
+    except (ValueError, OverflowError) as error:  # no array can have this shape
         raise InvalidArgumentError(f"shape: {error}, got {sizes}") from None

@@ -1,4 +1,4 @@
-"""Arrays to codes and back, by the reference's rounding: half away from zero."""
+"""Convert arrays to codes and back: integers with the reference's rounding, half away from zero; FP8 half to even."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = ...)
 def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -> float | np.generic | AnyArray:
     """Quantise to int8 and dequantise again.
 
-    ``q = round_half_away(x / scale + zero_point)`` in float64, saturated to [-128, 127], then
-    ``(q - zero_point) * scale``.  The code of NaN is 0, that of an infinity is the nearest end.
+    The code is ``q = round_half_away(x / scale + zero_point)`` in float64, saturated to [-128, 127].  The result is
+    ``(q - zero_point) * scale``.  NaN has the code 0, and an infinity has the code at the nearer end.
 
     Parameters
     ----------
@@ -37,13 +37,13 @@ def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -
     scale : float
         Finite and not negative; 0 returns `x` unchanged.
     zero_point : int
-        Any int32.  The difference of code and zero point wraps in int32.
+        Any int32.  The difference ``q - zero_point`` wraps in int32.
 
     Returns
     -------
     scalar or ndarray, like `x`
-        In x's floating type; float64 for integers.  For float32 the float64 result is rounded once;
-        float16 and bfloat16 are computed as float32.
+        In x's floating type; float64 for integers.  For float32, the float64 result is rounded once.
+        float16 and bfloat16 are computed as float32, whose result is rounded once more.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def quantize_int8(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -
 
     Notes
     -----
-    The reference's formula, bit for bit; see docs/numerics.md.  `quantize` style functions of ONNX round
-    half to even and add the zero point afterwards.
+    This is the reference's formula, bit for bit; see docs/numerics.md.  `quantize` follows ONNX instead: it rounds
+    half to even, and adds the zero point afterwards.
 
     Examples
     --------
@@ -80,11 +80,12 @@ def quantize_int4(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = ...)
 def quantize_int4(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -> float | np.generic | AnyArray:
     """Quantise to int4 and dequantise again.
 
-    As `quantize_int8`, with codes saturated to [-8, 7].
+    This is `quantize_int8` with codes saturated to [-8, 7].
 
     Parameters
     ----------
     x : scalar or array_like, any shape
+        float16, bfloat16, float32, float64 or integers.
     scale : float
         Finite and not negative; 0 returns `x` unchanged.
     zero_point : int
@@ -93,6 +94,7 @@ def quantize_int4(x: npt.ArrayLike, scale: FloatLike, zero_point: IntLike = 0) -
     Returns
     -------
     scalar or ndarray, like `x`
+        In x's floating type; float64 for integers.
 
     Raises
     ------
@@ -122,12 +124,13 @@ def quantize_fp8(x: npt.ArrayLike) -> AnyArray: ...
 def quantize_fp8(x: npt.ArrayLike) -> float | np.generic | AnyArray:
     """Round to the nearest FP8 value (OCP E4M3FN).
 
-    Ties to even, correctly rounded from float64, saturating at +-448 (infinities too).  NaN stays NaN, and
-    the sign of zero is kept.
+    Each value is rounded once, with ties to even, and saturates at +-448, as infinities do.  NaN stays NaN, and
+    zero keeps its sign.
 
     Parameters
     ----------
     x : scalar or array_like, any shape
+        float16, bfloat16, float32, float64 or integers.
 
     Returns
     -------
@@ -141,8 +144,8 @@ def quantize_fp8(x: npt.ArrayLike) -> float | np.generic | AnyArray:
 
     Notes
     -----
-    OCP 8-bit Floating Point Specification 1.0: 4 exponent bits with bias 7, 3 mantissa bits, subnormals in
-    steps of 2**-9, no infinities.
+    The format is from OCP 8-bit Floating Point Specification 1.0: 4 exponent bits with bias 7, 3 mantissa bits,
+    subnormals in steps of 2**-9, no infinities.
 
     Examples
     --------
@@ -167,9 +170,9 @@ def fake_quantize(
 def fake_quantize(
     x: npt.ArrayLike, scale: float, zero_point: int, bits: QuantBits, *, float64: bool = False
 ) -> float | np.generic | AnyArray:
-    """Quantise to an integer format and dequantise again, by the reference's rounding.
+    """Quantise to an integer format and dequantise again, with the reference's rounding.
 
-    The scale is used as it is, whatever it is; all input is taken as float64 if `float64`.
+    The scale is not checked.  With `float64`, all input is taken as float64.
     """
     low, high = INTEGERS[bits].code_range(symmetric=False)
 
@@ -191,18 +194,18 @@ def encode(
     *,
     symmetric: bool = False,
 ) -> AnyArray:
-    """Return the codes of a C-contiguous array, by the reference's rounding.
+    """Return the codes of a C-contiguous array: integers rounded half away from zero, FP8 half to even.
 
-    Scale and zero point have shape (), or (channels,) for channels along the leading axis.  Integer codes
-    are int8 (int4's too), FP8 codes are float8_e4m3fn.
+    Scale and zero point have shape (), or (channels,) for channels along the leading axis.  Codes have the dtype
+    int8 for INT8 and INT4, and float8_e4m3fn for FP8.
     """
     scale = np.atleast_1d(scale)
-    if bits is QuantBits.FP8:  # nothing has a code at scale 0, and 0 / 0 must not become NaN
+    if bits is QuantBits.FP8:  # finite values get code 0 at scale 0; 0 / 0 must not become NaN
         scale = np.where(scale == 0.0, np.inf, scale)
     zero_point = np.broadcast_to(zero_point, scale.shape).astype(np.int32)
     codes = np.empty(x.shape, np.uint8 if bits is QuantBits.FP8 else np.int8)
     if x.size:
-        # One channel is split anywhere, several between channels.
+        # Threads split one channel anywhere, but several channels only between two of them.
         per_part = x.size if scale.size == 1 else scale.size
         inner = x.size // scale.size
         flat, flat_codes = x.reshape(-1), codes.reshape(-1)
@@ -227,7 +230,7 @@ def decode(
 ) -> npt.NDArray[np.float64]:
     """Return the values of codes, ``(code - zero_point) * scale`` in float64.
 
-    FP8 codes are known by their type and have no zero point.  Scale and zero point have shape (), or
+    Codes of type float8_e4m3fn are FP8 and have no zero point.  Scale and zero point have shape (), or
     both (channels,) for channels along the leading axis.
     """
     shape = scale.shape + (1,) * (codes.ndim - 1) if scale.ndim else ()

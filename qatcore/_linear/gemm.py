@@ -1,4 +1,4 @@
-"""Exact integer matrix products, and linear layers of codes."""
+"""Exact integer matrix products, and linear layers on codes."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from .._codes.reference_rounding import encode
 _PANEL = 16  # columns of the packed layout
 _SEGMENT = 64  # rows
 
-#: Multiply-adds that are worth a thread: at least 0.1 ms of a vector unit.
+#: Multiply-adds that are worth a thread of their own: at least 0.1 ms of work for a vector unit.
 _GRAIN = 1 << 26
-#: Threads' ranges begin at whole register tiles.
+#: Threads split rows and columns at multiples of these, so that register tiles stay whole.
 _ROWS, _COLUMNS = 32, 64
 
 _EXACT_FLOAT = 2**53  # float64 holds every integer up to this one
-_EXACT_DEPTH = 1 << 16  # sums of so many products fit int32
+_EXACT_DEPTH = 1 << 16  # the sum of so many products fits int32
 
 
 class PackedInt8Matrix:
-    """An int8 matrix laid out once for many products, as their right operand.
+    """An int8 matrix that is packed once, to be the right operand of many products.
 
-    Pack weights when a model is loaded; then each product reads them at the speed of memory.  There is one layout
-    for every CPU level, so a pickled matrix may be used on another machine.  It never changes, and may be
-    used from many threads.
+    Pack weights when a model is loaded; then each product reads them at the speed of memory.  All CPU levels use the
+    same layout, so a pickled matrix works on another machine.  A packed matrix never changes, and many threads may
+    use it.
 
     Parameters
     ----------
     b : array_like of int8, shape (k, n)
-        In any layout: weights of shape (out, in) are passed transposed, which copies nothing.
+        In any memory layout.  Pass weights of shape (out, in) transposed; transposing copies nothing.
 
     Raises
     ------
@@ -59,9 +59,9 @@ class PackedInt8Matrix:
 
     Notes
     -----
-    Panels of 16 columns; in a panel, for four rows at a time, the 16 columns' four bytes, offset to unsigned:
-    ``vpdpbusd`` and AMX's tiles take that as it is.  The size is that of `b` with k rounded up to a multiple of 64
-    and n to one of 16.
+    The layout is panels of 16 columns.  A panel takes four rows at a time, and stores the four bytes of each of its
+    columns together.  The bytes are offset by 128 to be unsigned, as ``vpdpbusd`` and AMX's tiles take them.  The
+    size in bytes is k, rounded up to a multiple of 64, times n, rounded up to a multiple of 16.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class PackedInt8Matrix:
         array = _as_int8_matrix(b, "b")
         self._shape: tuple[int, int] = array.shape
         self._panels = _packed(array)
-        # A row of ones sums the columns.
+        # Multiplying by a row of ones sums the columns.
         self._column_sums = _products(np.ones((1, array.shape[0]), np.int8), self._panels, array.shape[1])[0]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -95,12 +95,12 @@ class PackedInt8Matrix:
 
     @property
     def column_sums(self) -> npt.NDArray[np.int64]:
-        """The sums of the columns, int64 of shape (n,): what zero points need to know."""
+        """The sums of the columns, int64 of shape (n,), which products with zero points need."""
         sums: npt.NDArray[np.int64] = self._column_sums.copy()
         return sums
 
 
-#: An array of int8, or one that is packed.
+#: An int8 matrix, packed or not.
 Int8Matrix: TypeAlias = npt.ArrayLike | PackedInt8Matrix
 
 
@@ -139,7 +139,7 @@ def int8_matmul(a: npt.ArrayLike, b: Int8Matrix) -> npt.NDArray[np.int64]:
 
 
 class _ZeroPoints(TypedDict, total=False):
-    """What overloads have in common: no result's type depends on it."""
+    """Parameters that all overloads share; no result's type depends on them."""
 
     a_zero_point: IntLike
     b_zero_point: npt.ArrayLike
@@ -213,8 +213,8 @@ def int8_linear(
 ) -> AnyArray:
     """Return ``((a - a_zero_point) @ (b - b_zero_point)) * scale + bias`` for int8 codes.
 
-    The integers are exact; then there are two operations in float64 and one rounding to `dtype`.  No matrix
-    of integers is written on the way.
+    The integers are exact.  The scale and the bias take one operation each, in float64, and the result is rounded
+    once to `dtype`.  Unless the integers are too large for float64, no matrix of integers is written to memory.
 
     Parameters
     ----------
@@ -224,31 +224,33 @@ def int8_linear(
     scale : float or array_like, shape (n,)
         Usually the product of both operands' scales.  Finite and not negative.
     bias : float or array_like, shape (n,), optional
+        0 if left out.
     a_zero_point : int
         Any int32.
     b_zero_point : int or array_like, shape (n,)
         Any int32.
     dtype : {"float32", "float64"}
-        Of the result; that of `out` where it is given.
+        Type of the result.  If `out` is given, its type is used instead.
     out : ndarray, shape (m, n), optional
-        Where the result is written.
+        Array into which the result is written.
 
     Returns
     -------
     ndarray, shape (m, n)
+        `out` itself if it is given.
 
     Raises
     ------
     InvalidArgumentError
-        If shapes do not fit, a scale or zero point is outside its range, or `dtype` is another type.
+        If shapes do not fit, or a scale or zero point is outside its range.  If `dtype` or `out` is not as described.
     TypeError
         If an argument has a wrong type.
 
     Notes
     -----
-    ``sum (a - za)(b - zb) = sum a b - zb sum a - za sum b + k za zb``, after gemmlowp's "Low-precision matrix
-    multiplication".  Where zero points or k are so large that float64 might not hold the integers (beyond k = 65,536,
-    for example), they are computed in int64 first, or by Python if that is too small.
+    The formula is ``sum (a - za)(b - zb) = sum a b - zb sum a - za sum b + k za zb``, from gemmlowp's "Low-precision
+    matrix multiplication".  If zero points or k are large, for example k above 65,536, float64 might not hold the
+    integers.  Then they are computed in int64 first, or as Python's integers if int64 might be too small.
 
     Examples
     --------
@@ -281,7 +283,7 @@ def int8_linear(
 
 @dataclass(frozen=True)
 class Encoding:
-    """How floating-point rows become codes, by the reference's rounding."""
+    """How floating-point rows become codes, with the reference's rounding."""
 
     scale: float
     zero_point: int
@@ -289,7 +291,7 @@ class Encoding:
 
 
 class Scaling:
-    """A packed matrix with what turns its integer products into values.
+    """A packed matrix, with the scale, bias and zero points that turn its integer products into values.
 
     Parameters
     ----------
@@ -313,7 +315,7 @@ class Scaling:
         self._a_zero_point, self._b_zero_point = a_zero_point, b_zero_point
         self._row_terms = bool(b_zero_point.any())
         k, n = b.shape
-        # Bounds of the codes' magnitudes; a quarter of the range is left for the terms of the sum.
+        # No integer on the way exceeds this bound.  Codes are at most 128 in magnitude; 384 leaves a margin.
         greatest = int(np.abs(b_zero_point.astype(np.int64)).max(initial=0)) if self._row_terms else 0
         self._bound = k * (128 + abs(a_zero_point)) * (384 + greatest)
         self._columns: npt.NDArray[np.float64] | None = None
@@ -328,9 +330,10 @@ class Scaling:
             self._columns = columns
 
     def apply(self, rows: Floats | npt.NDArray[np.int8], out: Floats, encoding: Encoding | None = None) -> None:
-        """Multiply C-contiguous rows, which are codes or become codes by `encoding`, into `out`.
+        """Multiply C-contiguous rows by the matrix, and write the scaled products into `out`.
 
-        Floating-point rows are encoded, multiplied and scaled block by block, each while it is in cache.
+        Rows of int8 are codes.  Floating-point rows become codes by `encoding`, and each block of them is encoded,
+        multiplied and scaled while it is in cache.
         """
         if not out.size:
             return
@@ -355,7 +358,7 @@ class Scaling:
         _for_blocks(out.shape[0], out.shape[1], rows.shape[1], task)
 
     def _exact_totals(self, codes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return sum (a - za)(b - zb), as int64 or, where that might be too small, as Python's integers."""
+        """Return sum (a - za)(b - zb) as int64, or as Python's integers if int64 might be too small."""
         k, n = self._b.shape
         products: npt.NDArray[Any] = _products(codes, self._b._panels, n)
         row_sums: npt.NDArray[Any] = codes.sum(axis=1, dtype=np.int64)[:, np.newaxis]
@@ -388,12 +391,12 @@ def _products(left: npt.NDArray[np.int8], panels: npt.NDArray[np.uint8], n: int)
 
 
 def _for_blocks(m: int, n: int, k: int, task: Callable[[slice, int, int], None]) -> None:
-    """Call ``task(rows, first column, stop column)`` on blocks that together are (m, n)."""
+    """Call ``task(rows, first column, stop column)`` for blocks that together make up a result of shape (m, n)."""
     work = m * n * k
     if work < 2 * _GRAIN or get_num_threads() == 1:
         task(slice(None), 0, n)
         return
-    # By rows, whose codes are then made once, unless there are few.
+    # Split by rows, so that each row is encoded only once; by columns if there are few rows.
     by_rows = m >= min(n, 8 * _ROWS)
     size, length = (_ROWS, m) if by_rows else (_COLUMNS, n)
     units = -(-length // size)
@@ -409,7 +412,7 @@ def _for_blocks(m: int, n: int, k: int, task: Callable[[slice, int, int], None])
 
 
 def _packed(b: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Return the panels of b (k, n): see `PackedInt8Matrix`."""
+    """Return the panels of b, shape (k, n), as the notes of `PackedInt8Matrix` describe them."""
     k, n = b.shape
     panels = _aligned_empty((-(-n // _PANEL), -(-k // _SEGMENT), _PANEL * _SEGMENT), np.uint8)
     if panels.size:
@@ -421,7 +424,7 @@ def _packed(b: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
-    """Return an array that starts a cache line: a vector or tile then never crosses one where rows do not."""
+    """Return an array that starts at a cache line, so that a vector or tile crosses a line only where a row does."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + 63, np.uint8)
@@ -431,7 +434,7 @@ def _aligned_empty(shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
 
 
 def empty_result(shape: tuple[int, int], dtype: Any) -> npt.NDArray[Any]:
-    """Return an array for a product, aligned where it is large enough to be worth the two microseconds."""
+    """Return an array for a product; it is aligned if it is large enough to be worth the two microseconds."""
     return _aligned_empty(shape, dtype) if math.prod(shape) > 1 << 14 else np.empty(shape, dtype)
 
 

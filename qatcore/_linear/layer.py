@@ -34,20 +34,20 @@ from .._codes.reference_rounding import decode, encode, fake_quantize
 from .gemm import Encoding, PackedInt8Matrix, Scaling, empty_result
 from .weights import as_config, default_scale, weight_parameters
 
-#: Products of E4M3 values are multiples of 2**-18 of at most 448**2, so float64 adds this many exactly, in
-#: any order: a BLAS gives the same bits everywhere.
+#: float64 adds this many products of E4M3 values exactly: each is a multiple of 2**-18 and at most 448**2.
+#: So the order of additions does not matter, and every BLAS gives the same bits.
 _EXACT_FP8_DEPTH = 1 << 17
-#: Of a range that is followed, so that its width is finite.
+#: The ends of an observed range are clipped to this magnitude, so that its width is finite.
 _GREATEST = 8e307
 
 
 class _Forward(NamedTuple):
-    """What `backward` needs of a call of `forward_train`: the parameters as they were, and what was computed."""
+    """What `backward` needs from a call of `forward_train`: the parameters at that time, and the results."""
 
     config: QatConfig
     learn_scales: bool
     shape: tuple[int, ...]  # of the output
-    dtype: np.dtype[Any]  # and of x
+    dtype: np.dtype[Any]  # of the output and of the gradient for x
     rows: npt.NDArray[np.float64]
     activation_scale: npt.NDArray[np.float64]
     activation_zero_point: npt.NDArray[np.int32]
@@ -59,22 +59,24 @@ class _Forward(NamedTuple):
 
 
 class QatLayer:
-    """A linear layer, ``y = x @ weights.T + bias``, under quantisation.
+    """A linear layer, ``y = x @ weights.T + bias``, with quantisation.
 
-    `forward_train` computes with fake-quantised weights and activations in floating point,
-    `forward_infer` with their codes in exact arithmetic.  Both follow ``config.bits``.  `backward` gives the gradients
-    of `forward_train`, straight through the rounding, and leaves them in the ``grad_…`` attributes: float64, None
-    before.  Who trains assigns `weights`, `bias` and the scales anew at each step.  Ranges are calibrated beforehand,
-    followed while training (`observe`, `freeze`), or learned (`learn_scales`).  Training is for one thread.
+    `forward_train` computes in floating point with fake-quantised weights and activations.  `forward_infer` computes
+    in exact arithmetic with their codes.  Both use the format ``config.bits``.
 
-    The weights' codes are computed once and kept until `weights`, a weight scale or zero point, or `config`
-    is assigned.  `weights` is a read-only view, so nothing can go stale: assign a new array to change it.
+    `backward` computes the gradients of `forward_train`, which pass straight through the rounding.  It stores them in
+    the ``grad_…`` attributes, as float64; these are None before the first `backward`.  Assign new weights, bias and
+    scales after each step.  You can calibrate ranges beforehand (`calibrate_from_data`), follow them while training
+    (`observe`, `freeze`), or learn the scales (`learn_scales`).  Train in one thread only.
+
+    The layer computes the weights' codes once, and keeps them until you assign `weights`, a weight scale or zero point,
+    or `config`.  `weights` is a read-only view, so the codes never go stale; assign a new array to change it.
 
     Parameters
     ----------
     in_features, out_features : int
     config : QatConfig, optional
-        Until calibrated, weights and activations have the scale of a unit range and zero point 0.
+        Until calibration, weights and activations have the scale of the range -1 to 1, and zero point 0.
     learn_scales : bool
         Whether `backward` computes the gradients of the scales too (learned step sizes).
 
@@ -84,7 +86,7 @@ class QatLayer:
     grad_bias : ndarray of float64, shape (out,)
     grad_weight_scale : float, or ndarray of float64, shape (out,), if per channel
     grad_activation_scale : float
-        The gradients of the scales are None unless they are learned.
+        Both gradients of scales are None unless scales are learned.
 
     Raises
     ------
@@ -95,8 +97,8 @@ class QatLayer:
 
     Notes
     -----
-    Initial weights are uniform on the Glorot interval (Glorot and Bengio 2010), from a fixed generator:
-    two layers of one shape start equal.
+    Initial weights are uniform on the Glorot interval (Glorot and Bengio 2010).  Their generator always starts with
+    the same state, so two layers of the same shape start equal.
 
     Examples
     --------
@@ -123,7 +125,7 @@ class QatLayer:
         self._learn_scales = as_flag(learn_scales, "learn_scales")
         weights = np.empty((self._out_features, self._in_features))
         limit = math.sqrt(6.0 / (self._in_features + self._out_features))
-        # The generator's variates have 31 bits: divided by their greatest value they span the interval.
+        # The generator's numbers have 31 bits; divided by the greatest of them, they span the interval.
         dispatch.kernels.glorot_weights(weights.reshape(-1), limit, float(2**31 - 1))
         self._weights: Floats = weights
         self._weights.setflags(write=False)
@@ -140,7 +142,7 @@ class QatLayer:
         *,
         learn_scales: bool = False,
     ) -> Self:
-        """Return a layer with these weights, their scale set from their range.
+        """Return a layer with these weights, and with the weight scale that fits their range.
 
         Parameters
         ----------
@@ -197,7 +199,7 @@ class QatLayer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         for array in (self._weights, self._bias):
-            array.setflags(write=False)  # pickles do not keep it
+            array.setflags(write=False)  # pickles do not keep this flag
         self._made_for_backward = None
         self._drop_codes()
 
@@ -215,7 +217,7 @@ class QatLayer:
 
     @property
     def config(self) -> QatConfig:
-        """The configuration.  Assigning it changes no scale: calibrate again where they no longer fit."""
+        """The configuration.  Assigning one changes no scale; calibrate again if the scales no longer fit."""
         return self._config
 
     @config.setter
@@ -316,10 +318,10 @@ class QatLayer:
         Parameters
         ----------
         activations : array_like, any shape
-            Values that the layer's input takes.  If empty, only the weights are calibrated.
+            Sample values of the layer's input.  If empty, only the weights are calibrated.
         method : CalibMethod or str
-            For the activations, whose codes are affine.  ``PERCENTILE`` keeps 99 %; ``AUTO`` takes what has the least
-            expected squared error.
+            Method for the activations' range; their codes are affine.  ``PERCENTILE`` keeps 99 % of the values.
+            ``AUTO`` takes the method with the least expected squared error.
 
         Raises
         ------
@@ -359,12 +361,12 @@ class QatLayer:
         return self._activation_range
 
     def observe(self, averaging_constant: FloatLike = 0.01) -> None:
-        """From now on let `forward_train` set the scales and zero points, until `freeze` is called.
+        """Let `forward_train` set the scales and zero points from now on, until `freeze` is called.
 
-        Before it computes, the activations' are set from moving averages of the least and the greatest finite value of
-        each batch, ``(1 - averaging_constant) * average + averaging_constant * value``, which begin with those of the
-        first one that was ever observed, and the weights' from the range that the weights have.  The activations' range
-        is widened to hold 0.
+        `forward_train` sets them before it computes.  The activations' range is given by moving averages of each
+        batch's least and greatest finite value: ``(1 - averaging_constant) * average + averaging_constant * value``.
+        The averages start with the values of the first batch ever observed.  The range is then widened to hold 0.  The
+        weights' range is the range of the current weights.
 
         Parameters
         ----------
@@ -376,11 +378,11 @@ class QatLayer:
         InvalidArgumentError
             If `averaging_constant` is out of its range.
         TypeError
-            If it is no number.
+            If `averaging_constant` is not a number.
 
         Notes
         -----
-        As ``MovingAverageMinMaxObserver`` and ``FusedMovingAvgObsFakeQuantize`` of PyTorch, in float64.
+        This follows PyTorch's ``MovingAverageMinMaxObserver`` and ``FusedMovingAvgObsFakeQuantize``, in float64.
         """
         self._averaging_constant = as_share(averaging_constant, "averaging_constant")
 
@@ -414,8 +416,7 @@ class QatLayer:
         Returns
         -------
         ndarray, shape (out,) or (n, out)
-            In x's floating type, float64 for integers.  The sums are float64's, in an order that depends on
-            the machine.
+            In x's floating type; float64 for integers.  Sums are in float64, in an order that depends on the machine.
 
         Raises
         ------
@@ -464,12 +465,12 @@ class QatLayer:
         Parameters
         ----------
         grad_output : array_like, shape of that call's result
-            The loss's gradient for it.
+            Gradient of the loss with respect to that result.
 
         Returns
         -------
         ndarray, shape of that call's `x`
-            In x's floating type, float64 for integers.
+            In x's floating type; float64 for integers.
 
         Raises
         ------
@@ -480,14 +481,17 @@ class QatLayer:
 
         Notes
         -----
-        As `fake_quantize_backward` has them, in float64: gradients pass straight through the rounding where a value
-        was not clipped, those of learned scales are LSQ's (Esser et al. 2020), whose factor is
-        ``1 / sqrt(n * greatest code)`` for n weights with one scale, or n inputs.  Values at scale 0, which are not
-        quantised, pass.  The products are a BLAS's: the last bits depend on the machine.
+        The formulas are those of `fake_quantize_backward`, in float64.  Gradients pass straight through the rounding
+        where a value was not clipped.  Learned scales have LSQ's gradients (Esser et al. 2020), with the factor
+        ``1 / sqrt(n * greatest)``.  Here n is the number of weights that share a scale, or `in_features`.
+        `greatest` is the greatest code, or 448 in FP8.  At scale 0 values are not quantised, so their gradients pass.
+        A BLAS computes the products, so the last bits depend on the machine.
         """
         forward = self._made_for_backward
         if forward is None:
-            raise InvalidArgumentError("backward: expected forward_train to be called before, once for each backward")
+            raise InvalidArgumentError(
+                "backward: expected a call of forward_train since the last backward, got none; call forward_train first"
+            )
         gradient = as_float64(grad_output, "grad_output")
         if gradient.shape != forward.shape:
             raise InvalidArgumentError(f"grad_output: expected shape {forward.shape}, got {gradient.shape}")
@@ -525,9 +529,9 @@ class QatLayer:
     def forward_infer(self, x: npt.ArrayLike) -> npt.NDArray[Any]:
         """Return the layer's output computed on codes.
 
-        The sum of products of codes is exact whatever the number of inputs; it is then scaled and the
-        bias added in float64, and the result rounded to x's type.  So the output of a row does not depend
-        on its batch or the machine.
+        The sum of products of codes is exact; in FP8, it is exact for up to 2**17 inputs.  Then it is scaled and the
+        bias is added in float64, and the result is rounded to x's type.  So the output for a row does not depend on the
+        other rows or the machine.
 
         Parameters
         ----------
@@ -536,7 +540,7 @@ class QatLayer:
         Returns
         -------
         ndarray, shape (out,) or (n, out)
-            In x's floating type, float64 for integers.
+            In x's floating type; float64 for integers.
 
         Raises
         ------
@@ -547,8 +551,8 @@ class QatLayer:
 
         Notes
         -----
-        With codes q and zero points z, ``sum (qw - zw)(qx - zx) * (scale_x * scale_w) + bias``, the
-        products with the zero points taken out of the sum: see docs/numerics.md.
+        With codes q and zero points z, this is ``sum (qw - zw)(qx - zx) * (scale_x * scale_w) + bias``.  The products
+        with zero points are taken out of the sum; see docs/numerics.md.
         """
         rows, shape, dtype = self._rows(x)
         if self._config.bits is QuantBits.FP8:
@@ -582,9 +586,9 @@ class QatLayer:
         zero_point = np.array(self._activation_zero_point, np.int32)
         return encode(rows, scale, zero_point, self._config.bits), scale, zero_point
 
-    # What is made of parameters is kept in dictionaries that are replaced, never emptied, once new parameters are set,
-    # and whoever makes something takes the dictionary first.  So what another thread is still making of old ones ends
-    # up where nobody looks for it.
+    # Dictionaries keep what is computed from parameters, such as codes.  New parameters replace a dictionary by a new
+    # one, and never empty it.  A function that computes something takes the dictionary first.  So if another thread is
+    # still computing from old parameters, its result goes to the old dictionary, which nobody reads any more.
 
     def _drop_codes(self) -> None:
         self._made: dict[str, Any] = {}
@@ -607,7 +611,7 @@ class QatLayer:
         return codes
 
     def _inference(self) -> tuple[Encoding, Scaling]:
-        """Return how rows become codes, and the packed weights with what turns their products into outputs."""
+        """Return how rows become codes, and the packed weights with the scaling of their products."""
         kept = self._made_for_inference
         if "inference" not in kept:
             made = self._made
@@ -634,11 +638,11 @@ def _through(
     zero_point: npt.NDArray[np.int32],
     n: int,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the gradients for values and scales, of which each counts for n values; channels are rows."""
+    """Return the gradients for values and scales, with LSQ's factor for n values; channels are rows."""
     column = scale.reshape(-1)
     identity = column == 0.0
     used = np.where(identity, 1.0, column)
-    is_float = code_format.parameters is not None  # which knows no zero point, whatever was assigned
+    is_float = code_format.parameters is not None  # such a format has no zero point, whatever was assigned
     zero_points = np.zeros(used.shape, np.int32) if is_float else zero_point.reshape(-1)
     if column.size > 1:
         scaled = channelwise(code_format, used, zero_points, x.shape[1])

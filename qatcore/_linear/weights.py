@@ -1,4 +1,4 @@
-"""Weights to codes and back."""
+"""Convert weights to codes and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quantize_model_weights(
     Parameters
     ----------
     weights : array_like, any shape; (out, in) if ``config.per_channel``
-        NaN gets code 0 (NaN in FP8) and infinities the code of the nearest end; neither enters the range.
+        NaN gets code 0 (NaN in FP8), and an infinity gets the code at the nearer end.  The range ignores both.
     config : QatConfig, optional
 
     Returns
@@ -36,12 +36,12 @@ def quantize_model_weights(
     codes : ndarray of int8 (INT8, INT4) or float8_e4m3fn (FP8), shape of `weights`
     scale : float, or ndarray of float64, shape (out,), if per channel
     zero_point : int, or ndarray of int32, shape (out,), if per channel
-        0 where symmetric and for FP8.
+        0 for symmetric codes and for FP8.
 
     Raises
     ------
     InvalidArgumentError
-        If `weights` is not a matrix though the configuration is per channel.
+        If `weights` is not a matrix, but the configuration is per channel.
     TypeError
         If `weights` does not hold real numbers.
 
@@ -72,11 +72,11 @@ def dequantize_weights(
     Parameters
     ----------
     codes : ndarray of int8 or float8_e4m3fn, any shape
-        FP8 codes are known by their type and have no zero point.
+        Codes of type float8_e4m3fn are FP8 and have no zero point.
     scale : float, or array_like, shape (out,)
-        Finite and not negative; an array for channels along the leading axis.
+        Finite and not negative.  An array has a scale for each channel along the leading axis.
     zero_point : int, or array_like, shape (out,)
-        Int32; the difference of code and zero point wraps in int32.
+        Any int32.  The difference of code and zero point wraps in int32.
 
     Returns
     -------
@@ -85,10 +85,10 @@ def dequantize_weights(
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is outside its range or does not fit the leading axis, or there is a zero
-        point for FP8.
+        If a scale or zero point is outside its range or does not fit the leading axis.  If FP8 codes have a zero point
+        other than 0.
     TypeError
-        If `codes` is of another type.
+        If an argument has a wrong type.
 
     Examples
     --------
@@ -109,20 +109,21 @@ def dequantize_weights(
 
 
 def weight_parameters(weights: Floats, config: QatConfig) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-    """Return scale and zero point for the range of weights, of shape (), or (out,) if per channel."""
+    """Return scale and zero point for the range of weights, both of shape (), or (out,) if per channel."""
     axis = 1 if config.per_channel else None
     finite = np.isfinite(weights)
     low = weights.min(axis=axis, where=finite, initial=np.inf).astype(np.float64)
     high = weights.max(axis=axis, where=finite, initial=-np.inf).astype(np.float64)
     if config.per_channel or config.bits is not QuantBits.INT8:
-        # Weights of one value have no range, for which the reference's int8 answers (1, 0) and loses them.
+        # Equal weights have an empty range.  The reference's int8 then takes scale 1 and zero point 0, and loses them.
+        # So their range is widened to hold 0.
         constant = low == high
         low, high = np.where(constant, np.minimum(low, 0.0), low), np.where(constant, np.maximum(high, 0.0), high)
     return scale_and_zero_point(low, high, Target(config.bits, config.symmetric))
 
 
 def default_scale(bits: QuantBits) -> float:
-    """Return the scale of a unit range, which a layer has until it is calibrated."""
+    """Return the scale of the range -1 to 1, which a layer has until it is calibrated."""
     scale, _ = scale_and_zero_point(-1.0, 1.0, Target(bits, symmetric=True))
     return float(scale)
 

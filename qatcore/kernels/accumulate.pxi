@@ -1,42 +1,44 @@
-# Histograms of many channels, added to in place.  Their arrays, as `accumulator.Arrays` has them:
+# Histograms of many channels, to which values are added in place.  `accumulator.Arrays` holds these arrays:
 #
-#   stats (channels, 13)   a row of statistics for each, with the columns below
-#   values                 finite nonzero values, each channel's in a stretch of its own: all of them where they are
-#                          few, and where there are more those that are yet to be counted
-#   owners, counts         rows of counts, one for each binade that a channel with more values has touched, and whose
-#                          they are: channel * 4096 + binade
-#   owned (channels, n)    the numbers of each channel's rows; while a channel is worked on, a table has them by binade
-#   used                   how many rows there are, how many values' places are taken, how often all this was changed
+#   stats (channels, 13)   A row of statistics for each channel, with the columns below.
+#   values                 Finite nonzero values.  Each channel has a stretch of its own.  It holds all values if there
+#                          are few, and otherwise only those that are not counted yet.
+#   counts                 Rows of counts, one for each binade of a channel with more values.
+#   owners                 Where each row of counts belongs: channel * 4096 + binade.
+#   owned (channels, n)    The numbers of each channel's rows.  While a kernel works on a channel, a table has them by
+#                          binade.
+#   used                   How many rows and how many places for values are taken, and how often all this was changed.
 #
-# Values wait to be counted until a channel has many, since a channel's rows are far from those of the one before: of a
-# thousand channels that get a few values each, every value would wait for memory.  Which ones wait is no part of what a
-# histogram is, so whoever makes one counts them first, in a copy.
+# The rows of a channel lie far from the rows of the channel before.  If a thousand channels got a few values each,
+# counting every value would wait for memory.  So values wait to be counted until a channel has many of them.  Which
+# values wait is not part of a histogram; code that makes a histogram counts them first, in a copy.
 #
-# What is shared is read and changed with the GIL, by one call: so no thread, signal or fork ever meets it half changed.
+# Each read or change of shared data is one call that keeps the GIL.  So no thread, signal or fork ever finds the data
+# half changed.
 
 cdef enum:
     LOW_KEY = 0       # order keys of the least and the greatest finite value
     HIGH_KEY = 1
-    N_LOW = 2         # and how often they occur
+    N_LOW = 2         # how often these two occur
     N_HIGH = 3
     N_ZERO = 4
     N_NAN = 5
     N_POSINF = 6
     N_NEGINF = 7
-    N_NONZERO = 8     # finite values beside the zeros
+    N_NONZERO = 8     # finite values other than zero
     N_ROWS = 9        # rows of counts
-    N_HELD = 10       # values in its stretch
-    FIRST_VALUE = 11  # where that begins
-    ROOM = 12         # and how many it can hold
+    N_HELD = 10       # values in the channel's stretch
+    FIRST_VALUE = 11  # where the stretch begins
+    ROOM = 12         # how many values it can hold
 
     ROWS = 0
     PLACES = 1
     CHANGES = 2
 
     BINADES = 4096    # by sign and exponent of float64
-    AHEAD = 8         # rows that gathering asks for ahead: the next one may be pages away
-    TILE = 16         # channels gathered in one go: float32 values of one cache line
-    TILES = 4         # and so many lines of a row: what it costs to find the next row's page is shared
+    AHEAD = 8         # gathering prefetches so many rows ahead: the next row may be pages away
+    TILE = 16         # channels gathered together: float32 values of one cache line
+    TILES = 4         # cache lines gathered together from a row, to share the cost of finding the row's page
 
 
 ctypedef fused element:
@@ -54,25 +56,25 @@ ctypedef fused gathered:
 cdef inline void gather(
     const element[:, :, :] x, Py_ssize_t channel, Py_ssize_t width, gathered[:, ::1] values
 ) noexcept nogil:
-    """Copy `width` channels of x (outer, channels, inner) to the front of as many rows of values."""
+    """Copy `width` channels of x (outer, channels, inner), from `channel` on, to the front of their rows of values."""
     cdef Py_ssize_t o, i, t, u, k = 0, inner = x.shape[2], step = x.strides[1], row = values.shape[1]
     cdef Py_ssize_t tiled = width - width % TILE, line = max(step, <Py_ssize_t> 64)
     cdef const char* source
     cdef gathered* target
-    # Are neighbours in memory of different channels?
+    # Do neighbours in memory belong to different channels?
     if inner < TILE and max(step, -step) < max(x.strides[0], -x.strides[0]):
         for o in range(x.shape[0]):
             if o + AHEAD < x.shape[0]:
                 source = <const char*> &x[o + AHEAD, channel, 0]
                 t = 0
-                while t < width * step + 63:  # rows begin anywhere in a line
+                while t < width * step + 63:  # a row may begin anywhere in a cache line
                     prefetch(source + t)
                     t += line
             for i in range(inner):
                 source = <const char*> &x[o, channel, i]
                 target = &values[channel, k]
                 for t in range(0, tiled, 16):  # TILE: a step must be a literal to stay a C loop
-                    for u in range(TILE):  # which is a constant: the loop is unrolled
+                    for u in range(TILE):  # a constant, so that the loop is unrolled
                         target[(t + u) * row] = <gathered> (<const element*> (source + (t + u) * step))[0]
                 for t in range(tiled, width):
                     target[t * row] = <gathered> (<const element*> (source + t * step))[0]
@@ -95,7 +97,7 @@ cdef inline int64_t occurrences_of(const double* x, Py_ssize_t n, int64_t bits) 
 
 
 cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept nogil:
-    """Fill the statistics of n values, and move the finite nonzero ones to their front, in order."""
+    """Fill the statistics of n values, and move the finite nonzero values to the front of x, in order."""
     cdef int64_t bits, magnitude, key
     cdef int64_t low = INT64_MAX, high = -INT64_MAX - 1, greatest = 0, zeros = 0
     cdef Py_ssize_t i, kept = n
@@ -108,7 +110,7 @@ cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept n
         greatest = most(greatest, magnitude)
         zeros += magnitude == 0
     stats[N_NAN] = stats[N_POSINF] = stats[N_NEGINF] = 0
-    if greatest >= INF64:  # again, one by one
+    if greatest >= INF64:  # some are not finite: scan again, one by one
         low = INT64_MAX
         high = -INT64_MAX - 1
         for i in range(n):
@@ -129,7 +131,7 @@ cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept n
             magnitude = bits_of(x[i]) & INT64_MAX
             x[kept] = x[i]
             kept += (magnitude != 0) & (magnitude < INF64)
-    # -0 is 0, as a least and as a greatest value.
+    # -0 counts as 0, as a least and as a greatest value.
     low += low == -1
     high += high == -1
     stats[LOW_KEY] = low
@@ -145,8 +147,8 @@ cdef inline void scan_values(double* x, Py_ssize_t n, int64_t* stats) noexcept n
 def gather_values(const floating[:, :, :] x, double[:, ::1] values, int64_t[:, ::1] stats, Py_ssize_t first):
     """Write the finite nonzero values of each channel of x (outer, channels, inner) to the front of its row.
 
-    `stats` (channels, 13) is filled; rows of `values` have at least outer * inner elements, and the first one is the
-    row of that number in an array.
+    `stats` (channels, 13) is filled.  Rows of `values` have at least outer * inner elements.  `values` is part of a
+    larger array, in which its first row has the number `first`.
     """
     cdef Py_ssize_t channel, t, width, n = x.shape[0] * x.shape[2]
     with nogil:
@@ -166,7 +168,7 @@ cdef inline int64_t binade_of(double value) noexcept nogil:
 cdef inline void fill_table(
     const int32_t[:, ::1] owned, const int64_t[::1] owners, Py_ssize_t channel, Py_ssize_t n, int32_t* table
 ) noexcept nogil:
-    """Enter a channel's n rows into the table, whose other entries are -1."""
+    """Enter a channel's n rows into the table; all other entries are -1."""
     cdef Py_ssize_t i
     for i in range(n):
         table[owners[owned[channel, i]] & (BINADES - 1)] = owned[channel, i]
@@ -190,7 +192,7 @@ cdef inline int32_t row_of(
     int64_t* used,
     int32_t* table,
 ) noexcept nogil:
-    """The row of a channel's binade, a new one of zeros if it has none."""
+    """Return the row of a channel's binade; if there is none, add a row of zeros."""
     cdef int32_t row = table[binade]
     if row < 0:
         row = <int32_t> used[0]
@@ -215,7 +217,10 @@ cdef void count_values(
     int32_t* table,
     int32_t* found,
 ) noexcept nogil:
-    """Add values to a channel's rows by way of counts for all bins, which are 0 and left so."""
+    """Count values in `found`, which has all bins, and add these counts to a channel's rows.
+
+    `found` is all 0 before and afterwards.
+    """
     cdef Py_ssize_t i, j
     cdef uint64_t bin
     cdef int32_t missing = 0, row
@@ -227,7 +232,7 @@ cdef void count_values(
     if missing < 0:
         for i in range(n):
             row_of(binade_of(x[i]), channel, stats, owners, owned, counts, used, table)
-    # Row by row is how memory is read ahead; rows one value after the other would be waited for.
+    # Going row by row lets the processor read ahead.  Going value by value would wait for every row.
     for i in range(stats[N_ROWS]):
         row = owned[channel, i]
         own = &found[(owners[row] & (BINADES - 1)) * FRACTION]
@@ -237,7 +242,7 @@ cdef void count_values(
 
 
 cdef inline Py_ssize_t mark(int64_t binade, int32_t* table, int32_t* marked, Py_ssize_t n) noexcept nogil:
-    """Enter a binade that has no row into the table and a list; how long the list is then."""
+    """If a binade is not in the table yet, enter it there and in the list; return the length of the list."""
     if table[binade] == -1:
         table[binade] = -2
         marked[n] = <int32_t> binade
@@ -246,7 +251,7 @@ cdef inline Py_ssize_t mark(int64_t binade, int32_t* table, int32_t* marked, Py_
 
 
 cdef inline int64_t room_for(int64_t n, int64_t limit) noexcept nogil:
-    """How many values a stretch that has to hold n is made for."""
+    """Return how many values to make room for in a stretch that must hold n."""
     return min(4 * n, limit)
 
 
@@ -263,7 +268,7 @@ cdef inline void add_extreme(
 cdef bint holds_too_many(
     const int64_t[:, ::1] stats, const int64_t[:, ::1] others, Py_ssize_t first, int64_t largest
 ) noexcept nogil:
-    """Whether a sum of counts, of a channel or of all, would be more than `largest`."""
+    """Return whether a sum of counts, for one channel or for all, would be more than `largest`."""
     cdef Py_ssize_t channel, i
     cdef int64_t total = 0, added
     for channel in range(stats.shape[0]):
@@ -281,7 +286,7 @@ cdef bint holds_too_many(
 cdef inline int64_t most_held(
     const int64_t* mine, const int64_t* theirs, int64_t limit, int64_t pending
 ) noexcept nogil:
-    """How many values a channel may hold once what is theirs is mine too."""
+    """Return how many values a channel may hold once theirs are added to mine."""
     if mine[N_NONZERO] + theirs[N_NONZERO] <= limit:
         return limit
     return pending
@@ -297,12 +302,15 @@ def add_channels(
     int32_t[:, ::1] tables,
     int32_t[::1] found,
 ):
-    """Add the values and counts of the channels of one accumulator to those of another, from `first`, all or nothing.
+    """Add the values and counts of source's channels to target's channels, from `first` on; add all or nothing.
 
-    Channels of at most `limit` values have no counts, and of others at most `pending` values wait to be counted.
-    Returns None if done; if there is not enough room, how many rows, rows of a channel, and places for values there
-    have to be; what is used if there are other arrays meanwhile; and -1 if a count would be more than `largest`.
-    `tables` (2, 4096) is all -1, and its first row left so; `found` (2**19) is all 0, and left so.
+    A channel of at most `limit` values has no counts.  In any other channel, at most `pending` values wait to be
+    counted.  The first row of `tables` (2, 4096) is all -1 and `found` (2**19) is all 0, before and afterwards; the
+    second row of `tables` is working memory.
+
+    Returns None if all was added, and -1 if a count would be more than `largest`.  Otherwise it returns three numbers
+    that the target must have room for: rows, rows of a channel, and places for values.  If an accumulator has got other
+    arrays meanwhile, these are only what is used, and the caller tries again.
     """
     cdef Py_ssize_t channel, i, j, n, rows, width = 0
     cdef int64_t own, others, start, places, may_hold, binade
@@ -325,7 +333,7 @@ def add_channels(
     cdef const int32_t[:, ::1] other_owned = other_arrays.owned
     cdef const int64_t[:, ::1] other_counts = other_arrays.counts
     if target.arrays is not own_arrays or source.arrays is not other_arrays:
-        # Making a memoryview may start Python 3.11's garbage collection, and that anything.
+        # Making a memoryview may start Python 3.11's garbage collector, which may run any code.
         return used[ROWS], 0, used[PLACES]
     if holds_too_many(stats, other_stats, first, largest):
         return -1
@@ -409,7 +417,10 @@ def add_channels(
 
 
 def measure_channels(object accumulator, bint with_room):
-    """How many rows, rows of a channel, and places for values there are, the places to spare counted only if asked."""
+    """Return how many rows there are, the most rows of a channel, and how many places for values.
+
+    Without `with_room`, only places that hold a value count.
+    """
     arrays = accumulator.arrays
     cdef int64_t[:, ::1] stats = arrays.stats
     cdef int64_t[::1] used = arrays.used
@@ -422,11 +433,12 @@ def measure_channels(object accumulator, bint with_room):
 
 
 def copy_channels(object accumulator, object own_arrays, object arrays, bint replace):
-    """Copy the state of an accumulator from its arrays into others, without values' places that nothing is in any more.
+    """Copy the state of an accumulator from its own arrays into `arrays`, without places that no stretch uses.
 
-    If that is asked for they replace its own: then what stretches can hold is kept, else it is what they do hold, and
-    the two may have the values, or the counts and their owners, in common.  Returns False, and has done nothing of use,
-    if the others are too small or the accumulator has got other arrays meanwhile.
+    With `replace`, `arrays` become the accumulator's arrays, and stretches keep their room.  Without it, stretches have
+    room only for the values that they hold.  `arrays` and `own_arrays` may share `values`, or `counts` and `owners`;
+    what they share is not copied.  Returns False if `arrays` are too small, or if the accumulator has got other arrays
+    meanwhile.  Then `arrays` are of no use.
     """
     cdef const int64_t[:, ::1] stats = own_arrays.stats
     cdef const double[::1] values = own_arrays.values
@@ -475,8 +487,8 @@ def copy_channels(object accumulator, object own_arrays, object arrays, bint rep
 
 
 cdef inline void add_run(int64_t* stats, const int64_t* run, int64_t n, double low, double high) noexcept nogil:
-    """Add the statistics of `scan_and_count` for n values with the least and greatest finite value given."""
-    cdef int64_t low_key = order_key(bits_of(low + 0.0))  # -0 is 0
+    """Add to `stats` what `scan_and_count` has found in n values; the finite ones are from `low` to `high`."""
+    cdef int64_t low_key = order_key(bits_of(low + 0.0))  # -0 becomes 0
     cdef int64_t high_key = order_key(bits_of(high + 0.0))
     cdef int64_t infinite = run[SCANNED_NANS] + run[SCANNED_POSINFS] + run[SCANNED_NEGINFS]
     cdef int64_t lows, highs
@@ -504,12 +516,12 @@ def tabulate_channels(
     uint8_t[::1] incomplete,
     int32_t[:, ::1] row_tables,
 ):
-    """Add the counts of a run of each channel, from bits x (outer, channels, inner), with tables.
+    """Count a run of each channel with tables, and add the counts; x (outer, channels, inner) has the bits of floats.
 
-    `tables` are as `count_leading_bits` has them, all 0, and the first row of `row_tables` is all -1; both are left so.
-    There has to be room for as many rows as the type has binades, for each channel, and in `buffer` for each
-    channel's run, which is copied there unless it is in one piece.  Subnormals are not counted: `incomplete` is set
-    to 1 for a channel that has some.
+    `tables` are those of `count_leading_bits`, all 0, and the first row of `row_tables` is all -1, before and
+    afterwards.  For each channel there must be room for as many rows as the type has binades.  A row of `buffer` must
+    have room for a channel's run, which is copied there unless it is in one piece.  Subnormals are not counted:
+    `incomplete` is set to 1 for a channel that has some.
     """
     cdef Py_ssize_t channel, n = x.shape[0] * x.shape[2], table_size = tables.shape[1], exponents
     cdef int64_t sign, exponent, first, last, binade, lowest

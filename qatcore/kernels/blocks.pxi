@@ -1,12 +1,12 @@
-# What microscaling and packing do beside quantising: the greatest magnitude of every block, and several codes a byte.
+# What microscaling and packing need: the greatest magnitude of every block, and several codes to a byte.
 
 def greatest_magnitudes(
     const word[::1] x, word[::1] out, Py_ssize_t size, Py_ssize_t inner, Py_ssize_t start, Py_ssize_t stop
 ):
-    """out = the greatest magnitude in each block, from and as the bits of floats: NaN's are above infinity's.
+    """out = the greatest magnitude in each block; both x and out hold the bits of floats.
 
-    A block is `size` elements, `inner` apart; `inner` blocks lie side by side, in `x` and in `out`.  Of these rows of
-    blocks those from `start` up to `stop` are worked on.
+    The bits of NaN are above those of infinity.  A block has `size` elements, `inner` apart.  A row of blocks has
+    `inner` of them side by side, in `x` and in `out`.  The rows from `start` up to `stop` are worked on.
     """
     cdef Py_ssize_t row, i, j
     cdef const word* values
@@ -52,19 +52,19 @@ cdef inline inlined unpack(const uint8_t* packed, uint8_t* codes, Py_ssize_t n, 
 
 
 def pack_codes(const uint8_t[::1] codes, uint8_t[::1] packed, int width, Py_ssize_t start, Py_ssize_t stop):
-    """packed = codes of 4 or 2 bits from the lowest bits of their bytes, the first one in the lowest bits.
+    """packed = codes of `width` bits, 4 or 2, several to a byte, the first one in the lowest bits.
 
-    Bytes `start` to `stop` are written.
+    Each code is in the lowest bits of a byte of `codes`.  Bytes `start` up to `stop` of `packed` are written.
     """
     with nogil:
-        if width == 4:  # a constant, or nothing is unrolled
+        if width == 4:  # a constant; otherwise nothing is unrolled
             pack(&codes[start * 2], &packed[start], stop - start, 4)
         else:
             pack(&codes[start * 4], &packed[start], stop - start, 2)
 
 
 def unpack_codes(const uint8_t[::1] packed, uint8_t[::1] codes, int width, Py_ssize_t start, Py_ssize_t stop):
-    """The other way round."""
+    """codes = the codes in bytes `start` up to `stop` of `packed`, their upper bits 0; this undoes `pack_codes`."""
     with nogil:
         if width == 4:
             unpack(&packed[start], &codes[start * 2], stop - start, 4)

@@ -1,4 +1,4 @@
-# What compilers have to be told.
+# Hints for the compiler.
 
 cdef extern from *:
     """
@@ -14,11 +14,11 @@ cdef extern from *:
     #define QATCORE_APART() ((void)0)
     #endif
     """
-    # Ask for memory before it is needed, where the processor's own prefetching cannot know.
+    # Ask for memory before it is needed, where the processor cannot foresee the need.
     void prefetch "QATCORE_PREFETCH"(const void*) noexcept nogil
     void prefetch_to_write "QATCORE_PREFETCH_TO_WRITE"(const void*) noexcept nogil
-    # The result of functions that are too large to be inlined several times, by a compiler's own judgement, but
-    # whose arguments have to be constants.
+    # The result type of functions that must be inlined, so that their arguments are constants.  By its own judgement a
+    # compiler would find them too large to inline several times.
     ctypedef void inlined "QATCORE_INLINED"
-    # Keep vectors within an iteration of the loop that this stands in.
+    # Keep the compiler from making vectors that span several iterations of the loop around this call.
     void keep_iterations_apart "QATCORE_APART"() noexcept nogil

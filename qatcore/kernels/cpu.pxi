@@ -1,4 +1,4 @@
-# Which builds of the kernels this machine can run.  Only the baseline build is asked: the others may not
+# Find out which builds of the kernels this machine can run.  Only the baseline build answers: the others must not
 # even be imported before the answer is known.
 
 cdef extern from *:
@@ -67,16 +67,16 @@ cdef extern from *:
 
 
 def probe_cpu():
-    """The x86-64 micro-architecture level of this machine (2, 3 or 4), or 0 on another architecture."""
+    """Return the x86-64 micro-architecture level of this machine (2, 3 or 4), or 0 on another architecture."""
     return qatcore_cpu_level()
 
 
 def probe_gemm():
-    """Which GEMM modules this machine can run; the operating system may still refuse AMX to a process."""
+    """Return which GEMM modules this machine can run; the operating system may still refuse AMX to a process."""
     found = qatcore_cpu_features()
     return [name for bit, name in ((1, "avxvnni"), (2, "vnni"), (4, "amx")) if found & bit]
 
 
 def request_amx():
-    """Ask the operating system for the tile registers; whether this process may use them."""
+    """Ask the operating system for the tile registers; return whether this process may use them."""
     return bool(qatcore_request_amx())

@@ -1,5 +1,5 @@
-# Whole arrays through the scalar formulas.  Channels are the leading axis: element i belongs to channel
-# i // (n // channels), and one channel is the whole array.
+# Apply the scalar formulas to whole arrays.  Channels lie along the leading axis: element i belongs to channel
+# i // (n // channels).  A single channel is the whole array.
 
 def fake_quantize_integer(
     const floating[::1] x, floating[::1] out, double scale, int32_t zero_point, double low, double high
@@ -66,9 +66,9 @@ def encode_e4m3(const floating[::1] x, uint8_t[::1] codes, const double[::1] sca
 
 
 def glorot_weights(double[::1] out, double limit, double largest):
-    """Uniform variates on [-limit, limit] from the reference's 64-bit linear congruential generator.
+    """out = uniform numbers on [-limit, limit] from the reference's 64-bit linear congruential generator.
 
-    A variate is the state's upper 31 bits over `largest`.
+    Each number comes from the upper 31 bits of the generator's state, divided by `largest`.
     """
     cdef Py_ssize_t i
     cdef uint64_t state = 0xDEADBEEFCAFEBABE

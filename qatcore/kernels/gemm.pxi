@@ -1,19 +1,21 @@
-# int8 x int8 products, exact: the loops around a micro-kernel.
+# Exact int8 x int8 products: the loops around a micro-kernel.
 #
-# Included by every module that has a micro-kernel, after the file that defines it:
+# Every module that has a micro-kernel includes this file.  Before that, the module defines:
 #
-#   code_t                       what it takes the left operand's codes as
-#   TILE_ROWS, TILE_COLUMNS      the largest block of results it computes at once
-#   DEPTH_SEGMENTS               how much of K it works through while its operands stay in cache
-#   BLOCK_BYTES, COLUMN_BYTES    of the left operand's codes and of the right operand, what stays in L2 together
-#   row_offset(), SEGMENT_STRIDE where it wants row r's codes, and how far its segments of 64 are apart
-#   multiply_and_finish()        multiplies a tile, and makes results of its sums or of those of one that waits
-#   begin_tiles(), end_tiles()   the state of the matrix unit, where there is one
+#   code_t                        The type in which the micro-kernel takes the left operand's codes.
+#   TILE_ROWS, TILE_COLUMNS       The largest block of results that it computes at once.
+#   DEPTH_SEGMENTS                How many segments of the depth it works through while its operands stay in cache.
+#   BLOCK_BYTES                   How many bytes of the left operand's codes stay in L2.
+#   COLUMN_BYTES                  How many bytes of the right operand stay there with them.
+#   row_offset()                  Where it wants the codes of a row.
+#   SEGMENT_STRIDE                How far apart it wants a row's segments of 64 codes.
+#   multiply_and_finish()         Multiplies a tile, and turns its sums, or those of a tile that waits, into results.
+#   begin_tiles(), end_tiles()    Set up and release the matrix unit, where there is one.
 #
-# The right operand is packed, in one layout for all micro-kernels: panels of 16 columns; in a panel, for
-# each quad of four rows, the 16 columns' four bytes, offset to unsigned (code + 128).  So a quad is a cache
-# line, a segment of 16 quads (64 rows) a tile of the matrix unit, and every instruction that multiplies
-# unsigned by signed bytes takes it as it is.  Rows are padded with code 0 to whole segments.
+# The right operand is packed in the same layout for all micro-kernels.  It has panels of 16 columns, and a panel has
+# quads of four rows.  A quad holds the four bytes of each of the 16 columns, offset to unsigned (code + 128).  So a
+# quad is a cache line, and a segment of 16 quads (64 rows) is a tile of the matrix unit.  Every instruction that
+# multiplies unsigned by signed bytes takes this layout as it is.  Rows are padded with code 0 to whole segments.
 #
 # sum a b = sum a (b + 128) - 128 sum a.  Sums in int32 are exact for 65,536 products of at most 128 * 255.
 
@@ -25,7 +27,7 @@ cdef enum:
     SEGMENT = 64            # codes
     PANEL = 16              # columns
     TILE_BYTES = 1024       # a segment of a panel
-    EXACT_SEGMENTS = 1024   # int32 sums stay exact
+    EXACT_SEGMENTS = 1024   # for so many, int32 sums stay exact
     ROW_QUANTUM = 96        # a multiple of every TILE_ROWS
 
 ctypedef fused source:
@@ -42,10 +44,11 @@ cdef struct Encoding:  # of floating-point rows
     bint approximable
 
 
-# Codes are defined by a division in float64.  Of float32 rows most follow from a multiplication in float32 as well, in
-# a quarter of the time: with a zero point of at most 256 and a value that does not saturate, v = x * (1 / scale) + zero
-# point is at most 384 * 2**-23 + 2**-17 < 2**-14 off, so that one farther than 2**-12 from every tie rounds to the same
-# code.  A segment with anything nearer, or not finite, is done again by the definition.
+# A division in float64 defines the codes.  For float32 rows, a multiplication in float32 gives most codes as well, in
+# a quarter of the time.  Let the zero point be at most 256 in magnitude, and let the value not saturate.  Then the
+# error of v = x * (1 / scale) + zero point is at most 384 * 2**-23 + 2**-17 < 2**-14.  So a v that is farther than
+# 2**-12 from every tie rounds to the same code.  If a segment has a v that is nearer, or is not finite, the whole
+# segment is computed again by the definition.
 
 cdef inline void allow_approximation(Encoding* encoding) noexcept nogil:
     encoding.reciprocal = 0.0
@@ -67,7 +70,7 @@ cdef inline int32_t approximate_segment(const float* row, code_t* codes, Encodin
         v = row[j] * encoding.reciprocal + offset
         nearest = rintf(v)
         doubtful += not fabsf(v - nearest) < <float> (0.5 - 2.0**-12)
-        if not nearest > low:  # or NaN
+        if not nearest > low:  # also true for NaN
             nearest = low
         if nearest > high:
             nearest = high
@@ -93,7 +96,7 @@ cdef inline inlined encode_segment(
 cdef inline int32_t encode_row(
     const source* row, Py_ssize_t depth, code_t* codes, Encoding encoding
 ) noexcept nogil:
-    """Write a row's codes by segments, zeros after the last; return their sum."""
+    """Write a row's codes by segments, with zeros after the last code; return the sum of the codes."""
     cdef Py_ssize_t start, j
     cdef int32_t total = 0
     cdef code_t* segment = codes
@@ -103,7 +106,7 @@ cdef inline int32_t encode_row(
                 if encoding.approximable and not approximate_segment(row + start, segment, encoding):
                     segment += SEGMENT_STRIDE
                     continue
-            encode_segment(row + start, SEGMENT, segment, encoding)  # a constant
+            encode_segment(row + start, SEGMENT, segment, encoding)  # with a constant width
         else:
             encode_segment(row + start, depth - start, segment, encoding)
         segment += SEGMENT_STRIDE
@@ -120,7 +123,7 @@ cdef inline int32_t encode_row(
 
 
 cdef inline void prefetch_columns(const double* column, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
-    """Fetch what a block's results are finished with, which a product of few rows would wait for."""
+    """Prefetch the columns that finish a block's results; a product of few rows would wait for them."""
     cdef Py_ssize_t i, j
     for i in range(4):
         for j in range(0, width, 8):
@@ -142,7 +145,10 @@ cdef int multiply_blocks(
     result* out,
     Py_ssize_t n,
 ) noexcept nogil:
-    """Rows, and columns `first` to `stop`, in blocks that stay in L2; 0, or -1 if memory is short."""
+    """Multiply all rows by columns `first` up to `stop`, in blocks that stay in L2.
+
+    Returns 0, or -1 if there is not enough memory.
+    """
     cdef Py_ssize_t chunk_segments = min(segments, <Py_ssize_t> EXACT_SEGMENTS)
     cdef Py_ssize_t row_codes = (chunk_segments + 1) * SEGMENT  # one to spare: rows 2**n bytes apart share cache sets
     cdef Py_ssize_t block = max(
@@ -160,7 +166,7 @@ cdef int multiply_blocks(
     cdef Tile tile, waiting
     block = min(block, (m + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS)
     codes = <code_t*> allocate(block * row_codes * <Py_ssize_t> sizeof(code_t))
-    # Sums that grow part by part are kept, for all tiles of a block.
+    # If sums grow part by part, those of all tiles of a block are kept.
     sums = <int32_t*> allocate((block * column_block if in_parts else TILE_ROWS * TILE_COLUMNS) * 4)
     row_sums = <int32_t*> allocate(block * 4)
     if codes == NULL or sums == NULL or row_sums == NULL:
@@ -216,7 +222,7 @@ cdef int multiply_blocks(
                         )
                         if COLUMN_BYTES and j + TILE_COLUMNS < end:
                             j += TILE_COLUMNS
-                        else:  # always if a block is one tile wide, so that a compiler sees that j stays
+                        else:  # always if a block is one tile wide, so the compiler sees that j stays
                             j = j0
                             i += TILE_ROWS
                     k0 += DEPTH_SEGMENTS
@@ -237,7 +243,7 @@ cdef inline void clear_row(code_t* codes, Py_ssize_t segments) noexcept nogil:
 
 
 cdef inline void* allocate(Py_ssize_t n_bytes) noexcept nogil:
-    """Memory that starts a cache line, with where malloc put it noted in front."""
+    """Return memory that starts at a cache line; in front of it is the address that malloc gave."""
     cdef char* base = <char*> malloc(<size_t> n_bytes + 72)
     cdef char* aligned
     if base == NULL:
@@ -283,9 +289,9 @@ def multiply_scaled(
 ):
     """out[:, first:stop] = (codes(a) @ b - row sums * columns[0] - columns[1]) * columns[2] + columns[3].
 
-    Floating-point rows are encoded by `integer_code` first, int8 ones are codes.  `columns` (4, n) has to keep
-    every integer exact in float64, and at most 65,536 rows of b be multiplied.  Without `row_terms` columns[0] is
-    not read.
+    Floating-point rows are first encoded by `integer_code`; int8 rows are codes.  The numbers in `columns` (4, n) must
+    be small enough to keep every integer exact in float64, and b must have at most 65,536 rows.  Without `row_terms`,
+    columns[0] is not read.
     """
     cdef Encoding encoding
     cdef int status

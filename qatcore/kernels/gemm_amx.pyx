@@ -1,11 +1,11 @@
-# The int8 product on AMX: tdpbsud multiplies a tile of 16 rows and 64 codes by one of 64 rows and 16 columns.
+# The int8 product on AMX.  tdpbsud multiplies a tile of 16 rows and 64 codes by a tile of 64 rows and 16 columns.
 # Two tiles of rows times two panels fill four of the eight tile registers with sums.
 #
-# The matrix unit and the vector units work at the same time: sums become results while the next ones are computed.
-# The memory of results is not fetched beforehand: 32 rows of them may be 2**n bytes apart, in few sets of the cache.
+# The matrix unit and the vector units work at the same time: sums become results while the next sums are computed.
+# The memory of results is not prefetched: its 32 rows may be 2**n bytes apart, and then share few sets of the cache.
 #
-# The left operand's codes lie in tiles as well, a segment of 16 rows in 1,024 consecutive bytes: rows a power
-# of two apart would fall into the same sets of the cache.
+# The left operand's codes lie in tiles as well: a segment of 16 rows takes 1,024 consecutive bytes.  Otherwise rows
+# that are a power of two apart would fall into the same sets of the cache.
 
 include "gemm_head.pxi"
 
@@ -26,13 +26,13 @@ cdef extern from *:
             tiles.row_bytes[i] = 64;
             tiles.rows[i] = 16;
         }
-        /* gcc 12 takes it to read eight bytes, and may leave the others unwritten. */
+        /* gcc 12 assumes that the load reads only eight bytes, and may leave the others unwritten. */
         __asm__ volatile("" : : "r"(&tiles) : "memory");
         _tile_loadconfig(&tiles);
     }
     static inline void qatcore_load_sums(int more_rows, int more_columns, int add, const int32_t *sums)
     {
-        /* gcc does not know that tile loads read memory: what was just written must be there. */
+        /* gcc does not know that tile loads read memory, so force it to write everything first. */
         __asm__ volatile("" ::: "memory");
         if (add) {
             _tile_loadd(0, sums, 128);
@@ -115,7 +115,7 @@ cdef inline inlined multiply_segments(
     bint simple,
     result* out,
 ) noexcept nogil:
-    """Multiply a tile by whole segments, beyond the depth are zeros, and after each finish some rows that wait."""
+    """Multiply a tile by whole segments, with zeros beyond the depth; after each one, finish some rows that wait."""
     cdef bint more_rows = tile.rows > 16, more_columns = tile.width > 16
     cdef Py_ssize_t share = (waiting.rows + segments - 1) // segments, segment
     load_sums(more_rows, more_columns, add, tile.sums)
@@ -147,9 +147,9 @@ cdef void multiply_and_finish(
     bint simple,
     result* out,
 ) noexcept nogil:
-    """Multiply a tile and finish the one before, whose sums have reached memory by now.
+    """Multiply a tile, and finish the tile before it, whose sums have reached memory by now.
 
-    Both tiles' sums may be in the same place: new ones are stored when those that wait are used up.
+    Both tiles may have their sums in the same place: new sums are stored only after the waiting ones are used up.
     """
     cdef Py_ssize_t segments = (depth + SEGMENT - 1) // SEGMENT
     if waiting.width == TILE_COLUMNS and simple:  # as in finish_tile()

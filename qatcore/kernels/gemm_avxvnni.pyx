@@ -1,4 +1,4 @@
-# The int8 product on AVX-VNNI, for CPUs with it but without AVX-512: vpdpbusd on 8 sums.
+# The int8 product on AVX-VNNI, for CPUs that have it but lack AVX-512: vpdpbusd on 8 sums.
 
 include "gemm_head.pxi"
 

@@ -1,4 +1,4 @@
-# What the modules of int8 products have in common: names of C, the types of floats, and the scalar formulas.
+# What the modules of int8 products share: names from C, the types of floats, and the scalar formulas.
 
 from libc.math cimport copysign, floor, trunc
 from libc.stdint cimport INT64_MAX, int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t

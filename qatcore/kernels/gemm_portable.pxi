@@ -1,5 +1,5 @@
-# The micro-kernel for any CPU: bytes widened to int16 and multiplied and added in pairs (pmaddwd), which
-# is exact.  The instruction for bytes (pmaddubsw) saturates.  A sum is in two parts until it is stored.
+# The micro-kernel for any CPU.  It widens bytes to int16, and multiplies and adds them in pairs (pmaddwd), which is
+# exact; the instruction for bytes (pmaddubsw) saturates.  Each sum has two parts until it is stored.
 
 cdef extern from *:
     """
@@ -7,7 +7,7 @@ cdef extern from *:
     #if defined(__SSE4_1__)
     #include <immintrin.h>
     #endif
-    /* Four rows of 16 codes as the quads of 16 columns.  Left to gcc, this takes wide vectors and twice the time. */
+    /* Write four rows of 16 codes as the quads of 16 columns.  gcc's own code takes wide vectors and twice the time. */
     static inline void qatcore_interleave(uint8_t *out, const int8_t *row, Py_ssize_t stride)
     {
     #if defined(__SSE4_1__)
@@ -147,7 +147,7 @@ include "gemm.pxi"
 
 
 def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first, Py_ssize_t stop):
-    """Pack panels `first` to `stop` of b (k, n), all of whose rows or columns are contiguous.
+    """Pack panels `first` up to `stop` of b (k, n), which has contiguous rows or contiguous columns.
 
     `packed` has shape (panels of 16 columns, segments of 64 rows, 1024).
     """
@@ -157,7 +157,7 @@ def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first,
     cdef const int8_t* start
     cdef uint8_t* out
     with nogil:
-        for group in range(first, stop, 4):  # four panels use up a cache line of a row
+        for group in range(first, stop, 4):  # four panels use a whole cache line of a row
             end = min(group + 4, stop)
             for panel in range(group, end):
                 if (panel + 1) * PANEL > n or k % SEGMENT:
@@ -174,7 +174,7 @@ def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first,
                 start = &b[0, 0] + group * PANEL
                 interleave_panels(start, row_stride, whole, panels, &packed[group, 0, 0], panel_bytes)
                 start += panels * PANEL
-                for panel in range(group + panels, end):  # the last one, if it is not full
+                for panel in range(group + panels, end):  # the last panel, if it is not full
                     out = &packed[panel, 0, 0]
                     for quad in range(whole):
                         for j in range(n - panel * PANEL):
@@ -192,11 +192,11 @@ def pack_int8(const int8_t[:, :] b, uint8_t[:, :, ::1] packed, Py_ssize_t first,
 cdef void interleave_panels(
     const int8_t* b, Py_ssize_t row_stride, Py_ssize_t quads, Py_ssize_t panels, uint8_t* out, Py_ssize_t panel_bytes
 ) noexcept nogil:
-    """Pack full panels side by side, whose rows are contiguous."""
+    """Pack full panels that lie side by side in contiguous rows."""
     cdef Py_ssize_t quad, panel, t
     for quad in range(quads):
         for t in range(4):
-            prefetch(b + (16 + t) * row_stride)  # rows may lie too far apart to be foreseen
+            prefetch(b + (16 + t) * row_stride)  # the processor cannot foresee rows that lie far apart
         for panel in range(panels):
             interleave(out + panel * panel_bytes + 64 * quad, b + panel * PANEL, row_stride)
         b += 4 * row_stride

@@ -1,14 +1,16 @@
-# The register tile of every micro-kernel made of vector instructions: TILE_ROWS rows of the left operand times
-# VECTORS vectors of LANES columns, all sums in registers.  What differs is in a few C types and inline functions,
-# defined before this file is included:
+# The register tile of every micro-kernel that uses vector instructions.  It multiplies TILE_ROWS rows of the left
+# operand by VECTORS vectors of LANES columns, and keeps all sums in registers.  A micro-kernel defines the parts that
+# differ before it includes this file:
 #
-#   qatcore_code                              codes of the left operand
-#   qatcore_sums, qatcore_columns, qatcore_quad
-#                                             vectors: sums of LANES columns; their next four rows; four codes, repeated
+#   qatcore_code       The type of the left operand's codes.
+#   qatcore_sums       A vector with the sums of LANES columns.
+#   qatcore_columns    A vector with the next four rows of LANES columns.
+#   qatcore_quad       A vector with four codes, repeated.
+#   QATCORE_LANES      How many columns a vector has.
+#   QATCORE_VECTORS    How many vectors of columns a tile has.
 #   qatcore_zero(), qatcore_load_columns(), qatcore_load_quad(), qatcore_multiply_add(), qatcore_store()
-#   QATCORE_LANES, QATCORE_VECTORS            and how many of them a tile has
 #
-# The tile itself is C, for the sake of an array whose every element lives in a register.
+# The tile itself is written in C, which allows an array with every element in a register.
 
 cdef extern from *:
     """
@@ -24,14 +26,14 @@ cdef extern from *:
     #else
     #define QATCORE_UNROLL
     #endif
-    /* Without it gcc 12 holds every sum twice, for the loop and for what follows, and runs out of registers. */
+    /* Without this, gcc 12 holds every sum twice, in the loop and after it, and runs out of registers. */
     #if defined(__GNUC__) && defined(__SSE4_1__)
     #define QATCORE_KEEP(vector) __asm__("" : "+v"(vector))
     #else
     #define QATCORE_KEEP(vector) ((void)(vector))
     #endif
     #define QATCORE_EACH(i, n) QATCORE_UNROLL for (int i = 0; i < (n); i++)
-    /* With `rows` and `vectors` constants at each call, only the loop over quads is left. */
+    /* Each call passes `rows` and `vectors` as constants, so only the loop over quads is left. */
     static inline QATCORE_INLINED qatcore_multiply_vectors(
         const int rows, const int vectors, const qatcore_code *a, Py_ssize_t row_codes, const uint8_t *b,
         Py_ssize_t panel_bytes, Py_ssize_t quads, int add, int32_t *out)
@@ -52,7 +54,7 @@ cdef extern from *:
             qatcore_store(out + i * QATCORE_COLUMNS + j * QATCORE_LANES, sums[i][j], add);
     }
     """
-    ctypedef int code_t "qatcore_code"  # a type of another size, which C knows
+    ctypedef int code_t "qatcore_code"  # C knows its real size
     int VECTOR_COLUMNS "QATCORE_LANES"
     int VECTORS "QATCORE_VECTORS"
     int TILE_ROWS "QATCORE_ROWS"
@@ -66,7 +68,7 @@ include "gemm_results.pxi"
 
 cdef enum:
     BLOCK_BYTES = 1 << 19  # half of a usual L2
-    COLUMN_BYTES = 0       # a tile's columns
+    COLUMN_BYTES = 0       # blocks are one tile wide
 
 
 cdef inline Py_ssize_t row_offset(Py_ssize_t row, Py_ssize_t row_codes) noexcept nogil:
@@ -117,7 +119,10 @@ cdef void multiply_tile(
     bint add,
     int32_t* out,
 ) noexcept nogil:
-    """out (rows, TILE_COLUMNS) = or += the products of `quads` quads; `columns` is a multiple of VECTOR_COLUMNS."""
+    """Set out (rows, TILE_COLUMNS) to the products of `quads` quads, or add them to it if `add`.
+
+    `columns` is a multiple of VECTOR_COLUMNS.
+    """
     cdef int vectors = columns // VECTOR_COLUMNS
     if VECTORS == 4 and vectors == 3:
         multiply_row_tile(rows, 3, a, row_codes, b, panel_bytes, quads, add, out)
@@ -130,7 +135,7 @@ cdef void multiply_tile(
 
 
 cdef inline void prefetch_results(result* out, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t n) noexcept nogil:
-    """Fetch where a tile's results go while they are computed: rows lie too far apart to be foreseen."""
+    """Prefetch the memory for a tile's results; the processor cannot foresee rows that lie far apart."""
     cdef Py_ssize_t i, j
     for i in range(rows):
         for j in range(0, width * <Py_ssize_t> sizeof(result), 64):
@@ -153,7 +158,7 @@ cdef inline inlined multiply_and_finish(
     bint simple,
     result* out,
 ) noexcept nogil:
-    """Multiply a tile and, after the last part of the depth, finish it at once, while its sums are in L1."""
+    """Multiply a tile; after the last part of the depth, finish it at once, while its sums are in L1."""
     if last:
         prefetch_results(out + tile.place, tile.rows, tile.width, n)
     multiply_tile(

@@ -1,25 +1,26 @@
-# Gradients of fake quantisation: straight through for what was not clipped, and those of learned step sizes.
+# Gradients of fake quantisation: the straight-through estimator, and learned step sizes.
 #
-# With v = x / scale, r what it is rounded to, and the ends low and high, all less the zero point, the output is
-# scale * clamp(r).  Rounding is taken for the identity when it is differentiated, so
+# Let v = x / scale, let r be v rounded, and let low and high be the ends of the codes less the zero point.  Then the
+# output is scale * clamp(r).  Differentiation treats rounding as the identity.  So a value is not clipped where
+# low <= r <= high (in floating-point formats, low <= v <= high), and
 #
-#   d out / d x           1 where low <= r <= high, else 0
-#   d out / d scale       r - v there, else the end
-#   d out / d zero point  0 there, else -scale
+#   d out / d x           is 1 where it is not clipped, else 0.
+#   d out / d scale       is r - v where it is not clipped, else the nearer end.
+#   d out / d zero point  is 0 where it is not clipped, else -scale.
 #
-# A NaN passes no gradient.  Sums are float64's, of products that are exact where the inputs are float32.  Their order
-# must not depend on the vector width or on the threads: a run has ABREAST sums side by side, which are added up in
-# order, and Python cuts the array into parts that depend on its size alone.
+# A NaN passes no gradient.  Sums are in float64, and their products are exact if the inputs are float32.  The order of
+# the sums must not depend on the vector width or on the threads.  So a run has ABREAST sums side by side, which are
+# added up in order.  Python cuts the array into parts that depend only on its size and on the number of scales.
 
 cdef enum:
     ABREAST = 16
     HALF_EVEN = 0   # round, then add the zero point, as ONNX does
-    HALF_AWAY = 1   # add it, then round, as the reference does
+    HALF_AWAY = 1   # add the zero point, then round, as the reference does
     MINIFLOAT = 2   # to a floating-point format
 
 
 cdef inline floating rounded(floating v, floating zero_point, int rounding, Minifloat f) noexcept nogil:
-    """What v is rounded to, less the zero point: integers without an end, floating-point formats up to theirs."""
+    """Return v rounded, less the zero point; integers are not clipped, floating-point formats saturate."""
     if rounding == HALF_AWAY:
         return <floating> (round_half_away(v + zero_point) - zero_point)
     if rounding == MINIFLOAT:
@@ -44,7 +45,10 @@ cdef inline inlined add_gradients(
     double* of_scale,
     double* of_zero_point,
 ) noexcept nogil:
-    """Write the gradients of n values, and add theirs for scale and zero point (over -scale) to as many sums."""
+    """Write the gradients for n values, and add their gradients for scale and zero point to n sums each.
+
+    The gradients for the zero point are divided by -scale.
+    """
     cdef Py_ssize_t i
     cdef floating v, r, end, slope, passed, clipped
     for i in range(n):
@@ -88,7 +92,7 @@ cdef inline inlined quantize_dequantize_masked(
     int rounding,
     Minifloat f,
 ) noexcept nogil:
-    """What `quantize_dequantize_integer` and `quantize_dequantize_float` do, and which values pass a gradient."""
+    """Do what `quantize_dequantize_integer` and `..._float` do, and note which values pass a gradient."""
     cdef Py_ssize_t i
     cdef floating v, r
     for i in range(n):
@@ -124,7 +128,7 @@ cdef inline inlined walk(
     Py_ssize_t start,
     Py_ssize_t stop,
 ) noexcept nogil:
-    """Values and which of them pass, run by run; or, if there is `grad`, gradients and their sums."""
+    """Run by run, compute values and note which of them pass; or, if there is `grad`, compute gradients and sums."""
     cdef Py_ssize_t i, j, end
     cdef floating s, z
     cdef double[ABREAST] of_scale
@@ -189,8 +193,8 @@ def fake_quantize_masked(
 ):
     """out = the values of the codes of x; passes = 1 where x was not clipped, else 0.
 
-    `least` and `greatest` are the ends of the codes, or of a floating-point format's values; `format` is its
-    parameters, empty for integers.
+    `least` and `greatest` are the ends of the integer codes, or of a floating-point format's values.  `format` has the
+    parameters of a floating-point format, and is empty for integers.
     """
     cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Minifloat f
@@ -228,9 +232,10 @@ def fake_quantize_gradients(
     Py_ssize_t start,
     Py_ssize_t stop,
 ):
-    """grad_x = gradient for x; those for each scale, and for zero point over -scale, are added to `sums` (2, scales).
+    """grad_x = the gradient for x; the gradients for scales and zero points are added to `sums` (2, scales).
 
-    `least`, `greatest` and `format` are as for `fake_quantize_masked`; `half_away` is the rounding of integers.
+    The gradients for zero points are divided by -scale.  `least`, `greatest` and `format` are as for
+    `fake_quantize_masked`.  `half_away` selects the rounding of integers.
     """
     cdef Layout layout = layout_of(inner, pattern, repeats, scale.shape[0])
     cdef Minifloat f

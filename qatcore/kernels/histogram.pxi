@@ -1,6 +1,6 @@
-# Ranges and histograms.  Floating-point values are read as the signed integers of their bits: a value's
-# order key (its bits, the lower ones flipped for negatives) compares like the value, and integers
-# have a vectorised minimum where floats, because of NaN, have none.
+# Ranges and histograms.  Floating-point values are read as the signed integers of their bits.  A value's order key is
+# its bits, with all but the sign bit flipped for negatives, and compares like the value.  Integers have a vectorised
+# minimum; floats have none, because of NaN.
 
 cdef enum:
     BLOCK = 4096      # elements that stay in L1 while they are scanned and then counted
@@ -30,7 +30,7 @@ cdef inline int64_t occurrences(const word* x, Py_ssize_t n, word bits) noexcept
 
 
 cdef inline Py_ssize_t bin_of(word bits) noexcept nogil:
-    """Sign, exponent and the top 7 mantissa bits."""
+    """Return the bin of a value: sign, exponent and the top 7 mantissa bits."""
     if word is int32_t:
         return <Py_ssize_t> (<uint32_t> bits >> 16)
     else:
@@ -38,7 +38,7 @@ cdef inline Py_ssize_t bin_of(word bits) noexcept nogil:
 
 
 cdef inline word order_key(word bits) noexcept nogil:
-    """The key of bits, or the bits of a key."""
+    """Return the order key of bits, or the bits of an order key."""
     if word is int32_t:
         return bits ^ ((bits >> 31) & INT32_MAX)
     else:
@@ -81,7 +81,7 @@ cdef inline void scan_and_count(
             block_most = most(block_most, magnitude)
             block_zeros += magnitude == 0
         finite = block_most < infinity
-        if not finite:  # scan again, one by one
+        if not finite:  # some are not: scan again, one by one
             block_low = top
             block_high = -top - 1
             block_most = 0
@@ -100,7 +100,7 @@ cdef inline void scan_and_count(
                 else:
                     n_neginf += 1
         n_zero += block_zeros
-        # Only a block that reaches an extreme is searched for it.
+        # Count how often an extreme occurs only in blocks that reach it.
         if block_low < low_key:
             low_key = block_low
             n_low = 0
@@ -113,7 +113,7 @@ cdef inline void scan_and_count(
             n_high += occurrences(&x[start], stop - start, order_key(high_key))
         low_magnitude = least(low_magnitude, block_least)
         high_magnitude = most(high_magnitude, block_most)
-        if finite and block_low == block_high:  # padding, masks, dead channels
+        if finite and block_low == block_high:  # all are equal: padding, masks, dead channels
             tables[bin_of(x[start])] += <int32_t> (stop - start)
             continue
         i = start
@@ -141,10 +141,13 @@ cdef inline void scan_and_count(
 def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] stats):
     """Count the values of x by sign, exponent and top 7 mantissa bits, and scan their range.
 
-    `x` holds the bits of floats, at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one
-    count an element, whatever it is.  `stats` is set to: the least and greatest order key of the finite
-    values (the type's extremes where there is none), the numbers of zeros, NaNs, +inf and -inf, as bits a lower
-    bound of the nonzero magnitudes and the greatest finite one, and how often the least and greatest key occur.
+    `x` holds the bits of floats, at most 2**31 - 1 of them.  `tables` (4, 2**16 or 2**19) gains one count for every
+    element, finite or not.  `stats` is set to these ten numbers:
+
+    - The least and the greatest order key of the finite values; if there are none, the type's extremes.
+    - How many zeros, NaNs, +inf and -inf there are.
+    - The bits of a lower bound of the nonzero magnitudes, and of the greatest finite magnitude.
+    - How often the least and the greatest key occur.
     """
     cdef const word* first = NULL
     if x.shape[0]:
@@ -156,7 +159,7 @@ def count_leading_bits(const word[::1] x, int32_t[:, ::1] tables, int64_t[::1] s
 cdef inline int64_t drain_binade(
     int32_t* tables, Py_ssize_t table_size, Py_ssize_t binade, int64_t* counts
 ) noexcept nogil:
-    """Move a binade's counts out of the tables, to be added to others; how many there are."""
+    """Move a binade's counts out of the tables, and add them to `counts`; return their sum."""
     cdef int64_t count, total = 0
     cdef Py_ssize_t j, t
     for j in range(FRACTION):
@@ -174,10 +177,10 @@ def drain_leading_bits(
 ):
     """Move the counts of the touched binades out of the tables and leave the tables all zero.
 
-    `exponents` is the number of exponents of the type (256 or 2048), `first` to `last` those of the
-    finite nonzero values.  Writes each touched binade's number, sign * exponents + exponent, and its
-    128 counts, to be added to; returns how many there are, and how many values had exponent 0 (zeros and subnormals,
-    which are not moved).
+    `exponents` is the number of exponents of the type (256 or 2048); the finite nonzero values have exponents from
+    `first` to `last`.  For each touched binade, `binades` gets its number, sign * exponents + exponent, and a row of
+    `counts` has its 128 counts added.  Returns the number of touched binades, and the number of values with exponent 0.
+    These are zeros and subnormals; their counts, and those of infinities and NaNs, are dropped.
     """
     cdef int sign, exponent
     cdef Py_ssize_t n = 0
@@ -196,9 +199,9 @@ def drain_leading_bits(
 
 
 def scan_range(const double[::1] x):
-    """Least and greatest finite value of x, and how many are finite; +inf and -inf if none is.
+    """Return the least and the greatest finite value of x, and how many values are finite.
 
-    Of equal zeros -0 is the lesser.
+    If none is finite, the two are +inf and -inf.  -0 counts as less than 0.
     """
     cdef int64_t low = INT64_MAX, high = -INT64_MAX - 1, block_low, block_high, bits, key
     cdef int64_t infinity = INF64
@@ -231,9 +234,9 @@ def scan_range(const double[::1] x):
 
 
 def rebuild_histogram(const double[::1] samples, double low, double high, double[::1] histogram):
-    """The reference's histogram: samples over [low, high] in equal bins, the last one closed.
+    """histogram = the reference's: it counts samples in equal bins over [low, high], the last bin closed.
 
-    An infinite range puts NaN into the bin number, which the reference casts to bin 0.
+    An infinite range makes bin numbers NaN, which the reference casts to bin 0.
     """
     cdef double span, position
     cdef Py_ssize_t i, bins = histogram.shape[0]

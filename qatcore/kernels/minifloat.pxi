@@ -1,17 +1,17 @@
-# Floating-point formats of at most 8 bits.  They are described by parameters, so that one loop serves them all.
+# Floating-point formats of at most 8 bits.  Parameters describe the formats, so one loop serves them all.
 
 cdef struct Minifloat:
-    int32_t width      # bits in all, the sign's included
+    int32_t width      # bits in all, with the sign
     int32_t mantissa   # bits of the mantissa
     int32_t exponent   # of the least normal value
     int32_t greatest   # code of the greatest finite value
-    int32_t infinity   # code of infinity, and the least one of NaN: beyond all codes if there is none
-    int32_t least_nan
-    int32_t nan        # the code given to NaN, exclusive or that of the sign
+    int32_t infinity   # code of infinity, or 0x100, beyond all codes, if there is none
+    int32_t least_nan  # least code of NaN, or 0x100 if there is none
+    int32_t nan        # code given to NaN; the sign bit of a NaN flips the code's
 
 
 cdef inline Minifloat minifloat(const int32_t[::1] layout) noexcept nogil:
-    """The parameters, from an array of them in order."""
+    """Return the parameters from an array that has them in order."""
     cdef Minifloat f
     f.width = layout[0]
     f.mantissa = layout[1]
@@ -36,17 +36,18 @@ cdef inline Minifloat e4m3() noexcept nogil:
 
 
 cdef inline int32_t greatest_bits(Minifloat f) noexcept nogil:
-    """The greatest finite value, as a float32."""
+    """Return the greatest finite value, as the bits of a float32."""
     return (f.greatest << (23 - f.mantissa)) + ((126 + f.exponent) << 23)
 
 
 cdef inline floating nearest_minifloat(floating x, Minifloat f) noexcept nogil:
-    """The nearest value of the format, ties to even, saturating.
+    """Return the nearest value of the format, ties to even, saturating.
 
-    The sign of zero is kept, and NaN in formats that have one; in others it is -0, and 0 where it is negative.
-    Adding and subtracting 2**(e + 52 - m) in float64, 2**(e + 23 - m) in float32, leaves a multiple of 2**(e - m), the
-    step of m bits of mantissa in the binade of 2**e (and that of the least normal values below), rounded once by the
-    addition itself.
+    Zero keeps its sign.  NaN stays NaN if the format has one; otherwise it becomes -0, or 0 if its sign bit is set.
+
+    With m bits of mantissa, the step in the binade of 2**e is 2**(e - m).  Below the least normal values, it stays as
+    it is there.  Adding 2**(e + 52 - m) in float64, or 2**(e + 23 - m) in float32, rounds to a multiple of this step,
+    once.  Subtracting it again leaves this multiple.
     """
     cdef int64_t bits, magnitude, clipped, result
     cdef int32_t bits32, magnitude32, clipped32, result32
@@ -82,11 +83,12 @@ cdef inline floating nearest_minifloat(floating x, Minifloat f) noexcept nogil:
 
 
 cdef inline uint8_t minifloat_code(floating x, Minifloat f) noexcept nogil:
-    """The code of the nearest value.
+    """Return the code of the nearest value.
 
-    As in `nearest_minifloat`, adding the right power of two leaves a multiple of the format's step: the last bits of
-    the sum count the steps, 2**m to 2**(m + 1) in a normal binade, and codes count on from binade to binade, 2**m each,
-    from that of the least normal values.  What that starts from, modulo 256, is in the power of two already.
+    As in `nearest_minifloat`, adding the right power of two rounds to a multiple of the format's step.  So the last
+    bits of the sum count steps: 2**m to 2**(m + 1) of them in a normal binade.  Codes count on from binade to binade,
+    2**m in each, from the binade of the least normal values.  The power of two already holds the start of this count,
+    modulo 256.
     """
     cdef int32_t bits, magnitude, clipped, exponent, code
     cdef int32_t shift = 23 - f.mantissa
@@ -102,11 +104,11 @@ cdef inline uint8_t minifloat_code(floating x, Minifloat f) noexcept nogil:
             code = f.nan
         return <uint8_t> (code ^ <int32_t> (<uint32_t> (bits & ~INT32_MAX) >> (32 - f.width)))
     else:
-        return minifloat_code(<float> nearest_minifloat(x, f), f)  # the formats' values are float32's
+        return minifloat_code(<float> nearest_minifloat(x, f), f)  # float32 holds all values of the formats
 
 
 cdef inline float minifloat_value(uint8_t code, Minifloat f) noexcept nogil:
-    """The value of a code, of whose byte the lowest bits count; for subnormal ones it is their number of steps."""
+    """Return the value of a code in the lowest bits of a byte; the code of a subnormal is its number of steps."""
     cdef int32_t magnitude = code & ((1 << (f.width - 1)) - 1)
     cdef int32_t bits = (magnitude << (23 - f.mantissa)) + ((126 + f.exponent) << 23)
     cdef float step = float_of((127 + f.exponent - f.mantissa) << 23)

@@ -1,12 +1,12 @@
-# Scalar formulas.  Loops in the other files apply them.  Small inline functions rather than conditional
-# expressions: those become branches, which keep the compiler from vectorising a loop.
+# Scalar formulas, which loops in the other files apply.  They use small inline functions rather than conditional
+# expressions, which become branches and keep the compiler from vectorising a loop.
 
 ctypedef fused word:
     int32_t  # the bits of a float32; signed integers have a vectorised minimum at every CPU level
     int64_t  # the bits of a float64
 
 cdef double HALF_BELOW = 0.49999999999999994  # the largest double below one half
-cdef uint64_t E4M3_REACH = 0x016800000000AA94  # see `reference_e4m3`; a constant, gcc would not shift in vectors
+cdef uint64_t E4M3_REACH = 0x016800000000AA94  # see `reference_e4m3`; gcc would not shift a C constant in vectors
 
 cdef extern from *:
     """
@@ -74,35 +74,38 @@ cdef inline double nan_to_zero(double v) noexcept nogil:
 
 
 cdef inline double round_half_away(double v) noexcept nogil:
-    """Exact for every double: adding the double below 1/2 carries exactly the values from .5 up."""
+    """Return v rounded to the nearest integer, ties away from zero; exact for every double.
+
+    Adding the largest double below 1/2 carries to the next integer if and only if the fraction is at least .5.
+    """
     return trunc(v + copysign(HALF_BELOW, v))
 
 
 cdef inline double integer_code(double x, double scale, double zero_point, double low, double high) noexcept nogil:
-    """round_half_away(x / scale + zero_point), saturated; NaN gives 0 and there is no code of -0."""
+    """Return round_half_away(x / scale + zero_point), saturated; NaN gives 0, and no code is -0."""
     cdef double v = round_half_away(x / scale + zero_point)
     return nan_to_zero(clamp(v, low, high)) + 0.0
 
 
 cdef inline double decode_integer(double code, int32_t zero_point, double scale) noexcept nogil:
-    """(code - zero_point) * scale, the difference wrapping in int32 as the reference's does."""
+    """Return (code - zero_point) * scale; the difference wraps in int32, as in the reference."""
     cdef int32_t q = <int32_t> code
     return <double> <int32_t> (<uint32_t> q - <uint32_t> zero_point) * scale
 
 
 cdef inline double reference_e4m3(double x) noexcept nogil:
-    """The reference's FP8: half away from zero, the mantissa clamped instead of carried, NaN to 0.
+    """Return the reference's FP8: half away from zero, the mantissa clamped instead of carried, NaN to 0.
 
-    Its exponent is floor(log2(|x|)) with a floating log2, which rounds up to the integer for the last
-    one or two doubles below a power of two: for those whose distance, 1.44 ulp for each step, is below
-    half an ulp of the logarithm.  `reach` is how many steps that is: 0 for the binades of 2**-2 to 2**1, 1 for two
-    more on either side, and then 2.
+    The reference takes the exponent as floor(log2(|x|)), with a floating-point log2.  For the last doubles below a
+    power of two, this log2 may round up to the integer.  From one double to the next, the exact logarithm changes by
+    1.44 * 2**-53.  It rounds up if it is less than half an ulp below the integer.  `reach` is the number of doubles for
+    which this happens: 0 in the binades of 2**-2 to 2**1, 1 in two more on either side, and 2 beyond.
     """
     cdef int64_t bits = bits_of(x)
     cdef int64_t magnitude = bits & INT64_MAX
     cdef int64_t clipped = least(magnitude, BITS_448)
     cdef int64_t fraction = clipped & MANTISSA64
-    cdef int64_t reach = (E4M3_REACH >> <uint64_t> ((clipped >> 51) & 62)) & 3  # two bits an exponent, by its last five
+    cdef int64_t reach = (E4M3_REACH >> <uint64_t> ((clipped >> 51) & 62)) & 3  # 2 bits per exponent, by its last five
     cdef int64_t most_fraction = most(MANTISSA64, fraction + reach)
     cdef int64_t eighth = <int64_t> 1 << 49
     cdef int64_t result = clipped - fraction + (least(fraction + (eighth >> 1), most_fraction) & ~(eighth - 1))
@@ -112,30 +115,30 @@ cdef inline double reference_e4m3(double x) noexcept nogil:
     if clipped < BITS_2M6:
         result = bits_of(steps / 512.0)
     result |= bits & ~INT64_MAX
-    if <uint64_t> (magnitude - 1) >= <uint64_t> INF64:  # 0 or NaN, in one comparison: two are a branch
+    if <uint64_t> (magnitude - 1) >= <uint64_t> INF64:  # 0 or NaN in one comparison; two would be a branch
         result = 0
     return double_of(result)
 
 
 # --- a natural logarithm from + - * / alone ---------------------------------------------------------
 #
-# libm's and NumPy's logarithms differ between machines in the last bit, ours cannot.  With x = 2**k m,
+# The logarithms of libm and NumPy differ between machines in the last bit; this one cannot.  With x = 2**k m,
 # m in [sqrt(1/2), sqrt(2)), and s = (m - 1) / (m + 1):
 #
 #     log x = k log 2 + 2 s + s^3 (2/3 + 2/5 s^2 + 2/7 s^4 + ...)
 #
-# The leading terms are carried as unevaluated sums of two doubles (Dekker 1971), which leaves an error
-# below 2**-64 relative before the one final rounding: the result is correctly rounded but for about one
-# argument in a thousand.
+# The leading terms are kept as unevaluated sums of two doubles (Dekker 1971).  This leaves a relative error below
+# 2**-64 before the one final rounding.  So the result is correctly rounded, except for about one argument in a
+# thousand.
 
 cdef inline double head(double a) noexcept nogil:
-    """The upper 26 bits (Veltkamp's split)."""
+    """Return the upper 26 bits of a (Veltkamp's split)."""
     cdef double c = 134217729.0 * a
     return c - (c - a)
 
 
 cdef inline double product_error(double a, double b, double p) noexcept nogil:
-    """a * b - p exactly, where p is the rounded product (Dekker)."""
+    """Return a * b - p exactly, where p is the rounded product (Dekker)."""
     cdef double a1 = head(a)
     cdef double b1 = head(b)
     cdef double a2 = a - a1
@@ -144,7 +147,7 @@ cdef inline double product_error(double a, double b, double p) noexcept nogil:
 
 
 cdef inline double sum_error(double a, double b, double s) noexcept nogil:
-    """a + b - s exactly, where s is the rounded sum (Knuth)."""
+    """Return a + b - s exactly, where s is the rounded sum (Knuth)."""
     cdef double bb = s - a
     return (a - (s - bb)) + (b - bb)
 

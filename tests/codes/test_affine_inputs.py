@@ -316,7 +316,7 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=list(CALLS))
     "scale", [0.0, -0.0, 0, -1.0, -1, -5e-324, math.nan, math.inf, -math.inf, np.float16(0), np.array(-1.0)], ids=repr
 )
 def test_scales_that_are_none(call, scale):
-    message = r"^scale: expected positive finite numbers, in float32 too, got "
+    message = r"^scale: expected positive finite numbers, also in float32, got "
     with pytest.raises(InvalidArgumentError, match=message):
         call(scale)
     with pytest.raises(InvalidArgumentError, match=message):
@@ -326,12 +326,12 @@ def test_scales_that_are_none(call, scale):
 @every_call
 @pytest.mark.parametrize("scale", [1e-46, 5e-324, 2.0**-150, 1e39, 1.7e308], ids=repr)
 def test_scales_that_float32_does_not_hold(call, scale):
-    with pytest.raises(InvalidArgumentError, match=r"^scale: expected positive finite numbers, in float32 too, got"):
+    with pytest.raises(InvalidArgumentError, match=r"^scale: expected positive finite numbers, also in float32, got"):
         call(scale)
-    with pytest.raises(InvalidArgumentError, match=r"^scale: expected positive finite numbers, in float32 too, got"):
+    with pytest.raises(InvalidArgumentError, match=r"^scale: expected positive finite numbers, also in float32, got"):
         call([1.0, scale, 1.0], axis=0)
     for half in (np.float16, BFLOAT16):
-        with pytest.raises(InvalidArgumentError, match=r"^scale: expected .* in float32 too"):
+        with pytest.raises(InvalidArgumentError, match=r"^scale: expected .* also in float32"):
             qatcore.quantize(X.astype(half), scale)
     wide = X.astype(np.float64)
     codes = codes_of(divided(wide, scale), 0, "int8")
@@ -359,9 +359,9 @@ def test_scales_at_the_ends(call):
         ([1.0] * 3, {"axis": 1}, "scale: expected shape (4,), got shape (3,)"),
         ([1.0] * 3, {"axis": -1}, "scale: expected shape (4,), got shape (3,)"),
         ([[1.0]] * 3, {"axis": 0}, "scale: expected shape (3,), got shape (3, 1)"),
-        (1.0, {"axis": 2}, "axis: expected one of an array with 2 dimensions, got 2"),
-        (1.0, {"axis": -3}, "axis: expected one of an array with 2 dimensions, got -3"),
-        (1.0, {"axis": 2**70}, f"axis: expected one of an array with 2 dimensions, got {2**70}"),
+        (1.0, {"axis": 2}, "axis: expected an axis of an array with 2 dimensions, got 2"),
+        (1.0, {"axis": -3}, "axis: expected an axis of an array with 2 dimensions, got -3"),
+        (1.0, {"axis": 2**70}, f"axis: expected an axis of an array with 2 dimensions, got {2**70}"),
         (1.0, {"zero_point": [0, 0]}, "zero_point: expected a scalar or shape (1,), got shape (2,)"),
         (1.0, {"zero_point": [[0]]}, "zero_point: expected a scalar or shape (1,), got shape (1, 1)"),
         ([1.0] * 3, {"axis": 0, "zero_point": [0] * 4}, "zero_point: expected a scalar or shape (3,), got shape (4,)"),
@@ -376,7 +376,7 @@ def test_scales_at_the_ends(call):
         (
             [1.0, 2.0, np.inf],
             {"axis": 0},
-            "scale: expected positive finite numbers, in float32 too, got inf at index 2",
+            "scale: expected positive finite numbers, also in float32, got inf at index 2",
         ),
         ([1.0] * 3, {"axis": 0, "zero_point": [0, 1, 0], "dtype": E4M3}, "zero_point: expected 0 for float8_e4m3fn"),
     ],

@@ -402,7 +402,9 @@ def test_backward_is_for_the_parameters_that_were_used():
 
 def test_backward_belongs_to_a_forward():
     layer, x = trained_layer(QatConfig(), learn_scales=False)
-    with pytest.raises(InvalidArgumentError, match=r"^backward: expected forward_train to be called before"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"^backward: expected a call of forward_train since the last backward, got none"
+    ):
         layer.backward(np.ones((16, 6)))
     layer.forward_infer(x)
     with pytest.raises(InvalidArgumentError, match=r"^backward"):

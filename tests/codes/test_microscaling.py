@@ -362,7 +362,7 @@ NVFP4 = qatcore.quantize_nvfp4(X)
         (
             lambda: qatcore.quantize_nvfp4(X, -1.0),
             InvalidArgumentError,
-            "tensor_scale: expected a positive finite number, in float32 too, got -1.0",
+            "tensor_scale: expected a positive finite number, also in float32, got -1.0",
         ),
         (
             lambda: qatcore.quantize_mx(X, block_size=5),
@@ -373,9 +373,13 @@ NVFP4 = qatcore.quantize_nvfp4(X)
         (
             lambda: qatcore.quantize_mx(X, axis=2),
             InvalidArgumentError,
-            "axis: expected one of an array with 2 dimensions",
+            "axis: expected an axis of an array with 2 dimensions",
         ),
-        (lambda: qatcore.quantize_mx(1.0), InvalidArgumentError, "axis: expected one of an array with 0 dimensions"),
+        (
+            lambda: qatcore.quantize_mx(1.0),
+            InvalidArgumentError,
+            "axis: expected an axis of an array with 0 dimensions",
+        ),
         (lambda: qatcore.quantize_mx(X, axis=None), TypeError, "axis: expected an integer"),
         (lambda: qatcore.quantize_mx(["a"]), TypeError, "x: expected real numbers"),
         (lambda: qatcore.dequantize_mx(X, MX[1]), TypeError, "codes: expected an array of float4_e2m1fn or"),
@@ -405,7 +409,7 @@ NVFP4 = qatcore.quantize_nvfp4(X)
             InvalidArgumentError,
             "tensor_scale: expected a positive finite number",
         ),
-        (lambda: qatcore.quantize_nvfp4(X, 1e-60), InvalidArgumentError, "tensor_scale: .*in float32 too"),
+        (lambda: qatcore.quantize_nvfp4(X, 1e-60), InvalidArgumentError, "tensor_scale: .*also in float32"),
         (lambda: qatcore.quantize_nvfp4(X, math.nan), InvalidArgumentError, "tensor_scale: "),
         (lambda: qatcore.quantize_nvfp4(X, "1"), TypeError, "tensor_scale: expected a real number"),
         (
@@ -413,7 +417,11 @@ NVFP4 = qatcore.quantize_nvfp4(X)
             TypeError,
             "codes: expected an array of float4_e2m1fn, got",
         ),
-        (lambda: qatcore.dequantize_nvfp4(NVFP4[0], NVFP4[1][:, :1], 1.0), InvalidArgumentError, "blocks of 16"),
+        (
+            lambda: qatcore.dequantize_nvfp4(NVFP4[0], NVFP4[1][:, :1], 1.0),
+            InvalidArgumentError,
+            "one for each block of 16",
+        ),
         (lambda: qatcore.dequantize_nvfp4(*NVFP4[:2], -1.0), InvalidArgumentError, "tensor_scale: "),
     ],
 )
