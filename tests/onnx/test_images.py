@@ -899,7 +899,7 @@ def test_options_of_the_command_are_those_of_the_function(folder, capsys):
             "quantize model.onnx --data photos --scale 1/0 -o q.onnx",
             "expected a number such as 0.5 or 1/255, got '1/0'",
         ),
-        ("quantize --data photos -o q.onnx --crop model.onnx", "expected a part such as 0.875, or an option behind it"),
+        ("quantize --data photos -o q.onnx --crop model.onnx", "expected a part such as 0.875, or another option after --crop"),
         ("quantize model.onnx --data photos --mean 127.5 -o q.onnx", "got 127.5; give scale 1 as well"),
         ("quantize model.onnx --data photos -o photos/03.png", "photos/03.png is what is read"),
         ("quantize model.onnx --data photos -o photos/new.png", "photos/new.png is what is read"),
