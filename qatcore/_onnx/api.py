@@ -165,8 +165,9 @@ def quantize_model(
     calibration : Calibration, str or PathLike, optional
         The result of `calibrate`, or a file that `Calibration.save` wrote.
     method : CalibMethod or str
-        How to choose the ranges of activations.  "auto" takes the method with the least expected squared error for each
-        tensor.  Weights always get the range with the least squared error.
+        How to choose the ranges of activations: "min_max", "percentile", "kl", "mse" or "auto".  "auto" takes, for each
+        tensor, the method with the least expected squared error.  Weights always get the range with the least squared
+        error.
     percentile : float
         Percent of the values that the percentile method keeps, above 0 and at most 100.
     weights : str

@@ -29,7 +29,7 @@ _MOST_RUNS = 200
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` has measured.
+    """The result of `compare`.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ def tensor_outputs(model: ModelProto) -> list[str]:
     Raises
     ------
     IncomparableError
-        If there is none.
+        If there is no such output.
     """
     names = [value.name for value in model.graph.output if _is_array(value.type)]
     if not names:

@@ -133,7 +133,9 @@ class InputSpec:
         if expected.kind == "f" or expected.name == "bfloat16":
             wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
             if wrong:
-                raise InvalidArgumentError(f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite")
+                raise InvalidArgumentError(
+                    f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite; give finite values"
+                )
 
 
 def _is_array(value: object) -> bool:
@@ -263,7 +265,7 @@ class Data:
             yield batch
             n += 1
         if not n:
-            raise InvalidArgumentError("data: there is not a single batch in it")
+            raise InvalidArgumentError("data: expected at least one batch, got none")
 
     def _opened(self, source: Any, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
         if isinstance(source, ImageFolder):

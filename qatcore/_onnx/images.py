@@ -65,7 +65,8 @@ class ImageFolder:
     The options say the rest.  A model may need other options than the defaults: ask those who trained it.
 
     A pixel from 0 to 255 becomes ``(pixel * scale - mean) / std``, computed in float64 and rounded once.
-    Grey images become RGB, palettes are looked up, transparent images lie on white, and 16 bits become 8.
+    Grey images become RGB, and colours become grey, as the model needs.
+    Palettes are looked up, and 16 bits become 8.  Transparent images lie on white, unless the model takes 4 channels.
     EXIF orientation is applied; colour profiles are not.  Of several frames, the first is used.
 
     Subfolders are searched too.  Images are taken in the order of their names, and read when they are needed.
@@ -603,7 +604,7 @@ def _refuse_bomb(pillow: Any, size: tuple[int, int]) -> None:
 
 
 def _converted(pillow: Any, image: Image.Image, mode: str) -> Image.Image:
-    """Return an image of whatever kind as grey, RGB or RGBA in 8 bits."""
+    """Return an image of any kind as grey, RGB or RGBA in 8 bits."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):  # older Pillows
         deep = np.asarray(image).astype(np.int64)
         image = pillow.fromarray(((deep + 128) // 257).astype(np.uint8))  # 65535 / 255 is 257

@@ -152,7 +152,7 @@ def _activation(node: NodeProto, index: Graph, about: dict[str, Any]) -> tuple[A
     scale = index.value_of(scale_name)
     zero_point = index.value_of(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
     if scale is None or zero_point is None:
-        raise InvalidArgumentError(f"model: the scale or zero point of {name} is no constant")
+        raise InvalidArgumentError(f"model: expected a constant scale and zero point of {name}, got others")
     said = about.get(name, {})
     if scale.size != 1:
         return name, str(zero_point.dtype), *(math.nan,) * 3, 0, said.get("method", "-"), _number(said.get("sqnr"))

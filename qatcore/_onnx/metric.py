@@ -95,7 +95,7 @@ class Metric:
         several = [name for name, value in exact.items() if _has_classes(value) or value.dtype.kind in "biuOSU"]
         if self._labels is not None:
             if self._labels not in batch:
-                raise InvalidArgumentError(f"data: there are no labels {self._labels!r} in it, only {', '.join(batch)}")
+                raise InvalidArgumentError(f"data: expected labels named {self._labels!r}, got only {', '.join(batch)}")
             labels = np.asarray(batch[self._labels])
             for name in self._labelled(self._labels, labels, exact, other, several):
                 self._count(name, exact[name], other[name], labels, ...)
@@ -160,7 +160,7 @@ class Metric:
             total.exact += counts.exact
             total.other += counts.other
         if not total.n and self._labels is not None:
-            raise InvalidArgumentError(f"data: there is no label in {self._labels!r}")
+            raise InvalidArgumentError(f"data: expected labels in {self._labels!r}, got none")
         return total
 
     @property
@@ -245,7 +245,7 @@ class Noise:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite, NaN without signal."""
+        """SQNR in dB: +inf without noise, -inf if the noise is infinite, NaN without signal."""
         if not self.signal > 0.0:
             return math.nan
         return _decibels(self.noise / self.signal)
@@ -305,7 +305,7 @@ class OutputNoise:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite."""
+        """The signal-to-quantisation-noise ratio in dB: +inf without noise, -inf if the noise is infinite."""
         return _decibels(sum(noise.noise / noise.signal for noise in self._each if noise.signal > 0.0))
 
 

@@ -27,7 +27,7 @@ def inlined(model: ModelProto) -> ModelProto:
         if convert:  # the conversion needs the types of the functions' inputs
             model = onnx.shape_inference.infer_shapes(model)
         result = onnx.inliner.inline_local_functions(model, convert)
-    except Exception as error:  # what it raises depends on the operator that it does not know
+    except Exception as error:  # the exception depends on the operator that cannot be converted
         raise InvalidArgumentError(
             f"model: its local functions, of opset {', '.join(map(str, sorted(opsets)))}, cannot be brought to opset "
             f"{opset_of(model)}: {str(error).splitlines()[0]}; export it with functions of its own opset"
@@ -56,7 +56,7 @@ def upgraded(model: ModelProto, opset: int) -> ModelProto:
     if opset_of(model) < opset:
         try:
             converted = onnx.version_converter.convert_version(model, opset)
-        except Exception as error:  # what it raises depends on the operator that it does not know
+        except Exception as error:  # the exception depends on the operator that cannot be converted
             raise InvalidArgumentError(
                 f"model: its operators, of opset {opset_of(model)}, cannot be brought to opset {opset}: "
                 f"{str(error).splitlines()[0]}; export it with opset {opset}"

@@ -172,7 +172,7 @@ def bias_of(node: NodeProto, index: Graph) -> Bias | None:
 
 def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:
     """Return how many multiplications a node does, from the shapes of its weight, input and output."""
-    if node.op_type == "ConvTranspose":  # every input element meets all weights of its channel
+    if node.op_type == "ConvTranspose":  # each input element is multiplied by all weights of its channel
         return math.prod(source) * math.prod(weight[1:])
     axes = weight_axes(node, len(weight))
     if axes is None:
@@ -181,7 +181,7 @@ def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, .
 
 
 def _obstacle(node: NodeProto, index: Graph) -> str | None:
-    """Return why a node cannot be quantised, if it cannot."""
+    """Return why a node cannot be quantised, or None if it can."""
     if node.input[0] in index.constants:
         return "its first operand is constant"
     weight = index.value_of(node.input[1])
@@ -202,7 +202,7 @@ def _why_nothing(model: ModelProto, ops: tuple[str, ...], possible: list[NodePro
         return "; all were excluded"
     if obstacles:
         return f"; {obstacles[0]}"
-    return f"; ops could name {others[0].op_type}" if others else _where_weights_are(model)
+    return f"; add {others[0].op_type} to ops" if others else _where_weights_are(model)
 
 
 def _where_weights_are(model: ModelProto) -> str:

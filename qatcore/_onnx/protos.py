@@ -1,4 +1,4 @@
-"""What is inside of a model's protocol buffers."""
+"""The nodes and graphs inside of a model's protocol buffers."""
 
 from __future__ import annotations
 

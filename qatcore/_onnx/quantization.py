@@ -117,7 +117,7 @@ class Options:
 
 
 def ready(model: ModelProto, options: Options) -> ModelProto:
-    """Return a model prepared for options.
+    """Return a model prepared for these options.
 
     Raises
     ------

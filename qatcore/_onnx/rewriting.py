@@ -127,7 +127,7 @@ class Rewriter:
         if reader.op_type in {"Gemm", "MatMul"}:
             self._products[node] = scale.scale.dtype if integers else None
         if key not in self._weights:
-            if transposed:  # stored as it is multiplied
+            if transposed:  # store it as it is multiplied
                 codes, scale = np.ascontiguousarray(codes.T), _transposed(scale)
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")

@@ -134,7 +134,7 @@ class Tap:
 
 
 def save_with_data(model: ModelProto, path: str, data: str) -> None:
-    """Write a model whose weights are in a file beside it."""
+    """Write a model, with its weights in a file beside it."""
     copy = ModelProto()
     copy.CopyFrom(model)
     onnx.save_model(copy, path, save_as_external_data=True, location=data)

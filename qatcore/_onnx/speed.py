@@ -1,4 +1,4 @@
-"""Why a quantised model is slower than the float one in ONNX Runtime, and what can be tried."""
+"""Why a quantised model is slower than the float one in ONNX Runtime, and what to try."""
 
 from __future__ import annotations
 

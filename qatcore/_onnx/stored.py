@@ -68,7 +68,7 @@ def read_elsewhere(model: ModelProto, path: str) -> None:
         real = os.path.realpath(place)
         if not any(os.path.commonpath([real, folder]) == folder for folder in allowed):
             raise InvalidArgumentError(
-                f"{place}: it is outside of the model's folder, where ONNX Runtime reads no weights either; "
+                f"{place}: it is outside of the model's folder, and ONNX Runtime reads no weights there; "
                 "put a copy of it beside the model"
             )
         tensor.raw_data = _read(place, offset, size)
@@ -94,7 +94,7 @@ def check_stored(model: ModelProto) -> None:
             if any(size < 0 for size in tensor.dims):
                 raise ValueError("a dimension is less than 0")
             numpy_helper.to_array(tensor)
-        except Exception as error:  # what it raises depends on what is wrong
+        except Exception as error:  # the exception depends on the fault
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise InvalidArgumentError(
                 f"model: tensor {tensor.name!r}: its data are no {_type_of(tensor)} of shape {list(tensor.dims)}; "

@@ -288,7 +288,7 @@ def faulty_models():
         ("model.onnx --data batches -o /proc/q.onnx", "/proc/q.onnx: "),
         ("model.onnx --data batches -o q.onnx --ops Relu", "expected some of Conv, ConvTranspose, Gemm, MatMul"),
         ("model.onnx --data batches -o q.onnx --exclude nobody", "there is no node 'nobody'; qatcore inspect"),
-        ("model.onnx --data batches -o q.onnx --labels label", "there are no labels 'label' in it, only x"),
+        ("model.onnx --data batches -o q.onnx --labels label", "expected labels named 'label', got only x"),
         ("model.onnx --data batches -o q.onnx --metric os:nothing", "there is no function os:nothing"),
         ("model.onnx --data batches -o q.onnx --max-drop 101", "expected percent from 0 to 100, got 101"),
         ("model.onnx --data batches -o q.onnx --method percentile --percentile 0", "percentile: expected more than 0"),

@@ -193,7 +193,7 @@ def test_what_cannot_be_checked_is_written_all_the_same(folder, capsys):
 
 def test_labels_that_are_asked_for_are_no_luxury(folder, capsys):
     assert main([*QUANTIZE, "--labels", "label"]) == 2
-    assert "there are no labels 'label'" in capsys.readouterr().err
+    assert "expected labels named 'label'" in capsys.readouterr().err
     model = onnx_models.detector()
     del model.graph.output[:2]
     onnx.save(model, "model.onnx")

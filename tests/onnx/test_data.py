@@ -182,7 +182,7 @@ def with_value(value):
         ([batch(), with_value(np.nan)], "batch 1: 1 of 8 values of x are NaN or infinite"),
         ([with_value(-np.inf)], "batch 0: 1 of 8 values of x are NaN or infinite"),
         ([{"x": np.zeros((0, 4), np.float32), "z": np.zeros((0, 1), np.float32)}], r"x is empty, of shape \(0, 4\)"),
-        ([], "not a single batch"),
+        ([], "expected at least one batch, got none"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(given, message):

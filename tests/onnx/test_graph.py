@@ -235,7 +235,7 @@ def test_operators_are_chosen():
         ({"ops": ("Relu",)}, "expected some of Conv, ConvTranspose, Gemm, MatMul, got Relu"),
         ({"exclude": ("missing",)}, "there is no node 'missing'"),
         ({"ops": ()}, "expected some of Conv, ConvTranspose, Gemm, MatMul, got none"),
-        ({"ops": ("MatMul",)}, "nothing to quantise: no MatMul can be quantised; ops could name Conv$"),
+        ({"ops": ("MatMul",)}, "nothing to quantise: no MatMul can be quantised; add Conv to ops$"),
         ({"exclude": ("first", "second", "last")}, "nothing to quantise: .* can be quantised; all were excluded$"),
     ],
 )

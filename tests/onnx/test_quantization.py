@@ -447,7 +447,7 @@ def test_models_larger_than_a_message_have_their_weights_beside_them(tmp_path, m
         ({"metric": 3}, TypeError, "metric: expected a function"),
         ({"metric": "no_module_of_test:f"}, InvalidArgumentError, "metric: there is no function"),
         ({"metric": len, "labels": "label"}, InvalidArgumentError, "labels: expected none beside a metric"),
-        ({"labels": "label", "max_drop": 1.0}, InvalidArgumentError, "there are no labels 'label' in it, only x"),
+        ({"labels": "label", "max_drop": 1.0}, InvalidArgumentError, "expected labels named 'label', got only x"),
         ({"output": "/nonexistent/x.onnx"}, OSError, "/nonexistent/x.onnx"),
     ],
 )
