@@ -349,7 +349,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             raise _InterruptedError("interrupted, nothing was written") from None
         calibration.save(path)
         raise _InterruptedError(
-            f"interrupted; {counted(calibration.samples, 'sample')} were saved in {path}; go on with --resume"
+            f"interrupted; the calibration of {counted(calibration.samples, 'sample')} is saved in {path}; "
+            "go on with --resume"
         ) from None
     calibration.save(path)
     seconds = time.perf_counter() - start

@@ -484,7 +484,10 @@ def test_ctrl_c_saves_a_calibration_that_is_resumed(folder, capsys, monkeypatch)
     Path("interrupt").touch()
     assert main([*arguments, "-o", "c.npz"]) == 130
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "qatcore: interrupted; 20 samples were saved in c.npz; go on with --resume\n")
+    assert (out, err) == (
+        "",
+        "qatcore: interrupted; the calibration of 20 samples is saved in c.npz; go on with --resume\n",
+    )
     fails(capsys, *arguments, "-o", "c.npz", says="c.npz holds an interrupted calibration; go on with --resume")
     run(capsys, "calibrate", "model.onnx", "--data", "batches", "-o", "other.npz")
     for files in (["c.npz"], ["c.npz", "other.npz"], ["other.npz", "c.npz"]):
@@ -578,7 +581,7 @@ def test_a_signal_from_outside(folder):
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == 130
-    assert "samples were saved in c.npz" in err
+    assert "samples is saved in c.npz" in err
     found = qatcore.onnx.Calibration.load("c.npz")
     assert found.samples > 0
     assert found.collectors["x"].n_elements == found.samples * 192
