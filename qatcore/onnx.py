@@ -1,4 +1,4 @@
-"""ONNX models: calibrated, quantised and compared; needs the extra ``onnx``."""
+"""Calibrate, quantise and compare ONNX models; needs the extra ``onnx``."""
 
 try:
     from ._onnx.api import calibrate, compare, quantize_model, sensitivity

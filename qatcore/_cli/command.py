@@ -15,50 +15,54 @@ _SEED_MAX = 2**32 - 1  # NumPy's and scikit-learn's limit
 
 _EXIT_CODES = """\
 exit codes:
-  0  it is done
-  1  it is done, but what was to be printed could not be
-  2  an argument, a file or the data is wrong, and nothing was written
-  130  interrupted; a calibration is saved, and what was saved is said
+  0    done
+  1    done, but the output could not be printed
+  2    an argument, a file or the data is wrong; nothing is written, except what
+       a long calibration has saved each minute
+  130  interrupted; a message says what was saved and how to go on
 """
 _DATA_HELP = (
-    "a folder of images; a directory of .npz or .npy files, each a batch; one such file whose arrays have a leading "
-    "axis of samples; or module:function that yields dicts of arrays, or tuples of inputs and labels"
+    "a folder of images; a folder of .npz or .npy files, each of them a batch; one .npz or .npy file whose arrays have "
+    "a leading axis of samples; or module:function, which yields batches: dicts of arrays, or tuples of inputs and "
+    "labels"
 )
 _IMAGES_HELP = """\
-The model says the size, layout, channels and type.  By default 3 channels are prepared as for
-ImageNet, others become numbers from 0 to 1, and integers stay bytes.  What was done is printed.
+The model's input gives the size, layout, channels and type.  Without options,
+an integer input gets bytes, a float input with 3 channels is prepared as for
+ImageNet, and other float inputs get numbers from 0 to 1.  The command prints
+what it did.
 """
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Exit with one line, where argparse would print the usage too."""
+        """Exit with a one-line message; argparse would print the usage too."""
         self.exit(2, f"qatcore: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse an unknown option first: that another one is missing may be because its name is misspelt."""
+        """Refuse unknown options before argparse looks for missing ones: a missing option may be a misspelt one."""
         given = sys.argv[1:] if args is None else list(args)
         known = self._option_string_actions
         for argument in given:
-            # What comes after a command is its own parser's.
+            # The command's own parser checks what comes after the command.
             if argument == "--" or (self._subparsers is not None and not argument.startswith("-")):
                 break
             name = argument.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in known:
                 self.error(f"unrecognized arguments: {name}{_suggestion(name, known)}")
-            if name.startswith("-") and f"-{name}" in known:  # which would be read as -o with a value
+            if name.startswith("-") and f"-{name}" in known:  # argparse would read -output as -o utput
                 self.error(f"unrecognized arguments: {name}; did you mean -{name}?")
         return super().parse_known_args(given, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is no choice, and suggest the one that was meant."""
+        """Refuse a value that is not among the choices, and suggest the nearest one."""
         if action.choices is not None and value not in action.choices:
             message = f"invalid choice: {value!r} (choose from {', '.join(map(str, action.choices))})"
             raise argparse.ArgumentError(action, message + _suggestion(value, action.choices))
 
 
 def _suggestion(given: str, known: Iterable[str]) -> str:
-    """Return a question after what was meant, if anything is near."""
+    """Return the text "; did you mean ...?" if a known name is near, else an empty text."""
     near = difflib.get_close_matches(given.lower(), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -69,12 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments, those of the process if left out.
+        The arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        0, 1, 2 or 130, as ``qatcore --help`` explains.
 
     Raises
     ------
     SystemExit
-        After ``--help`` and ``--version``, and with code 2 if an argument is wrong.
+        After ``--help`` and ``--version``.  If an argument is wrong, with code 2.
     """
     try:
         parser = _parser()
@@ -89,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qatcore: {_startup.INTERRUPTED}", file=sys.stderr)
         return 130
     try:
-        if sys.stdout is not None:  # closed from the start
+        if sys.stdout is not None:  # None if it was closed from the start
             sys.stdout.flush()
     except OSError:
         return _without_a_reader()
@@ -97,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _without_a_reader() -> int:
-    """Return the exit code where the output can be written no more.
+    """Return the exit code for output that cannot be written.
 
-    The interpreter must not fail again when it flushes at exit.
+    Standard output goes to the null device, so that the interpreter does not fail again when it flushes at exit.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
@@ -125,12 +134,13 @@ def _add_quantize(commands: Any) -> None:
         commands,
         "quantize",
         "quantise an ONNX model",
-        "Quantise the convolutions and matrix products of an ONNX model, by the ranges that its\n"
-        "activations have on the data, and say how well it agrees with the float model.",
-        "qatcore quantize model.onnx --data photos/ -o model-int8.onnx\n"
-        "  qatcore quantize model.onnx --data photos/ --resize exact --mean 0.5 --std 0.5 -o model-int8.onnx\n"
-        "  qatcore quantize model.onnx --data x.npz --labels label --max-drop 1 -o model-int8.onnx\n"
-        "  qatcore quantize model.onnx --weights int4 --activations none -o model-int4.onnx",
+        "Quantise the convolutions and matrix products of an ONNX model.  Choose the\n"
+        "ranges of its activations from the data, and report how well the quantised\n"
+        "model agrees with the float model.",
+        "qatcore quantize model.onnx --data photos/ -o int8.onnx\n"
+        "  qatcore quantize model.onnx --data photos/ --mean 0.5 --std 0.5 -o int8.onnx\n"
+        "  qatcore quantize model.onnx --data x.npz --labels y --max-drop 1 -o int8.onnx\n"
+        "  qatcore quantize model.onnx --weights int4 --activations none -o int4.onnx",
         _onnx("quantize"),
     )
     command.add_argument("model", metavar="MODEL.onnx")
@@ -139,44 +149,55 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument(
         "--calibration",
         metavar="FILE",
-        help="of qatcore calibrate, instead of observing --data, which corrects biases if it is given too",
+        help="use this file of qatcore calibrate instead of observing --data; --data, if given too, corrects biases",
     )
     command.add_argument(
         "--method",
         choices=("mse", "kl", "percentile", "minmax", "auto"),
-        help="how ranges of activations are chosen (default: mse)",
+        help="how to choose the ranges of activations (default: mse)",
     )
     command.add_argument(
-        "--percentile", type=float, metavar="P", help="of values that that method keeps (default: 99.99)"
+        "--percentile",
+        type=float,
+        metavar="P",
+        help="percent of values that --method percentile keeps (default: 99.99)",
     )
-    command.add_argument("--weights", choices=("int8", "int4", "fp8"), default="int8", help="default: int8")
+    command.add_argument(
+        "--weights", choices=("int8", "int4", "fp8"), default="int8", help="format of weights (default: int8)"
+    )
     command.add_argument(
         "--activations",
         choices=("uint8", "int8", "fp8", "none"),
         default="uint8",
-        help="default: uint8; none needs no data; models with fp8 here or beside codes need ONNX Runtime 1.32",
+        help="format of activations (default: uint8); none leaves them in float and needs no data; fp8 activations, "
+        "and fp8 weights beside quantised activations, need ONNX Runtime 1.32 or newer",
     )
-    command.add_argument("--per-tensor", action="store_true", help="one scale for a weight, not one for each channel")
     command.add_argument(
-        "--group-size", type=int, metavar="N", help="of int4 weights with one scale; 0 for channels (default: 32)"
+        "--per-tensor", action="store_true", help="give each weight one scale, not one for each channel"
+    )
+    command.add_argument(
+        "--group-size",
+        type=int,
+        metavar="N",
+        help="how many int4 weights share a scale; 0 means one scale for each channel (default: 32)",
     )
     _add_selection(command)
     command.add_argument(
         "--max-drop",
         type=float,
         metavar="PERCENT",
-        help="keep the most sensitive nodes in float until no more is lost on the data",
+        help="keep the most sensitive nodes in float until at most this many percent are lost on the data",
     )
     _add_metric(command)
     command.add_argument(
         "--no-bias-correction",
         action="store_true",
-        help="leave biases as they are; otherwise, where there is --data, they keep the mean of each channel",
+        help="leave biases as they are; by default, --data corrects them so that each channel keeps its mean",
     )
     command.add_argument(
         "--keep-inputs",
         action="store_true",
-        help="leave initializers that are inputs too; otherwise, if there are weights among them, they are constants",
+        help="keep initializers that are inputs too; by default, if there are weights among them, all become constants",
     )
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
     _add_output_options(command)
@@ -186,10 +207,10 @@ def _add_calibrate(commands: Any) -> None:
     command = _command(
         commands,
         "calibrate",
-        "observe a model's activations and save what was seen",
-        "Run an ONNX model on data, observe the tensors that quantize will give codes, and save\n"
-        "what was seen: histograms that serve every format and method.  Ctrl-C saves what was\n"
-        "seen so far.",
+        "observe a model's activations and save the calibration",
+        "Run an ONNX model on data, observe the tensors that qatcore quantize will give\n"
+        "codes, and save their histograms.  These serve every format and method.  Ctrl-C\n"
+        "saves what was observed so far.",
         "qatcore calibrate model.onnx --data shard1/ -o shard1.npz\n"
         "  qatcore calibrate model.onnx --data shard1/ -o shard1.npz --resume",
         _onnx("calibrate"),
@@ -197,7 +218,7 @@ def _add_calibrate(commands: Any) -> None:
     command.add_argument("model", metavar="MODEL.onnx")
     _add_data(command, required=True)
     command.add_argument("-o", "--output", required=True, metavar="FILE.npz")
-    command.add_argument("--resume", action="store_true", help="go on after the batches that the file has seen")
+    command.add_argument("--resume", action="store_true", help="skip the batches that FILE.npz has seen, and go on")
     _add_selection(command)
     _add_output_options(command)
 
@@ -206,9 +227,9 @@ def _add_merge(commands: Any) -> None:
     command = _command(
         commands,
         "merge",
-        "join calibrations of several machines",
-        "Join calibrations of one model on different data, to the bits that one calibration on\n"
-        "all of the data would have.",
+        "join calibrations from several machines",
+        "Join calibrations of one model on different data.  The result is the same, to\n"
+        "the last bit, as one calibration on all of the data.",
         "qatcore merge shard1.npz shard2.npz -o all.npz",
         _onnx("merge"),
     )
@@ -222,8 +243,9 @@ def _add_compare(commands: Any) -> None:
         commands,
         "compare",
         "compare a quantised ONNX model with the float one",
-        "Run both models on data: agreement or accuracy, the signal-to-quantisation-noise ratio\n"
-        "of outputs and of every tensor with codes, time and size.",
+        "Run both models on data.  Report their agreement or accuracy, time and size,\n"
+        "and the signal-to-quantisation-noise ratio (SQNR) of every output and of every\n"
+        "tensor with codes.",
         "qatcore compare model.onnx model-int8.onnx --data test.npz --labels label",
         _onnx("compare"),
     )
@@ -239,8 +261,10 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect",
         "show a calibration or a model as a table",
-        "Show the ranges of a calibration, and of each method the signal-to-quantisation-noise\n"
-        "ratio that it promises at int8; or the nodes of a model, and the codes of a quantised one.",
+        "Show what a file holds.  Of a calibration: the ranges, and the\n"
+        "signal-to-quantisation-noise ratio (SQNR) that each method promises at int8.\n"
+        "Of a float model: the nodes that can be quantised.  Of a quantised model: the\n"
+        "tensors and nodes with codes.",
         "qatcore inspect calibration.npz\n  qatcore inspect model-int8.onnx",
         _onnx("inspect"),
     )
@@ -264,7 +288,7 @@ def _add_demo(commands: Any) -> None:
         type=_seed,
         default=0,
         metavar="N",
-        help="of the split of the images and of the training (default: 0)",
+        help="random seed for the split of the images and for the training (default: 0)",
     )
 
 
@@ -289,25 +313,25 @@ def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
         "--batch-size",
         type=int,
         metavar="N",
-        help="samples to a batch where the data is images or one file (default: 8)",
+        help="samples in a batch, if the data is images or one file (default: 8, or what the model fixes)",
     )
-    images = command.add_argument_group("options of a folder of images", _IMAGES_HELP)
+    images = command.add_argument_group("options for a folder of images", _IMAGES_HELP)
     images.add_argument(
         "--preset",
         choices=("imagenet", "unit", "raw"),
-        help="imagenet: --resize shorter --crop 0.875, and ImageNet's mean and std; unit: exact size, from 0 to 1; "
-        "raw: exact size, from 0 to 255",
+        help="imagenet: --resize shorter --crop 0.875, and ImageNet's mean and std; unit: --resize exact, numbers from "
+        "0 to 1; raw: --resize exact, numbers from 0 to 255",
     )
     images.add_argument(
         "--size",
         type=_size,
         metavar="HxW",
-        help="height and width, or one number for both; needed if the model leaves them open",
+        help="height and width in pixels, or one number for both; needed if the model leaves them open",
     )
     images.add_argument(
         "--resize",
         choices=("shorter", "exact"),
-        help="shorter: keep the sides' ratio and cut off what is too long; exact: stretch to the size",
+        help="shorter: keep the ratio of the sides and cut off what is too long; exact: stretch to the size",
     )
     images.add_argument(
         "--crop",
@@ -315,19 +339,23 @@ def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
         nargs="?",
         const=1.0,
         metavar="PART",
-        help="keep this part around the centre, all that fits by default: 0.875 takes 224 pixels of 256",
+        help="keep this part of each side, around the centre: 0.875 keeps 224 pixels of 256; without PART, keep all "
+        "that fits",
     )
     images.add_argument(
         "--mean",
         type=_numbers,
         metavar="R,G,B",
-        help="is subtracted: one number for each of the model's channels, or one",
+        help="subtract this: one number for each of the model's channels, or one for all",
     )
-    images.add_argument("--std", type=_numbers, metavar="R,G,B", help="divides what is left")
+    images.add_argument("--std", type=_numbers, metavar="R,G,B", help="divide by this after subtracting the mean")
     images.add_argument(
-        "--scale", type=_number, metavar="X", help="multiplies pixels before that: 1/255 (default), or 1 to leave them"
+        "--scale",
+        type=_number,
+        metavar="X",
+        help="multiply pixels by this first (default: 1/255, or 1 for raw and for integer inputs)",
     )
-    images.add_argument("--bgr", action="store_true", help="the model's channels are blue, green and red")
+    images.add_argument("--bgr", action="store_true", help="the model's channels have the order blue, green, red")
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
@@ -335,7 +363,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--ops",
         type=_listed,
         metavar="OP,…",
-        help="operators to quantise, of Conv, ConvTranspose, Gemm and MatMul (default: all but ConvTranspose)",
+        help="operators to quantise: Conv, ConvTranspose, Gemm, MatMul (default: all but ConvTranspose)",
     )
     command.add_argument(
         "--exclude", nargs="+", action="extend", metavar="NODE", help="names of nodes that stay in float"
@@ -346,17 +374,18 @@ def _add_metric(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels",
         metavar="NAME",
-        help="of the classes of samples in the data: measure accuracy; NAME is labels for images and tuples",
+        help="measure accuracy on the classes that the data holds under this name; for images and tuples it is labels",
     )
     command.add_argument(
         "--metric",
         metavar="MODULE:FUNCTION",
-        help="of outputs and a batch: a score for each sample (default: agreement with the float model)",
+        help="your function of outputs and a batch, which returns a score from 0 to 1 for each sample (default: "
+        "accuracy with --labels, else agreement with the float model)",
     )
 
 
 def _add_output_options(command: argparse.ArgumentParser, *, progress: bool = True) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for machines")
+    command.add_argument("--json", action="store_true", help="print JSON, for other programs")
     if progress:
         command.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
@@ -366,7 +395,7 @@ def _listed(text: str) -> tuple[str, ...]:
 
 
 def _number(text: str) -> float:
-    """Return a number that may be a fraction."""
+    """Return a number; the text may be a fraction, such as 1/255."""
     above, slash, below = text.partition("/")
     try:
         return float(above) / float(below) if slash else float(text)
@@ -375,7 +404,7 @@ def _number(text: str) -> float:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """Return numbers with commas between them."""
+    """Return the numbers of a text that separates them by commas."""
     return tuple(_number(part) for part in text.split(","))
 
 
@@ -384,7 +413,7 @@ def _crop(text: str) -> float:
         return _number(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
-            f"expected a part such as 0.875, or an option behind it, got {text!r}"
+            f"expected a part such as 0.875, or another option after --crop, got {text!r}"
         ) from None
 
 
@@ -419,7 +448,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _onnx(name: str) -> Callable[[argparse.Namespace], int]:
-    """Return what runs a command on ONNX models."""
+    """Return a function that runs a command on ONNX models."""
 
     def run(arguments: argparse.Namespace) -> int:
         try:

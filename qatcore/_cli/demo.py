@@ -1,6 +1,6 @@
 """The demonstration: a network on real images, quantised in every format with every calibration method.
 
-Needs scikit-learn, for its images and for a trainer that knows nothing of quantisation.
+It needs scikit-learn, for its images and for training, which knows nothing of quantisation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .._base.formats import QuantBits
 from .._base.threads import get_num_threads, set_num_threads
 from .._linear.layer import QatLayer
 
-#: Chosen by its accuracy on a part of the training half, over several seeds.
+#: Widths of the hidden layers, chosen for accuracy on a part of the training images, over several seeds.
 _HIDDEN = (256, 128)
 
 _CONFIGS = {
@@ -40,7 +40,7 @@ _RUNS = 9
 
 @dataclass(frozen=True)
 class DemoRow:
-    """What one way to compute the network gave on the held-out images.
+    """The results of one format and calibration method on the held-out images.
 
     Parameters
     ----------
@@ -48,13 +48,13 @@ class DemoRow:
     method : CalibMethod or None
         None for the float network.
     accuracy : float
-        Share of the images classified rightly.
+        Share of the images that get the right class, 0 to 1.
     agreement : float
-        Share of the images classified as by the float network.
+        Share of the images that get the same class as from the float network, 0 to 1.
     weight_bytes : int
-        Of the weights or their codes, without scales and biases.
+        Size of the weights or of their codes, without scales and biases.
     milliseconds : float
-        Median time to infer all the images.
+        Median time of inference on all held-out images.
     """
 
     format: str
@@ -67,14 +67,15 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """The rows, the float network's first, and what they were measured on.
+    """The results of the demonstration, and the network and images that they belong to.
 
     Parameters
     ----------
     widths : tuple of int
-        The network's, from its inputs to its outputs.
+        Numbers of units in the network's layers, from its inputs to its outputs.
     training_images, held_out_images : int
     rows : tuple of DemoRow
+        The first is the float network's.
     """
 
     widths: tuple[int, ...]
@@ -97,20 +98,20 @@ class _FloatLayer:
 
 
 def run_demo(seed: int = 0) -> DemoReport:
-    """Train the network, quantise it in all ways, and measure each on the images held out.
+    """Train the network, quantise it in every format with every method, and measure each on held-out images.
 
-    Layers are calibrated on what they take in when the float network sees the training images, so nothing
-    is chosen with the images held out.
+    Calibration observes the inputs of each layer while the float network runs on the training images.  The held-out
+    images influence no choice.
 
     Parameters
     ----------
     seed : int
-        Of the split of the images and of the training, 0 to 2**32 - 1.
+        Random seed for the split of the images and for the training, 0 to 2**32 - 1.
 
     Returns
     -------
     DemoReport
-        Its times are those of one thread.
+        Its times are measured on one thread.
     """
     images, digits = load_digits(return_X_y=True)
     images = (images / 16.0).astype(np.float32)  # pixels are 0 to 16
@@ -143,7 +144,7 @@ def run_demo(seed: int = 0) -> DemoReport:
 
 
 def format_report(report: DemoReport) -> str:
-    """Return a report as a table of at most 80 columns, without a newline at its end.
+    """Return a report as a table of at most 80 columns, without a final newline.
 
     Parameters
     ----------
@@ -168,15 +169,15 @@ def format_report(report: DemoReport) -> str:
     lines += [
         "",
         "agreement: with float32.  time: all test images on one thread, median.",
-        f"weight bytes: without scales ({len(report.widths) - 1}, int4 {sum(report.widths[1:])}); "
-        "int4 codes counted two to a byte.",
+        f"weight bytes: without the {len(report.widths) - 1} scales (int4: {sum(report.widths[1:])}); "
+        "two int4 codes a byte.",
     ]
     return "\n".join(lines)
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep BLAS and qatcore to one thread: layers this small gain nothing from more, and times stay steady."""
+    """Limit BLAS and qatcore to one thread: such small layers gain nothing from more, and times stay steady."""
     threads = get_num_threads()
     set_num_threads(1)
     try:
@@ -187,7 +188,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _train(images: npt.NDArray[np.float32], digits: npt.NDArray[Any], seed: int) -> list[_FloatLayer]:
-    # Stops by itself when the loss does, long before the last iteration allowed.
+    # Training stops when the loss stops falling, long before the last iteration allowed.
     classifier = MLPClassifier(_HIDDEN, activation="relu", batch_size=32, max_iter=1000, random_state=seed)
     classifier.fit(images, digits)
     parameters = zip(classifier.coefs_, classifier.intercepts_, strict=True)
@@ -201,7 +202,7 @@ def _quantised(layer: _FloatLayer, inputs: npt.NDArray[Any], config: QatConfig, 
 
 
 def _layer_inputs(layers: Sequence[_Layer], images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Return what each layer takes in."""
+    """Return the inputs of each layer."""
     inputs = [images]
     for layer in layers[:-1]:
         inputs.append(np.maximum(layer.forward_infer(inputs[-1]), 0.0))
@@ -209,7 +210,7 @@ def _layer_inputs(layers: Sequence[_Layer], images: npt.NDArray[Any]) -> list[np
 
 
 def _answers(layers: Sequence[_Layer], images: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Return the digit of each image: the classes are 0 to 9, so an output's place is its digit."""
+    """Return the digit of each image: the index of the greatest output, because the classes are 0 to 9."""
     return np.asarray(layers[-1].forward_infer(_layer_inputs(layers, images)[-1]).argmax(axis=1))
 
 

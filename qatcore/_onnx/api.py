@@ -1,4 +1,4 @@
-"""What users call: calibrate, quantize_model, compare, sensitivity."""
+"""The public functions: calibrate, quantize_model, compare, sensitivity."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .sensitivity import (
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
 
 Model = PathLike | ModelProto
-_FP8_NEEDS = f"FP8 beside activations in codes needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
+_FP8_NEEDS = f"FP8 in a model with quantised activations needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
 
 
 def calibrate(
@@ -54,41 +54,50 @@ def calibrate(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Calibration:
-    """Run a model in ONNX Runtime and observe the tensors that will have codes, batch by batch, keeping none.
+    """Run a model in ONNX Runtime and observe the tensors that will have codes, batch by batch.
 
-    What is observed serves every format of weights and activations and every method; it can be saved, merged with
-    that of other data, and gone on with.
+    Each batch is released once it is observed.  The result serves every format of weights and activations and every
+    method.  It can be saved, merged with a calibration on other data, and continued.
 
     Parameters
     ----------
     model : str, PathLike or ModelProto
     data : str, PathLike, ImageFolder, array, dict, callable or iterable
-        A folder of images, or an `ImageFolder`, which has options for it.
-        Or a directory of ``.npz`` or ``.npy`` files, each a batch, in the order of their names; one such file whose
-        arrays have a leading axis of samples; such an array if the model has one input, or a dict of them by their
-        names; ``module:function`` or a function, which returns arrays or an iterable; or an iterable, a ``DataLoader``
-        too.
-        Batches are dicts from the names of inputs to arrays (and of anything else, labels for instance); tuples or
-        lists, of the inputs in the model's order, or a dict or tuple of them, and of anything else, which is "labels",
-        "labels_1" and so on; or arrays if the model has one input.
+        One of these:
+
+        - A folder of images, or an `ImageFolder`, which has options for it.
+        - A directory of ``.npz`` or ``.npy`` files.  Each file is a batch, in the order of their names.
+        - One ``.npz`` or ``.npy`` file whose arrays have a leading axis of samples.
+        - A dict from the names of inputs to such arrays, or one such array if the model has one input.
+        - An iterable of batches, such as a ``DataLoader``.
+        - A function without arguments, or its name ``module:function``.  It returns arrays or an iterable as above.
+
+        A batch is one of these:
+
+        - A dict from the names of inputs to arrays.  It may also hold other arrays, such as labels.
+        - A tuple or list of the inputs, in the model's order.  In their place there may be one dict or tuple of them.
+          Items behind the inputs have the names "labels", "labels_1" and so on.
+        - An array, if the model has one input.
     ops, exclude : iterable of str
         As in `quantize_model`.
     tensors : iterable of str, optional
-        The tensors to observe, instead of those that `quantize_model` needs.
+        Names of the tensors to observe, instead of those that `quantize_model` needs.
     calibration : Calibration, optional
-        Is added to, and returned.  It holds whole batches if an exception ends the run, `KeyboardInterrupt` too.
+        Add to this calibration, and return it.  If an exception ends the run, even `KeyboardInterrupt`, it holds whole
+        batches only.
     resume : bool
-        Skip the batches of a run that was interrupted, by their number of samples; if it was not there is nothing to
-        do, unless nothing was seen at all.
+        Skip the batches that an interrupted run has observed, by their number of samples.  A finished calibration stays
+        as it is, and an empty one starts with the first batch.
     batch_size : int, optional
-        Samples to a batch where the data is images, one file or arrays: 8 if left out, or what the model fixes.
-        Samples that do not fill a batch of a fixed size are left out.
+        Samples in a batch, if the data is images, one file or arrays.  By default 8, or what the model fixes.  Samples
+        that do not fill a batch of a fixed size are left out.  Other data has batches already, and takes no size.
     progress : bool
         Show progress on standard error, if that is a terminal.
 
     Returns
     -------
     Calibration
+        The histograms of the observed tensors.
 
     Warns
     -----
@@ -98,10 +107,12 @@ def calibrate(
     Raises
     ------
     InvalidArgumentError
-        If the model is not valid, a name or an operator is not known, a batch does not fit the model or holds NaN or
-        infinities, or the calibration is of another model.
+        If the model is not valid, or a name or an operator is not known.  If there is no batch, or a batch does not fit
+        the model or holds NaN or infinities.  If the calibration is of another model or of other tensors.
     OSError
         If a file cannot be read.
+    TypeError
+        If an argument is of another type.
     """
     if calibration is not None and not isinstance(calibration, Calibration):
         raise TypeError(f"calibration: expected a Calibration to add to, got {type(calibration).__name__}")
@@ -137,72 +148,81 @@ def quantize_model(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> ModelProto:
-    """Quantise a model, in QuantizeLinear and DequantizeLinear, which every runtime for quantised models reads.
+    """Return a quantised copy of a model.
+
+    Codes are written as QuantizeLinear and DequantizeLinear nodes (QDQ), which every runtime for quantised models
+    reads.
 
     Parameters
     ----------
     model : str, PathLike or ModelProto
-        Is left as it is.
+        The float model.  It is not changed.
     data : optional
-        As in `calibrate`.  Not needed for weights alone, nor with a `calibration`, unless there is a `max_drop`;
-        without it no bias is corrected.
+        As in `calibrate`.  Not needed if only weights are quantised, or if there is a `calibration`.  `max_drop` always
+        needs it.  Without data no bias is corrected.
     output : str or PathLike, optional
-        Where to write the model too: all of it, or nothing.
+        A file to write the model to as well.  If writing fails, the file stays as it was.
     calibration : Calibration, str or PathLike, optional
-        What `calibrate` has returned, or a file of it.
+        The result of `calibrate`, or a file that `Calibration.save` wrote.
     method : CalibMethod or str
-        How ranges of activations are chosen; "auto" takes what has the least expected squared error.  Weights always
-        have the range with the least squared error.
+        How to choose the ranges of activations: "min_max", "percentile", "kl", "mse" or "auto".  "auto" takes, for each
+        tensor, the method with the least expected squared error.  Weights always get the range with the least squared
+        error.
     percentile : float
-        Percent of the values that the percentile method keeps.
+        Percent of the values that the percentile method keeps, above 0 and at most 100.
     weights : str
         "int8", "int4" (in groups) or "fp8" (E4M3).
     activations : str
         "uint8", "int8", "fp8" or "none".
     per_tensor : bool
-        One scale for a weight, where otherwise each output channel has one.
+        Give each weight one scale, instead of one for each output channel.
     group_size : int
-        How many int4 weights along the axis that is summed over share a scale: a power of two from 16 on, or 0 for
-        scales of output channels.
+        How many int4 weights along the axis that is summed over share a scale: a power of two from 16 on.  0 means one
+        scale for each output channel.
     ops : iterable of str
-        Operators to quantise where their weights are constant: of Conv, ConvTranspose, Gemm and MatMul.
+        Operators to quantise where their weights are constant: some of Conv, ConvTranspose, Gemm and MatMul.
     exclude : iterable of str
-        Names of nodes, or of what they make, that stay in float.
+        Names of nodes, or of their outputs, that stay in float.
     bias_correction : bool
-        Where there is data, correct biases so that the mean of each channel is the float model's (Nagel et al., 2019),
-        on batches spread over it, up to 128 samples or 4 batches.
+        If there is data, correct biases so that each channel has the mean of the float model (Nagel et al., 2019).  The
+        batches for this are spread over the data, up to 128 samples or 4 batches.
     keep_inputs : bool
-        Leave initializers that are inputs too what they are, and the nodes whose weights these are in float.  Otherwise
-        they are constants and no inputs any more, if there are weights among them, and a warning says so.  Before
-        version 4 of the format, where all initializers had to be inputs, none is kept.
+        Keep initializers that are inputs too, and leave nodes in float that use them as weights.  By default, if there
+        are weights among them, they become constants and are no longer inputs, and a warning says so.  In models before
+        IR version 4, where all initializers had to be inputs, they always become constants.
     max_drop : float, optional
-        Percent of `metric` that may be lost on the data: the most sensitive nodes stay in float until it is not more.
+        Percent of `metric` that may be lost on the data, 0 to 100.  The most sensitive nodes stay in float until no
+        more is lost.
     metric : callable or str, optional
-        ``function(outputs, batch)``, or its name ``module:function``, that returns a score from 0 to 1 for each sample.
-        If left out, accuracy where there are labels, or agreement with the float model.
+        ``function(outputs, batch)``, or its name ``module:function``.  It returns a score from 0 to 1 for each sample.
+        By default accuracy if there are labels, else agreement with the float model.
     labels : str, optional
-        What the data calls the classes of its samples.
+        The name under which the data holds the classes of its samples.
     batch_size : int, optional
+        As in `calibrate`.
     progress : bool
         As in `calibrate`.
 
     Returns
     -------
     ModelProto
-        With the inputs, outputs and metadata of the float model, and in its metadata, as "qatcore", how it was made.
+        The quantised model, with the inputs, outputs and metadata of the float model.  Its metadata also say, under the
+        key "qatcore", how it was made.
 
     Warns
     -----
     ModelWarning
-        If something is decided about the model that its user may want otherwise.
+        If the function decides something that you may want to change.
 
     Raises
     ------
     InvalidArgumentError
-        If the model is not valid or quantised already, an argument is none of those above, something does not fit the
-        model, or data is missing.
+        If the model is not valid, or is quantised already.  If an argument has a value other than those above, or does
+        not fit the model.  If data is needed and there is none.
     OSError
         If a file cannot be read or written.
+    TypeError
+        If an argument is of another type.
     """
     options = Options.checked(
         method=method,
@@ -244,11 +264,12 @@ def compare(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare a quantised model, by whatever tool, with the float model.
+    """Compare a quantised model with its float model; any tool may have made it.
 
     Parameters
     ----------
     exact, quantized : str, PathLike or ModelProto
+        The float model and the quantised one.
     data, batch_size, progress
         As in `calibrate`.
     metric, labels
@@ -257,6 +278,7 @@ def compare(
     Returns
     -------
     Comparison
+        The score, the noise of outputs and of tensors with codes, the time and the size.
 
     Warns
     -----
@@ -266,7 +288,8 @@ def compare(
     Raises
     ------
     InvalidArgumentError
-        If a model is not valid, their inputs or outputs differ, or a batch does not fit.
+        If a model is not valid, or the models' inputs or outputs differ.  If a batch does not fit the models.  If the
+        outputs cannot be compared.
     OSError
         If a file cannot be read.
     """
@@ -298,9 +321,9 @@ def sensitivity(
     progress: bool = False,
     **options: Unpack[SensitivityOptions],
 ) -> list[Sensitivity]:
-    """Measure what quantising each node alone does to the outputs; no bias is corrected for that.
+    """Measure how much quantising each node alone changes the outputs.
 
-    Outputs count that are of floats and have the same shape with each of the nodes.
+    An output counts if it has floats, and the same shape whichever node is quantised.  No bias is corrected here.
 
     Parameters
     ----------
@@ -310,7 +333,7 @@ def sensitivity(
     calibration : Calibration, str or PathLike, optional
         As in `quantize_model`.
     batches : int
-        How many batches, from the first one on, to measure with; the float model's outputs for them are kept in memory.
+        How many batches to measure with, from the first one on.  The float model's outputs for them are kept in memory.
     **options
         `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops`, `exclude` and `keep_inputs`
         as in `quantize_model`.
@@ -318,15 +341,19 @@ def sensitivity(
     Returns
     -------
     list of Sensitivity
-        The most sensitive node first.
+        One entry for each node, the most sensitive node first.
 
     Raises
     ------
-    InvalidArgumentError, OSError
-        As in `quantize_model`, and if no output counts, or all are 0.
+    InvalidArgumentError
+        As in `quantize_model`.  Also if no output counts, or all outputs are 0.
+    OSError
+        If a file cannot be read.
+    TypeError
+        If an argument is of another type, or there is a `bias_correction`.
     """
     if "bias_correction" in options:
-        raise TypeError("sensitivity() corrects no biases: expected no bias_correction")
+        raise TypeError("sensitivity() expected no bias_correction, got one: it corrects no biases; leave it out")
     chosen, n = Options.checked(**options, bias_correction=False), as_count(batches, "batches")
     exact = read_model(model)
     given = Data(data, InputSpec(exact), batch_size)
@@ -346,7 +373,7 @@ class Quantization:
     quantizer : Quantizer
     calibration : Calibration or None
     search : Search or None
-        What `max_drop` has led to.
+        The result of the search for `max_drop`; None without it.
     data : Data or None
     """
 
@@ -357,7 +384,7 @@ class Quantization:
     data: Data | None
 
     def share(self) -> float | None:
-        """Return the part of the multiplications by constant weights that is quantised; None without data."""
+        """Return which part of all multiplications by constant weights is quantised, 0 to 1; None without data."""
         if self.data is None:
             return None
         model, ops = self.quantizer.float_model, (*DEFAULT_OPERATORS, *self.quantizer.options.ops)
@@ -379,13 +406,13 @@ def quantize(
     phases: Phases,
     observed: Calibration | None = None,
 ) -> Quantization:
-    """Do what `quantize_model` does; `observed` is what is added to if there has to be a calibration."""
+    """Do the work of `quantize_model`; if the model has to be calibrated, add to the calibration `observed`."""
     if max_drop is not None:
         max_drop = as_number(max_drop, "max_drop")
         if not 0.0 <= max_drop <= 100.0:
             raise InvalidArgumentError(f"max_drop: expected percent from 0 to 100, got {max_drop}")
         if data is None:
-            raise InvalidArgumentError("max_drop: expected data to measure it on, got none")
+            raise InvalidArgumentError("max_drop: expected data to measure it on, got none; give data")
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
     if given is not None:
         given.check_labels(metric.labels, class_counts(exact))
@@ -393,13 +420,13 @@ def quantize(
     if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
         names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
         notice(
-            f"model: inputs that have initializers are taken for constants, and are no inputs any more: {names}; "
-            "keep_inputs (--keep-inputs) leaves them"
+            f"model: inputs with initializers become constants and are no longer inputs: {names}; "
+            "keep_inputs (--keep-inputs) keeps them"
         )
     if borders := Quantised.of(exact).borders:
-        notice(f"model: {told(borders)} of its inputs and outputs stay as they are; what is between them is quantised")
+        notice(f"model: {told(borders)} at its inputs and outputs stay as they are; nodes between them are quantised")
     if options.needs_fp8_runtime and lacks_fp8():
-        notice(f"runtime: {_FP8_NEEDS}, and here is {onnxruntime.__version__}")
+        notice(f"runtime: {_FP8_NEEDS}, but {onnxruntime.__version__} is installed")
     if quantizer.unreached:
         notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
     if max_drop is None or given is None:
@@ -431,7 +458,7 @@ def _describe_images(model: ModelProto, data: Data | None) -> None:
 
 @contextlib.contextmanager
 def _told_of_fp8(options: Options) -> Iterator[None]:
-    """Let errors say which ONNX Runtime FP8 needs, where it is an older one."""
+    """Add to errors which ONNX Runtime FP8 needs, if an older one is installed."""
     try:
         yield
     except InvalidArgumentError as error:
@@ -443,7 +470,7 @@ def _told_of_fp8(options: Options) -> Iterator[None]:
 def run_comparison(
     exact: Model, quantized: Model, data: Source, metric: Metric, batch_size: int | None, phases: Phases
 ) -> Comparison:
-    """Do what `compare` does."""
+    """Do the work of `compare`."""
     models = read_model(exact), read_model(quantized)
     for what in ("input", "output"):
         names = [set(getattr(Graph(model), what + "s")) for model in models]
@@ -471,7 +498,8 @@ def _quantizer(
     if calibration is None:
         if data is None:
             raise InvalidArgumentError(
-                "data: expected some to observe activations with, got none; activations='none' quantises weights alone"
+                "data: expected data to observe activations on, got none; give data, or activations='none' to quantise "
+                "weights alone"
             )
         used = Calibration() if observed is None else observed
         tick = phases.begin("calibrating", data.total)
@@ -486,7 +514,7 @@ def _quantizer(
 
 
 def _sample(data: Data | None, options: Options, phases: Phases) -> list[Batch]:
-    """Return what biases are corrected with."""
+    """Return the batches that biases are corrected with."""
     if data is None or not options.bias_correction:
         return []
     return data.sample(None if data.is_sampled else phases.begin("sampling", data.total))
@@ -503,9 +531,9 @@ def run_calibration(
     sampled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Add to a calibration what data makes of tensors: of those given, or of those that options give codes."""
+    """Observe tensors on data and add them to a calibration: those given, or by default those that get codes."""
     if tensors is None:
-        # Of opset 13, whatever the options: which tensors there are does not depend on it.
+        # Opset 13 will do, whatever the options: the tensors do not depend on the opset.
         float_model = ready(exact, Options(keep_inputs=options.keep_inputs))
         names = plan(float_model, options.ops, options.exclude).tensors
     else:

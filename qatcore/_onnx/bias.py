@@ -1,4 +1,4 @@
-"""Biases corrected for what codes do to the mean of each channel."""
+"""Correct biases for the error that quantisation adds to the mean of each channel."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .plan import Bias, bias_of
 from .protos import subgraphs
 from .session import Tap, named_run, session_of
 
-#: Bytes of the tensors that go from one part of the model to the next; batches are left out where they would be more,
-#: but for so many samples.
+#: The most bytes of tensors that go from one part of the model to the next.  If there would be more, batches are left
+#: out, as long as at least this many samples are left.
 MOST_BYTES, LEAST_SAMPLES = 2**29, 8
 
 
 @dataclass(frozen=True, eq=False)
 class _Place:
-    """A node that has a bias or can be given one, and the axis of channels in its output."""
+    """A node that has a bias or can get one, and the axis of channels in its output."""
 
     node: NodeProto
     bias: Bias
@@ -41,17 +41,17 @@ class _Place:
 
 @dataclass
 class _Run:
-    """A batch on its way through a model: tensors that are still needed, and the means that there should be."""
+    """A batch on its way through the quantised model: the tensors still needed, and the float model's means."""
 
     samples: int
     tensors: dict[str, Any]
     expected: dict[str, npt.NDArray[np.float64]]
 
     def error(self, place: _Place) -> npt.NDArray[np.float64]:
-        """Return by how much the means are off: a row for each sample, or of all if they are not told apart."""
+        """Return the errors of the means: a row for each sample, or a single row if samples cannot be told apart."""
         made, expected = _means(self.tensors[place.output], place.axis, self.samples), self.expected[place.output]
         if len(made) != len(expected) or not len(made):
-            # How many rows there are may depend on values.
+            # The number of rows may depend on values, and so differ between the models.
             if not (len(made) and len(expected)):
                 return np.empty((0, made.shape[1]))
             made, expected = made.mean(axis=0, keepdims=True), expected.mean(axis=0, keepdims=True)
@@ -71,28 +71,31 @@ def corrected_biases(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return biases that make up for what quantising does to the mean of each channel, by nodes whose bias changes.
+    """Return biases that undo the error that quantisation adds to the mean of each channel.
 
-    One node after the other: the mean, over samples and positions, of what the quantised node makes, before it has
-    codes itself and with all biases before it corrected, less that of the float model, is taken from the bias
-    (the empirical bias correction of Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", 2019).  An even background, on which all positions are off by the same, is put right by this.
+    The keys are the names of the nodes whose bias changes.
 
-    Of a difference that varies from sample to sample only that part is taken that is not by chance: with the variance
-    v of its mean m, max(0, 1 - v / m**2) of m.
+    Nodes are corrected one after the other.  The error of a channel is the mean of the node's output over samples and
+    positions in the quantised model, less the same mean in the float model.  It is measured before the output gets
+    codes, with all earlier biases corrected, and is subtracted from the bias.  This is the empirical bias correction of
+    Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.  It also corrects an
+    even background, where all positions have the same error.
+
+    If the error varies between samples, only the part that is not chance is subtracted.  With the mean m of the error
+    and the variance v of that mean, this part is max(0, 1 - v / m**2) * m.
 
     Parameters
     ----------
     exact : ModelProto
-        A prepared model; it is left as it is.
+        A prepared model.  It is not changed.
     quantize : callable
-        Makes the quantised model of it, or of one with other biases.
+        Returns the quantised model of `exact`, or of a copy with other biases.
     nodes : sequence of NodeProto
         The nodes of `exact` that are quantised, in the order of the graph.
     batches : sequence of dict
-        What to run both models on; only some of them, spread evenly, where more would take too much memory.
+        The batches to run both models on.  If they take too much memory, only some are used, spread evenly.
     progress : callable, optional
-        Told how many nodes are done.
+        Called with the number of nodes that are done.
     """
     index, spec = Graph(exact), InputSpec(exact)
     places = _places(nodes, index)
@@ -107,10 +110,10 @@ def corrected_biases(
             except _CannotGoOnError:
                 break
             error = _certain_part(np.concatenate([each.error(place) for each in runs]))
-            # The error was measured with the bias that is stored, whose own rounding is a part of it.
+            # The error was measured with the stored bias, so it includes the rounding of that bias.
             before = stored.rounded(place, place.bias.values)
             biases[place] = np.where(error.reshape(before.shape) == 0.0, place.bias.values, _less(before, error))
-            # What the node makes with this bias need not be computed again.
+            # The node's output need not be computed again: the new bias adds the same to all of a channel.
             more = _difference(stored.rounded(place, biases[place]), before)
             for each in runs:
                 value = each.tensors[place.output]
@@ -123,7 +126,7 @@ def corrected_biases(
 
 
 def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
-    """Return what has to be run, with the float model's means."""
+    """Return a run for each batch, with the float model's means."""
     tap = Tap(exact, [place.output for place in places])
     runs = []
     for batch in batches:
@@ -135,7 +138,7 @@ def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch
 
 
 def _advanced(runs: list[_Run], part: _Part) -> list[_Run]:
-    """Return runs behind a part of the model, fewer if there is not enough memory for all."""
+    """Run a part of the model and return the runs, or fewer of them if they take too much memory."""
     part.advance(runs[0].tensors)
     while len(runs) * runs[0].nbytes > MOST_BYTES and sum(each.samples for each in runs[::2]) >= LEAST_SAMPLES:
         runs = runs[::2]
@@ -145,11 +148,11 @@ def _advanced(runs: list[_Run], part: _Part) -> list[_Run]:
 
 
 class _CannotGoOnError(Exception):
-    """Something goes from one part to the next that NumPy does not have."""
+    """A part of the model cannot run, for example because NumPy lacks the type of one of its inputs."""
 
 
 class _Part:
-    """The part of a model from one place to the next: nodes, and the tensors that are read further on."""
+    """The part of a model from one place to the next: its nodes, and the tensors that later parts read."""
 
     def __init__(self, model: ModelProto, nodes: list[NodeProto], kept: set[str]) -> None:
         self._model, self._nodes, self._kept = model, nodes, kept
@@ -157,7 +160,7 @@ class _Part:
         self._session: Any = None
 
     def advance(self, tensors: dict[str, Any]) -> None:
-        """Replace tensors by those that are made of them; others that are not read any more are dropped."""
+        """Add the tensors that this part makes, and drop those that no later part reads."""
         try:
             if self._session is None:
                 self._session = self._opened(tensors)
@@ -168,7 +171,7 @@ class _Part:
             del tensors[name]
 
     def _opened(self, tensors: dict[str, Any]) -> Any:
-        """Return a session; of which type its inputs are is known only now."""
+        """Return a session whose inputs have the types of these tensors; they are not known before."""
         part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         part.graph.name = "part"
         part.graph.node.extend(self._nodes)
@@ -179,12 +182,12 @@ class _Part:
             onnx.helper.make_value_info(name, _type_of(value)) for name, value in tensors.items() if name in read
         )
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
-        # What is corrected is what the codes stand for, not what a runtime's kernels for some CPU make of them.
+        # Correct the values that the codes stand for, not the results of a runtime's kernels for some CPU.
         return session_of(part, as_written=True)
 
 
 def _parts(model: ModelProto, places: list[_Place]) -> Iterator[_Part]:
-    """Yield the parts of a model that end at each place, with what any place depends on."""
+    """Yield the parts of a model.  Each part ends at a place, and has only nodes that some place depends on."""
     index = Graph(model)
     cuts, needed, nodes = {place.output for place in places}, {place.output for place in places}, []
     constants: dict[str, NodeProto] = {}
@@ -208,12 +211,12 @@ def _parts(model: ModelProto, places: list[_Place]) -> Iterator[_Part]:
 
 
 def _is_constant(node: NodeProto, index: Graph) -> bool:
-    """Return whether a node only says what codes of weights stand for: it is repeated where it is needed."""
+    """Return whether a node only dequantises constant codes; each part that needs it gets a copy."""
     return node.op_type == "DequantizeLinear" and all(name in index.constants for name in node.input if name)
 
 
 def _read_by(node: NodeProto) -> set[str]:
-    """Return what a node reads, and perhaps more names if there are graphs inside of it."""
+    """Return the names that a node reads, and all names in graphs inside of it."""
     names = set(node.input)
     for inner in subgraphs(node):
         names |= names_within(inner)
@@ -237,9 +240,9 @@ class _StoredBiases:
         self._index, self._nodes = Graph(model), {node.name: node for node in model.graph.node}
 
     def rounded(self, place: _Place, bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return what is stored of a bias."""
+        """Return the bias as the model stores it: rounded, if it has codes."""
         given = self._nodes[place.bias.adder.name].input[place.bias.position :]
-        maker = self._index.makers.get(given[0]) if given else None  # it may be added behind the node, as it is
+        maker = self._index.makers.get(given[0]) if given else None  # no input: a node behind this one adds it in float
         if maker is None:
             return bias
         scale = self._index.value_of(maker.input[1])
@@ -249,7 +252,7 @@ class _StoredBiases:
 
 
 def with_biases(exact: ModelProto, biases: Mapping[str, npt.NDArray[Any]]) -> ModelProto:
-    """Return a model in which nodes, by their names, have other biases."""
+    """Return a copy of a model with other biases, by the names of the nodes."""
     result = ModelProto()
     result.CopyFrom(exact)
     index, taken = Graph(result), all_names(result)
@@ -264,12 +267,12 @@ def with_biases(exact: ModelProto, biases: Mapping[str, npt.NDArray[Any]]) -> Mo
 
 
 def _places(nodes: Iterable[NodeProto], index: Graph) -> list[_Place]:
-    """Return the nodes that have a bias or can be given one."""
+    """Return the nodes that have a bias or can get one."""
     return [_Place(node, bias) for node in nodes if (bias := bias_of(node, index)) is not None]
 
 
 def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.float64]:
-    """Return the means of each channel, a row for each sample if the first axis can be divided into them."""
+    """Return the means of each channel: a row for each sample if they divide the first axis, else one row."""
     last = np.moveaxis(values, axis, -1)
     rows = samples if last.ndim > 1 and len(last) % samples == 0 else 1
     if not last.size:
@@ -279,7 +282,7 @@ def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.
 
 
 def _certain_part(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return for each channel the mean over samples, less what it may be by chance."""
+    """Return the mean over samples of each channel, without the part that may be chance."""
     n, channels = errors.shape
     if n < 2:
         return np.zeros(channels)
@@ -290,13 +293,13 @@ def _certain_part(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _difference(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a - b of each channel, 0 where they are infinite."""
+    """Return a - b of each channel, and 0 where both are the same infinity."""
     with np.errstate(invalid="ignore"):
         return np.where(a == b, 0, a - b).astype(a.dtype).reshape(-1)
 
 
 def _less(bias: npt.NDArray[Any], error: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    """Return a bias from which errors are taken, where its type can hold that."""
+    """Return a bias less errors; an element stays as it is if its type cannot hold the result."""
     with np.errstate(over="ignore"):
         result = (bias - error.reshape(bias.shape)).astype(bias.dtype)
     return np.where(np.isfinite(result), result, bias)

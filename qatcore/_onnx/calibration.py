@@ -1,4 +1,4 @@
-"""Calibrating a model: its tensors observed batch by batch, in constant memory."""
+"""Calibrate a model: observe its tensors batch by batch, in constant memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .session import Tap
 
 
 class Calibration:
-    """What was observed of a model's tensors; an empty one to begin with.
+    """The observed values of a model's tensors, as histograms; a new one is empty.
 
     Attributes
     ----------
     collectors : dict of str to CalibrationCollector
-        By the names of tensors.
+        A collector for each tensor, by the tensor's name.
     samples : int
-        How many were observed, along the first axis of the model's first input.
+        How many samples were observed, along the first axis of the model's first input.
     unfinished : int or None
-        How many of them by a run that was interrupted; None if none was.
+        How many of these samples an interrupted run has observed; None if no run was interrupted.
     model : str
-        A digest of the model.  Empty before the first batch.
+        A digest of the model's nodes and weights.  Empty before the first batch.
     """
 
     def __init__(self) -> None:
@@ -49,14 +49,18 @@ class Calibration:
         return self.unfinished is None and self.samples > 0
 
     def merge(self, other: Calibration) -> None:
-        """Add what another calibration of the same model has observed.
+        """Add the values that another calibration of the same model has observed.
+
+        Parameters
+        ----------
+        other : Calibration
 
         Raises
         ------
         InvalidArgumentError
-            If it is of another model or other tensors, or one of both is not finished.
+            If `other` is of another model or has other tensors.  If one of the two is not finished.
         TypeError
-            If `other` is none.
+            If `other` is not a calibration.
         """
         if not isinstance(other, Calibration):
             raise TypeError(f"other: expected a Calibration, got {type(other).__name__}")
@@ -64,7 +68,7 @@ class Calibration:
             raise InvalidArgumentError("other: expected a calibration of the same model, got one of another")
         if list(self.collectors) != list(other.collectors):
             different = sorted(set(self.collectors) ^ set(other.collectors)) or ["the order"]
-            raise InvalidArgumentError(f"other: expected the same tensors, {different[0]} is not in both")
+            raise InvalidArgumentError(f"other: expected the same tensors in both, but {different[0]} differs")
         if not (self.finished and other.finished):
             raise InvalidArgumentError("other: expected finished calibrations, got one that was interrupted; resume it")
         for name, collector in self.collectors.items():
@@ -72,12 +76,16 @@ class Calibration:
         self.samples += other.samples
 
     def check_model(self, digest: str) -> None:
-        """Raise `InvalidArgumentError` if it is of another model."""
+        """Raise `InvalidArgumentError` if the calibration is of another model."""
         if self.model not in {"", digest}:
-            raise InvalidArgumentError("calibration: expected one of this model, got one of another")
+            raise InvalidArgumentError(
+                "calibration: expected one of this model, got one of another; calibrate this model"
+            )
 
     def save(self, path: PathLike) -> None:
-        """Write it to a file; a crash leaves the old file or the new one, and equal ones give equal files.
+        """Write the calibration to a file.
+
+        A crash leaves the old file or the new one.  Equal calibrations give equal files.
 
         Raises
         ------
@@ -90,19 +98,19 @@ class Calibration:
 
     @classmethod
     def load(cls, path: PathLike) -> Calibration:
-        """Read what `save` has written.
+        """Return a calibration from a file that `save` wrote.
 
         Raises
         ------
         InvalidArgumentError
-            If the file is damaged, or something else; the message names it and what is wrong.
+            If the file is damaged, or is not such a file.  The message names the file and the fault.
         OSError
-            If it cannot be read.
+            If the file cannot be read.
         """
         states, about = read_described(path)
         result = cls()
         if not about:
-            raise InvalidArgumentError(f"{path}: expected the calibration of a model, got collectors only")
+            raise InvalidArgumentError(f"{path}: expected a file of qatcore calibrate, got only collectors")
         model, samples, unfinished = (about.get(key) for key in ("model", "samples", "unfinished"))
         if not (
             isinstance(model, str)
@@ -110,7 +118,7 @@ class Calibration:
             and samples >= 0
             and (unfinished is None or (type(unfinished) is int and 0 <= unfinished <= samples))
         ):
-            raise InvalidArgumentError(f"{path}: what it says of its model is damaged")
+            raise InvalidArgumentError(f"{path}: its data on the model is damaged; calibrate again")
         result.model, result.samples, result.unfinished = model, samples, unfinished
         result.collectors = {name: CalibrationCollector._of_state(state) for name, state in states.items()}
         return result
@@ -136,7 +144,7 @@ def observe(
     sampled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Run a prepared model over data and add what its tensors are to a calibration, whole batches only.
+    """Run a prepared model on data and add the values of its tensors to a calibration, in whole batches.
 
     Parameters
     ----------
@@ -145,22 +153,24 @@ def observe(
     tensors : list of str
     calibration : Calibration
     digest : str
-        Of the model before it was prepared.
+        The digest of the model before it was prepared.
     resume : bool
-        Skip the batches that the interrupted run has seen.
+        Skip the batches that the interrupted run has observed.
     sampled : bool
         Let the data keep some batches, which `Data.sample` returns.
     progress : callable, optional
-        Told how many batches there were up to now.
+        Called with the number of batches so far.
 
     Raises
     ------
     InvalidArgumentError
-        If the calibration is of another model or of other tensors, or what it has seen does not end where a batch does.
+        If the calibration is of another model or of other tensors.  If the interrupted run ended inside of a batch.
     """
     calibration.check_model(digest)
     if calibration.model and list(calibration.collectors) != tensors:
-        raise InvalidArgumentError("calibration: expected one of the same tensors; were other ops or nodes chosen?")
+        raise InvalidArgumentError(
+            "calibration: expected one of the same tensors, got other ones; choose the same ops and nodes"
+        )
     resume = as_flag(resume, "resume")
     if resume and calibration.finished:
         return
@@ -171,8 +181,8 @@ def observe(
         if left:
             if samples > left:
                 raise InvalidArgumentError(
-                    f"calibration: it has seen {seen} samples, which do not end where a batch does: there are {left} "
-                    f"before a batch of {samples}; resume with the same batches"
+                    f"calibration: it has seen {seen} samples, which end inside of a batch: {left} are left before a "
+                    f"batch of {samples}; resume with the same batches"
                 )
             left -= samples
         else:
@@ -188,12 +198,12 @@ def observe(
         if progress is not None:
             progress(index)
     if left:
-        raise InvalidArgumentError(f"calibration: it has seen {seen} samples, {left} more than there are")
+        raise InvalidArgumentError(f"calibration: it has seen {seen} samples, {left} more than the data has")
     calibration.unfinished = None
 
 
 def _observe_all(values: Batch, collectors: dict[str, CalibrationCollector]) -> None:
-    # The largest first: what one thread is left with at the end is small.
+    # The largest first, so that the last thread to finish has only a small tensor left.
     for_each(sorted(values, key=lambda name: -values[name].size), lambda name: collectors[name].observe(values[name]))
 
 
@@ -210,7 +220,7 @@ def digest_of(model: ModelProto) -> str:
 
 @contextlib.contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of the block: a batch is observed by all collectors or by none."""
+    """Let Ctrl-C wait until the end of the block, so that all collectors observe a batch, or none does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

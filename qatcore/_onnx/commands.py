@@ -34,21 +34,21 @@ from .sensitivity import scored
 from .session import FP8_RUNTIME
 from .speed import why_slower
 
-#: Seconds after which a calibration that goes on is saved again.
+#: Seconds between two saves of a calibration that is running.
 _SAVE_EVERY = 60.0
-#: Seconds that either model is timed for when it is quantised.
+#: Seconds for which `quantize` times each of both models.
 _TIMED_SECONDS = 0.2
-_INTERRUPTED = 130  # what shells make of Ctrl-C
-#: What can be said of a folder of images.
+_INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
+#: The options for a folder of images.
 _IMAGE_OPTIONS = tuple(field.name for field in dataclasses.fields(ImageFolder) if field.name != "path")
 
 
 class _InterruptedError(Exception):
-    """Ctrl-C, when what there was is saved."""
+    """Ctrl-C, after the observed values are saved."""
 
 
 def run(name: str, arguments: argparse.Namespace) -> int:
-    """Run a command and return the exit code: 0, 2 if something given is wrong, 130 if it was interrupted."""
+    """Run a command and return the exit code: 0 if done, 2 if an argument or a file is wrong, 130 if interrupted."""
     try:
         _COMMANDS[name](arguments)
     except BrokenPipeError:
@@ -69,7 +69,7 @@ def run(name: str, arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> Any:
-    """Return the data that a command is given, with what is said of images."""
+    """Return the data of a command, with the options for images, if there are any."""
     chosen = _image_options(arguments)
     return ImageFolder(arguments.data, **chosen) if chosen else arguments.data
 
@@ -100,7 +100,9 @@ def _quantize(arguments: argparse.Namespace) -> None:
         **{name: value for name, value in chosen.items() if value is not None},
     )
     if options.needs_data and arguments.data is None and arguments.calibration is None:
-        raise InvalidArgumentError("give --data to observe activations with, or --activations none for weights alone")
+        raise InvalidArgumentError(
+            "give --data to observe activations on, or --activations none to quantise weights alone"
+        )
     refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration, arguments.metric)
     exact = read_model(arguments.model)
     data, observed, asked = _data(arguments), Calibration(), Metric(arguments.metric, arguments.labels)
@@ -159,7 +161,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
 
 
 def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tuple[str, str]]:
-    """Return in words what the report on a quantised model says."""
+    """Return the report on a quantised model as lines of text."""
     options, kept = result.quantizer.options, report["kept_in_float"]
     lines = _lines_of_images(report["images"])
     lines.append(("quantised", _nodes_line(report)))
@@ -171,11 +173,11 @@ def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tu
     if result.quantizer.corrects:
         lines.append(("corrected", _corrected_line(report)))
     elif options.bias_correction and options.needs_data:
-        lines.append(("corrected", "no bias: that takes --data as well as --calibration"))
+        lines.append(("corrected", "no bias; give --data as well as --calibration to correct biases"))
     if report["not_finite"]:
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {counted(len(others), 'other tensor')}" if others else ""
-        lines.append(("not finite", f"{n:,} values of {name}{more}: their range knows nothing of them"))
+        lines.append(("not finite", f"{n:,} values of {name}{more}; the ranges leave them out"))
     if report["samples_left_out"]:
         lines.append(("left out", f"{counted(report['samples_left_out'], 'sample')} at the end, too few for a batch"))
     if kept:
@@ -206,7 +208,7 @@ def _note_lines(notices: list[str]) -> list[tuple[str, str]]:
 def _checked(
     exact: ModelProto, result: Quantization, asked: Metric, arguments: argparse.Namespace, phases: Phases
 ) -> tuple[Metric | None, str | None]:
-    """Return the metric on the data, or why there is none, which is no reason not to write the model."""
+    """Return the metric on the data, or the reason why there is none; the model is written in both cases."""
     if result.data is None:
         return None, None
     tick = phases.begin("checking", result.data.total)
@@ -221,7 +223,7 @@ def _checked(
 
 
 def _latency(exact: ModelProto, result: Quantization) -> Any:
-    """Return the milliseconds of a run of both models on the first batch, if outputs can be had."""
+    """Return the milliseconds of a run of each model on the first batch; None without data or outputs to read."""
     if result.data is None:
         return None
     with contextlib.suppress(IncomparableError):
@@ -232,27 +234,37 @@ def _latency(exact: ModelProto, result: Quantization) -> Any:
 def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
     measured = next((name for name in ("labels", "metric", "max_drop") if getattr(arguments, name) is not None), None)
     if arguments.percentile is not None and arguments.method != "percentile":
-        raise InvalidArgumentError("--percentile is of --method percentile only")
+        raise InvalidArgumentError("--percentile needs --method percentile; add it, or leave out --percentile")
     if arguments.group_size is not None and arguments.weights != "int4":
-        raise InvalidArgumentError("--group-size is of --weights int4 only")
+        raise InvalidArgumentError("--group-size needs --weights int4; add it, or leave out --group-size")
     if arguments.calibration is not None and arguments.activations == "none":
-        raise InvalidArgumentError("--calibration is of activations, of which --activations none quantises none")
+        raise InvalidArgumentError(
+            "--calibration is for activations, but --activations none leaves them in float; leave out one of the two"
+        )
     if arguments.group_size is not None and arguments.per_tensor:
-        raise InvalidArgumentError("--group-size is of groups of weights; with --per-tensor there is one for all")
+        raise InvalidArgumentError(
+            "--group-size gives each group a scale, but --per-tensor gives all weights one; leave out one of the two"
+        )
     if arguments.method is not None and arguments.activations == "none":
-        raise InvalidArgumentError("--method is of activations, of which --activations none quantises none")
+        raise InvalidArgumentError(
+            "--method is for activations, but --activations none leaves them in float; leave out one of the two"
+        )
     if arguments.no_check and measured is not None:
-        raise InvalidArgumentError(f"--{measured.replace('_', '-')} has to compare: leave out --no-check")
+        raise InvalidArgumentError(
+            f"--{measured.replace('_', '-')} needs a comparison of both models; leave out --no-check"
+        )
     if arguments.data is None:
         for name in ("batch_size", "no_check", "no_bias_correction", *_image_options(arguments)):
             if getattr(arguments, name):
-                raise InvalidArgumentError(f"--{name.replace('_', '-')} is of --data, of which there is none")
+                raise InvalidArgumentError(
+                    f"--{name.replace('_', '-')} needs --data, but there is none; give --data, or leave out this option"
+                )
         if measured is not None:
             raise InvalidArgumentError(f"give --data to measure --{measured.replace('_', '-')} on")
 
 
 def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
-    """Save what was observed until Ctrl-C, and return what says how to go on."""
+    """Save what was observed before Ctrl-C, and return an error that says how to go on."""
     if not observed.samples:
         return _InterruptedError("interrupted, nothing was written")
     path = next(
@@ -261,7 +273,7 @@ def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
     observed.save(path)
     seen = f"interrupted; the calibration of {counted(observed.samples, 'sample')} is saved in {path}"
     if observed.finished:
-        return _InterruptedError(f"{seen}: go on with --calibration {shlex.quote(path)} as well")
+        return _InterruptedError(f"{seen}; to go on, give this command --calibration {shlex.quote(path)} as well")
     go_on = ["qatcore", "calibrate", arguments.model, "--data", arguments.data, "-o", path, "--resume"]
     for name, value in _image_options(arguments).items():
         text = ("x" if name == "size" else ",").join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -272,12 +284,12 @@ def _saved(observed: Calibration, arguments: argparse.Namespace) -> Exception:
         go_on += ["--ops", ",".join(arguments.ops)]
     if arguments.exclude:
         go_on += ["--exclude", *arguments.exclude]
-    then = f"then quantize with --calibration {shlex.quote(path)} as well"
-    return _InterruptedError(f"{seen}: go on with {shlex.join(go_on)}, {then}")
+    then = f"then give this command --calibration {shlex.quote(path)} as well"
+    return _InterruptedError(f"{seen}; to go on, run {shlex.join(go_on)}, {then}")
 
 
 def _not_finite(calibration: Calibration | None) -> dict[str, int]:
-    """Return how many values of which tensors were NaN or infinite."""
+    """Return the tensors that had NaN or infinite values, and how many."""
     collectors = {} if calibration is None else calibration.collectors
     found = {name: collector.n_observed - int(collector.n_elements) for name, collector in collectors.items()}
     return {name: n for name, n in found.items() if n}
@@ -314,7 +326,9 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         if arguments.resume:
             calibration, complete = before, before.finished
         elif before.unfinished is not None:
-            raise InvalidArgumentError(f"{path} holds an interrupted calibration; go on with --resume, or remove it")
+            raise InvalidArgumentError(
+                f"{path} holds an interrupted calibration; go on with --resume, or remove the file"
+            )
     data = Data(_data(arguments), InputSpec(exact), arguments.batch_size)
     start = time.perf_counter()
     try:
@@ -335,7 +349,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             raise _InterruptedError("interrupted, nothing was written") from None
         calibration.save(path)
         raise _InterruptedError(
-            f"interrupted; {counted(calibration.samples, 'sample')} were seen, saved in {path}: go on with --resume"
+            f"interrupted; the calibration of {counted(calibration.samples, 'sample')} is saved in {path}; "
+            "go on with --resume"
         ) from None
     calibration.save(path)
     seconds = time.perf_counter() - start
@@ -388,7 +403,7 @@ def _print_calibration(
     observed = f"{counted(len(calibration.collectors), 'tensor')} on {counted(calibration.samples, 'sample')}"
     lines = [*_lines_of_images(images), ("observed", observed)]
     if complete:
-        lines.append(("complete", "nothing was interrupted, so nothing was added; without --resume it is made anew"))
+        lines.append(("complete", "no run was interrupted, nothing was added; leave out --resume to start anew"))
     lines += _note_lines(told or [])
     _print_lines([*lines, ("written", f"{arguments.output}, in {seconds:.1f} s")])
 
@@ -429,7 +444,7 @@ def _print_comparison(result: Comparison, told: list[str]) -> None:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     path = arguments.file
-    with open(path, "rb"):  # whose errors say what is wrong
+    with open(path, "rb"):  # raises an error that names the file
         pass
     images = None
     if zipfile.is_zipfile(path):
@@ -442,7 +457,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         _print_json(found if images is None else {"images": images, **found})
         return
     with _printing():
-        if images is not None:  # by whoever wrote the file
+        if images is not None:  # whoever wrote the file chose this text
             _print_lines([("images", printable(str(images)))])
             print()
         for index, table in enumerate(tables):
@@ -467,17 +482,17 @@ def _print_json(content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _printing() -> Iterator[None]:
-    """Tell what cannot be printed from what cannot be done."""
+    """Turn errors of printing into `BrokenPipeError`, to tell them from errors of the command."""
     try:
         yield
-        if sys.stdout is not None:  # closed from the start
+        if sys.stdout is not None:  # None if it was closed from the start
             sys.stdout.flush()
     except OSError as error:
         raise BrokenPipeError from error
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can have: no infinities, and no NaN."""
+    """Return a value as JSON can hold it, with None for infinities and NaN."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -21,7 +21,7 @@ from .rewriting import tensor_of_codes
 from .session import Tap, named_run, run, session_of
 from .speed import why_slower
 
-#: Batches that single tensors are compared on.
+#: The number of batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
 _TIMED_SECONDS = 0.5
 _MOST_RUNS = 200
@@ -29,31 +29,32 @@ _MOST_RUNS = 200
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` has measured.
+    """The result of `compare`.
 
     Attributes
     ----------
     metric : str
-        "agreement" with the float model in the greatest of each output's classes, "accuracy" on labels, "closeness" (1
-        less the relative error, of the output where it is largest) where there are no classes, or the name of a
-        function.
+        What the score measures.  "agreement": how often the greatest class of an output is the float model's.
+        "accuracy": how often it is the label.  "closeness", if there are no classes: 1 less the relative error, of the
+        output where that is largest.  Otherwise the name of the metric function.
     score : tuple of float
-        In percent, of the float model and of the quantised one.
+        The scores of the float model and of the quantised one, in percent.
     batches : int
+        How many batches were compared.
     outputs : dict of str to tuple of float
-        Of every output the signal-to-quantisation-noise ratio in dB, NaN of integers, and the greatest absolute
-        difference; both NaN of text, and where shapes differ, which a function may compare.
+        For every output, its signal-to-quantisation-noise ratio (SQNR) in dB and its greatest absolute difference.  The
+        SQNR of integers is NaN.  Both are NaN for text, and where shapes differ, which only a function may compare.
     tensors : dict of str to float
-        Of every tensor with codes the ratio in dB on the first 8 batches, in the order of the graph; NaN where its size
-        depends on values and differs.
+        For every tensor with codes, its SQNR in dB on the first 8 batches, in the order of the graph.  It is NaN where
+        the tensor's size depends on values and differs.
     latency : tuple of float
-        Median milliseconds of a run on the first batch, of either model.
+        Median milliseconds of a run on the first batch, of the float model and of the quantised one.
     size : tuple of int
-        Bytes of either model.
+        Bytes of the float model and of the quantised one.
     slower : str or None
-        If the quantised model is slower: what ONNX Runtime makes of it, and what can be tried.
+        If the quantised model is slower: how ONNX Runtime runs it, and what to try.
     images : str or None
-        If the data is a folder of images: how many there were, and how they were made the model's input.
+        If the data is a folder of images: how many there were, and how they became the model's input.
     """
 
     metric: str
@@ -68,7 +69,7 @@ class Comparison:
 
     @property
     def drop(self) -> float:
-        """Percent that the quantised model loses."""
+        """Percent that the quantised model loses, negative if it is better than the float model."""
         return self.score[0] - self.score[1]
 
 
@@ -80,7 +81,7 @@ def compare_models(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Return how a quantised model differs from the float one on data, which it goes through once."""
+    """Return how a quantised model differs from the float one, in one pass over the data."""
     outputs = tensor_outputs(exact)
     noise = {name: Noise() for name in outputs}
     first: list[Batch] = []
@@ -108,7 +109,7 @@ def compare_models(
 def answers_of(
     exact: ModelProto, other: ModelProto, data: Iterable[Batch], progress: Callable[[int], None] | None
 ) -> Iterator[tuple[Batch, Outputs, Outputs]]:
-    """Yield every batch and what two models answer to it."""
+    """Yield every batch and the outputs of both models for it."""
     names = tensor_outputs(exact)
     with _said_of("float model"):
         first = session_of(exact)
@@ -126,7 +127,7 @@ def answers_of(
 
 @contextlib.contextmanager
 def _said_of(which: str) -> Iterator[None]:
-    """Let errors of running a model say which of the two it is."""
+    """Add to the errors of a model which of the two models it is."""
     try:
         yield
     except InvalidArgumentError as error:
@@ -139,12 +140,12 @@ def tensor_outputs(model: ModelProto) -> list[str]:
     Raises
     ------
     IncomparableError
-        If there is none.
+        If there is no such output.
     """
     names = [value.name for value in model.graph.output if _is_array(value.type)]
     if not names:
         reason = "no output is a tensor of a type that NumPy has"
-        raise IncomparableError(f"model: expected an output to compare, and {reason}", reason)
+        raise IncomparableError(f"model: expected an output to compare, but {reason}", reason)
     return names
 
 
@@ -156,7 +157,11 @@ def _is_array(kind: TypeProto) -> bool:
 
 
 def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
-    """Return the SQNR of every tensor with codes: apart from outputs, since what is looked at is not fused."""
+    """Return the SQNR of every tensor with codes.
+
+    The models run once more for this: runtimes do not fuse the nodes around a tensor that they return, so the outputs
+    may then differ.
+    """
     pairs = _tensors_with_codes(exact, quantized)
     noise = {name: Noise() for name in pairs}
     taps = Tap(exact, pairs), Tap(quantized, pairs.values())
@@ -172,11 +177,11 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
 
 
 def latency_of(models: Iterable[ModelProto], batch: Batch, seconds: float = _TIMED_SECONDS) -> Any:
-    """Return the median milliseconds of a run of each model, which take turns."""
+    """Return the median milliseconds of a run of each model; the models take turns."""
     sessions = [(session_of(model), tensor_outputs(model)) for model in models]
     times: list[list[float]] = [[] for _ in sessions]
     for session, outputs in sessions:
-        run(session, outputs, batch)  # which prepares it
+        run(session, outputs, batch)  # the first run prepares the session
     stop = time.perf_counter() + seconds * len(sessions)
     while len(times[0]) < 3 or (time.perf_counter() < stop and len(times[0]) < _MOST_RUNS):
         for (session, outputs), taken in zip(sessions, times, strict=True):
@@ -187,17 +192,17 @@ def latency_of(models: Iterable[ModelProto], batch: Batch, seconds: float = _TIM
 
 
 def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any, other: Any) -> None:
-    """Raise `InvalidArgumentError` where two shapes of a tensor differ, and not in sizes that may depend on values."""
+    """Raise `InvalidArgumentError` if shapes of a tensor differ in a size that cannot depend on values."""
     sizes = [0] * exact.ndim if known is None else known
     if len(sizes) != other.ndim or any(size not in {0, n} for size, n in zip(sizes, other.shape, strict=True)):
         raise InvalidArgumentError(
             f"quantised model: expected tensor {name} like the float model's, {exact.dtype} {exact.shape}, "
-            f"got {other.dtype} {other.shape}: it is of another model"
+            f"got {other.dtype} {other.shape}; give the float model that it was made from"
         )
 
 
 def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, str]:
-    """Return the tensors of a float model that are codes in the quantised one, and what gives their values there."""
+    """Return the float model's tensors that have codes in the quantised one, and their dequantised tensors there."""
     index, graph = Graph(exact), Graph(quantized)
     pairs = {}
     for node in quantized.graph.node:

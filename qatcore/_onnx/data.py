@@ -1,4 +1,4 @@
-"""Inputs of a model: batches from files, functions and iterables, checked against what the model takes."""
+"""Inputs of a model: batches from files, functions and iterables, checked against the model's inputs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from .images import ImageFolder, Images, is_image, mixture
 from .notices import notice
 
 Batch = dict[str, npt.NDArray[Any]]
-#: What users give: a path or a function's name, arrays, a function that returns them or batches, or batches.
+#: Data from users: a path, the name of a function, arrays, batches, or a function that returns arrays or batches.
 Source: TypeAlias = PathLike | npt.ArrayLike | Mapping[str, npt.ArrayLike] | Callable[[], object] | Iterable[object]
 
-#: Samples that are run together where the data is one array of them and the model takes any number.
+#: Samples in a batch, if neither the user nor the model says how many.
 BATCH_SIZE = 8
-#: What is behind the inputs in a batch without names; more of it has a number behind that, from 1 on.
+#: The name of the item behind the inputs in a batch without names; further items are ``labels_1`` and so on.
 LABELS = "labels"
-#: What a `Sample` keeps: not more than so many samples, but for so many batches, and not more than so many bytes.
+#: Limits of a `Sample`: the most samples, unless that would leave fewer than so many batches, and the most bytes.
 SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 128, 4, 2**28
 
 
 class InputSpec:
-    """What a model takes: the name, type and dimensions of each input; a dimension is None if any will do."""
+    """The inputs of a model: the name, type and dimensions of each; a dimension is None if any size will do."""
 
     def __init__(self, model: ModelProto) -> None:
         names = set(Graph(model).inputs)
@@ -49,7 +49,7 @@ class InputSpec:
             if value.name not in names:
                 continue
             if not value.type.HasField("tensor_type"):
-                raise InvalidArgumentError(f"model: expected inputs that are tensors, got another type: {value.name}")
+                raise InvalidArgumentError(f"model: expected inputs that are tensors, but {value.name} is none")
             tensor = value.type.tensor_type
             try:
                 self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
@@ -81,7 +81,7 @@ class InputSpec:
         return shape[0] if shape and not self.whole else 1
 
     def check(self, batch: object, where: str) -> Batch:
-        """Return a batch as the model takes it, with what more there is, labels for example."""
+        """Return a batch as a dict of arrays that fit the model, with all else in it, such as labels."""
         if not isinstance(batch, Mapping):
             batch = self._named(batch, where)
         missing = [name for name in self.types if name not in batch]
@@ -101,7 +101,7 @@ class InputSpec:
         return checked
 
     def _named(self, batch: object, where: str) -> dict[str, Any]:
-        """Return a batch without names by names: inputs by their position, and what is behind them as `LABELS`."""
+        """Return a batch without names as a dict: the inputs by position, and the items behind them as `LABELS`."""
         if not (isinstance(batch, (list, tuple)) and _holds_arrays(batch)):
             if len(self.types) > 1:
                 raise TypeError(f"{where}: expected a dict with {self}, or a tuple, got {type(batch).__name__}")
@@ -133,21 +133,23 @@ class InputSpec:
         if expected.kind == "f" or expected.name == "bfloat16":
             wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
             if wrong:
-                raise InvalidArgumentError(f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite")
+                raise InvalidArgumentError(
+                    f"{where}: {wrong:,} of {array.size:,} values of {name} are NaN or infinite; give finite values"
+                )
 
 
 def _is_array(value: object) -> bool:
-    """Return whether something is an array, of whatever package, and not a lone number."""
+    """Return whether a value is an array of any package, and not a scalar."""
     return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
 
 
 def _is_samples(source: object) -> bool:
-    """Return whether data are arrays whose first axis is of samples."""
+    """Return whether data is an array, or a dict of arrays, whose first axis is samples."""
     return isinstance(source, Mapping) or _is_array(source)
 
 
 def _holds_arrays(values: Iterable[object]) -> bool:
-    """Return whether there is an array, or a dict, among values, which are no rows of numbers then."""
+    """Return whether values hold an array or a dict at any depth; otherwise they are rows of numbers."""
     return any(
         _is_array(value) or isinstance(value, Mapping) or (isinstance(value, (list, tuple)) and _holds_arrays(value))
         for value in values
@@ -155,7 +157,7 @@ def _holds_arrays(values: Iterable[object]) -> bool:
 
 
 def _as_it_is(value: object) -> npt.NDArray[Any]:
-    """Return what is no input as an array, of objects if it is no other."""
+    """Return an item that is not an input as an array, of objects if no other type will do."""
     try:
         return as_plain_array(value, "")
     except InvalidArgumentError:  # rows of several lengths
@@ -172,12 +174,12 @@ def _shown(dtype: Any, shape: tuple[int | None, ...] | None) -> str:
 
 
 class Sample:
-    """Batches spread evenly over those that pass, however many these are: every one, then every second and so on.
+    """Some batches, spread evenly over all that come: every batch, then every second, every fourth and so on.
 
     Attributes
     ----------
     batches : list of dict
-        Copies of the inputs only; of one batch at least.  They are whole: only the user knows what can be cut.
+        Copies of the inputs of at least one batch.  Batches stay whole: only the user knows where they can be cut.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -186,7 +188,7 @@ class Sample:
         self._passed, self._step = 0, 1
 
     def add(self, batch: Batch) -> None:
-        """Let a batch pass."""
+        """Take the next batch, and keep it if its turn has come."""
         if self._passed % self._step == 0:
             self.batches.append({name: batch[name].copy() for name in self._spec.names})
             while len(self.batches) > 1 and self._is_too_large():
@@ -200,34 +202,30 @@ class Sample:
 
 
 class Data:
-    """Batches that can be gone through again.
+    """Batches that can be iterated over several times.
 
     Parameters
     ----------
     source : str, PathLike, ImageFolder, iterable or callable
-        A folder of images, or an `ImageFolder`, which has options; a directory of ``.npz`` or ``.npy`` files, each a
-        batch, in the order of their names; one ``.npz`` or ``.npy`` file whose arrays have a leading axis of samples;
-        such an array, or a dict of them by their names; ``module:function`` or a function that returns an iterable; or
-        an iterable.  Batches are mappings of names to arrays; or tuples or lists of arrays for the inputs, in their
-        order, and of anything else, which is `LABELS`; or an array if the model has one input.
+        Whatever `data` of `qatcore.onnx.calibrate` may be.
     spec : InputSpec
     batch_size : int, optional
-        Samples to a batch where the source is images, one file, or arrays.
+        Samples in a batch, if the source is images, one file, or arrays.
 
     Attributes
     ----------
     images : Images or None
-        What the data is if it is a folder of images.
+        The images, if the data is a folder of them.
 
     Raises
     ------
     InvalidArgumentError
-        If there is nothing of that name, or nothing in it; or it has batches already and a size of them is given.
+        If the source does not exist, or is empty.  If it has batches already, and a batch size is given.
     """
 
     def __init__(self, source: Source, spec: InputSpec, batch_size: int | None = None) -> None:
         self.spec = spec
-        self.total: int | None = None  # how many batches there are, where that is known
+        self.total: int | None = None  # how many batches there are, if that is known
         self.left_out = 0  # samples that do not fill a batch of the size that the model takes
         self.images: Images | None = None
         if batch_size is not None:
@@ -239,7 +237,7 @@ class Data:
         return self._passing(None)
 
     def sampled(self) -> Iterator[Batch]:
-        """Go through the batches and keep some of them, which `sample` returns from then on."""
+        """Yield the batches, and keep some of them for `sample`."""
         sample = Sample(self.spec)
         yield from self._passing(sample)
         self._sample = sample
@@ -250,7 +248,7 @@ class Data:
         return self._sample is not None
 
     def sample(self, progress: Callable[[int], None] | None = None) -> list[Batch]:
-        """Return what `sampled` has kept, going through all of the data if that was not done."""
+        """Return the batches that `sampled` has kept; go through all of the data first if it has not."""
         if self._sample is None:
             for n, _ in enumerate(self.sampled(), start=1):
                 if progress is not None:
@@ -267,7 +265,7 @@ class Data:
             yield batch
             n += 1
         if not n:
-            raise InvalidArgumentError("data: there is not a single batch in it")
+            raise InvalidArgumentError("data: expected at least one batch, got none")
 
     def _opened(self, source: Any, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
         if isinstance(source, ImageFolder):
@@ -276,7 +274,9 @@ class Data:
                 if not path.exists():
                     raise InvalidArgumentError(f"data: there is no folder {path}")
                 what = "a directory of arrays" if path.is_dir() else "no directory"
-                raise InvalidArgumentError(f"data: options are of a folder of images, and {path} is {what}")
+                raise InvalidArgumentError(
+                    f"data: options for images need a folder of images, but {path} is {what}; leave them out"
+                )
             return self._images(source, batch_size)
         if isinstance(source, (str, os.PathLike)):
             if not os.fspath(source):
@@ -287,16 +287,16 @@ class Data:
             source = functools.partial(_called, imported(str(source), "data"), str(source))
         if _is_samples(source):
             return self._rows(_ArrayRows(source, self.spec), batch_size)
-        _refuse_batch_size(batch_size, "what yields them")
+        _refuse_batch_size(batch_size, "a function or an iterable")
         if callable(source):
             return functools.partial(self._made, source)
         if not isinstance(source, Iterable):
             raise TypeError(
-                f"data: expected a path, a function or an iterable of batches, or arrays, got {type(source).__name__}"
+                f"data: expected a path, a function, arrays, or an iterable of batches, got {type(source).__name__}"
             )
         if isinstance(source, Iterator):
             return functools.partial(_once, source, [])
-        with contextlib.suppress(TypeError):  # PyTorch's loaders have a length, which some cannot tell
+        with contextlib.suppress(TypeError):  # some of PyTorch's loaders cannot tell their length
             self.total = len(source) if isinstance(source, Sized) else None
         return functools.partial(_numbered, source)
 
@@ -319,8 +319,8 @@ class Data:
         if path.suffix in {".npz", ".npy"} and path.is_file():
             of_file = _NpzRows if path.suffix == ".npz" else _NpyRows
             return self._rows(of_file(path, self.spec), batch_size)
-        what = "neither .npz nor .npy nor a directory" if path.exists() else "no such file or directory"
-        advice = "give the folder that an image is in" if path.exists() and is_image(path.name) else "give one"
+        what = "neither .npz nor .npy nor a directory" if path.exists() else "no file or directory that exists"
+        advice = "give the folder of the image" if path.exists() and is_image(path.name) else "give one"
         raise InvalidArgumentError(f"data: {path} is {what}; {advice}, or module:function")
 
     def _images(self, folder: ImageFolder, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
@@ -333,13 +333,13 @@ class Data:
         return lambda: self._made_of_images(images, size, fixed=fixed is not None)
 
     def _made_of_images(self, images: Images, size: int, *, fixed: bool) -> Iterator[tuple[str, Any]]:
-        """Yield the images that can be read, and at the end say which cannot."""
+        """Yield batches of the images that can be read, and at the end warn of the others."""
         n, known = 0, images.complete
         for where, array, classes in images.batches(size, fixed=fixed):
             yield where, {images.name: array} | ({} if classes is None else {self._labels: classes})
             n += 1 if images.whole else len(array)
         if not n:
-            reasons = [f"the model takes {size} images at a time, there are {len(images)}"] if len(images) else []
+            reasons = [f"the model takes {size} images at a time, but there are {len(images)}"] if len(images) else []
             reasons += [images.failure()] if images.unreadable else []
             raise InvalidArgumentError(f"data: {'; '.join(reasons)}")
         self.left_out = len(images) - n
@@ -348,27 +348,27 @@ class Data:
 
     @property
     def images_line(self) -> str | None:
-        """What was assumed of images, in a line, if the data is a folder of them."""
+        """A line on how images became the model's input; None if the data is no folder of images."""
         return None if self.images is None else str(self.images)
 
     @property
     def _labels(self) -> str:
-        """What the classes of images are called."""
+        """The name of the images' classes in a batch."""
         return unused_name(LABELS, set(self.spec.types))
 
     def check_labels(self, labels: str | None, outputs: set[int]) -> None:
-        """Raise if the data is a folder of images, and labels that are asked for are not the classes of its folders.
+        """Raise `InvalidArgumentError` if the data is a folder of images that does not have these labels.
 
-        `outputs` is how many classes the model's outputs have, where it says that.
+        `outputs` holds the numbers of classes that the model's outputs have, as far as the model says them.
         """
         if self.images is not None and labels is not None:
             self.images.check_labels(labels, self._labels, outputs)
 
     @staticmethod
     def _size(fixed: int | None, batch_size: int | None) -> int:
-        """Return how many samples are run together."""
+        """Return the number of samples in a batch."""
         if fixed is not None and batch_size not in {None, fixed}:
-            raise InvalidArgumentError(f"batch_size: expected {fixed}, as the model takes, got {batch_size}")
+            raise InvalidArgumentError(f"batch_size: expected {fixed}, which the model fixes, got {batch_size}")
         return fixed or batch_size or BATCH_SIZE
 
     def _rows(self, rows: _Rows, batch_size: int | None) -> Callable[[], Iterable[tuple[str, Any]]]:
@@ -378,14 +378,14 @@ class Data:
         whole = n - n % size if self.spec.batch_size else n  # a model that takes 4 cannot take the last 3
         if not whole:
             raise InvalidArgumentError(
-                f"data: {rows.path} has {n} samples" + (f", the model takes {fixed} at a time" if fixed else "")
+                f"data: {rows.path} has {n} samples" + (f", but the model takes {fixed} at a time" if fixed else "")
             )
         self.total, self.left_out = math.ceil(whole / size), n - whole
         return functools.partial(rows.batches, size, whole)
 
 
 def _array_files(path: Path) -> list[Path]:
-    """Return the files of arrays in a directory, but for what systems hide beside files of that name."""
+    """Return the files of arrays in a directory, without hidden files, which some systems put beside them."""
     shown = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     arrays = sorted(entry for entry in shown if entry.suffix in {".npz", ".npy"} and entry.is_file())
     images = [entry.name for entry in shown if is_image(entry.name)]
@@ -397,8 +397,8 @@ def _array_files(path: Path) -> list[Path]:
 def _refuse_batch_size(batch_size: int | None, source: str) -> None:
     if batch_size is not None:
         raise InvalidArgumentError(
-            f"batch_size: expected images, one file or arrays of samples to make batches of, got {source}, "
-            "which has batches already"
+            f"batch_size: expected images, one file or arrays of samples as data, got {source}, "
+            "which has batches already; leave out the batch size"
         )
 
 
@@ -408,7 +408,7 @@ def _numbered(batches: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _called(function: Callable[[], Any], name: str) -> Any:
-    """Return what a function named by the user gives; whatever it raises is said in one line."""
+    """Return the result of a function that the user named; report its exceptions in one line."""
 
     def told() -> Iterator[Any]:
         with _said(name):
@@ -429,13 +429,15 @@ def _said(name: str) -> Iterator[None]:
 
 def _once(iterator: Iterator[Any], used: list[bool]) -> Iterator[tuple[str, Any]]:
     if used:
-        raise InvalidArgumentError("data: expected what can be gone through again, got an iterator; pass a function")
+        raise InvalidArgumentError(
+            "data: expected batches that can be read again, got an iterator; pass a function that returns it"
+        )
     used.append(True)
     return _numbered(iterator)
 
 
 def imported(function: str, what: str) -> Callable[..., Any]:
-    """Return ``module:function``, of a module that may be in the working directory."""
+    """Return the function ``module:function``; the module may be in the working directory."""
     module, _, name = function.rpartition(":")
     if not module or not name:
         raise InvalidArgumentError(f"{what}: expected module:function, got {function!r}")
@@ -459,19 +461,19 @@ def imported(function: str, what: str) -> Callable[..., Any]:
 def _loaded(path: Path) -> Any:
     try:
         if path.suffix == ".npz":
-            # NumPy does not close a file that turns out to be damaged; it is given one that is closed.
+            # NumPy does not close a damaged file, so open and close it here.
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as opened:
                 return dict(opened)
         with open(path, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        # NumPy advises to unpickle what it does not know.
+        # NumPy advises unpickling files that it does not know: do not pass that on.
         reason = "" if "pickle" in str(error) else f": {error}"
         raise InvalidArgumentError(f"{path}: not a {path.suffix} file, or a damaged one{reason}") from error
 
 
 class _NpyRows:
-    """The rows of one array in a file, which are read when they are wanted."""
+    """The rows of one array in a file, read when they are needed."""
 
     def __init__(self, path: Path, spec: InputSpec) -> None:
         self.path = path
@@ -494,7 +496,7 @@ class _ArrayRows:
     """The rows of arrays in memory."""
 
     def __init__(self, source: Any, spec: InputSpec) -> None:
-        self.path = "what is given"
+        self.path = "the given data"
         if not isinstance(source, Mapping):
             if len(spec.names) > 1:
                 raise InvalidArgumentError(f"data: expected a dict with {spec}, got one array")
@@ -509,7 +511,7 @@ class _ArrayRows:
 
 
 def _samples(shapes: dict[str, tuple[int, ...]], spec: InputSpec, where: str) -> int:
-    """Return how many samples arrays have, if all inputs are there and have as many."""
+    """Return the number of samples; raise if an input is missing, or arrays have different numbers."""
     missing = [name for name in spec.names if name not in shapes]
     if missing:
         raise InvalidArgumentError(
@@ -519,12 +521,12 @@ def _samples(shapes: dict[str, tuple[int, ...]], spec: InputSpec, where: str) ->
     counts = [shape[0] if shape else None for shape in shapes.values()]
     if len(set(counts)) > 1 or counts[0] is None:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise InvalidArgumentError(f"data: expected as many samples of each array in {where}, got shapes {listed}")
+        raise InvalidArgumentError(f"data: expected equally many samples of each array in {where}, got shapes {listed}")
     return counts[0]
 
 
 class _NpzRows:
-    """The rows of the arrays in a ``.npz`` file, unpacked as they are wanted: the file may be larger than memory."""
+    """The rows of the arrays in a ``.npz`` file, unpacked when needed: the file may be larger than memory."""
 
     def __init__(self, path: Path, spec: InputSpec) -> None:
         self.path = path
@@ -533,7 +535,7 @@ class _NpzRows:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.namelist():
                     if not member.endswith(".npy"):
-                        raise InvalidArgumentError(f"{path}: expected inputs, got a file with {member} in it")
+                        raise InvalidArgumentError(f"{path}: expected only .npy files in it, got {member}")
                     with archive.open(member) as file:
                         shapes[member.removesuffix(".npy")] = _npy_header(file)[0]
         except (ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -558,14 +560,14 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects; save strings as such")
+        raise ValueError("it holds Python objects; save strings as arrays of strings")
     return shape, fortran, dtype
 
 
 def _rows(archive: zipfile.ZipFile, member: str, size: int, stop: int) -> Iterator[npt.NDArray[Any]]:
     with archive.open(member) as file:
         shape, fortran, dtype = _npy_header(file)
-        if fortran and len(shape) > 1:  # whose rows are not in one place
+        if fortran and len(shape) > 1:  # the values of a row are not side by side
             data = np.frombuffer(file.read(), dtype).reshape(shape[::-1]).T
             yield from (np.ascontiguousarray(data[start : min(start + size, stop)]) for start in range(0, stop, size))
             return

@@ -1,4 +1,4 @@
-"""Progress on standard error, and tables, by Rich; nothing moves where there is no terminal."""
+"""Progress on standard error, and tables, with Rich; without a terminal there is no progress."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-#: Between the columns of a table, and how wide those of names are at least where they are folded.
+#: The space between the columns of a table, and the least width of a column whose names are folded.
 _GAP, _FOLDED = 2, 16
-#: Characters that all names begin with are told once, if they are more than this.
+#: If all names begin with more common characters than this, the table shows these once, in its title.
 _LONG_PREFIX = 12
 
 
@@ -27,7 +27,7 @@ class _RateColumn(ProgressColumn):
 
 
 class Phases:
-    """Shows how far each phase of a long run is."""
+    """Shows the progress of each phase of a long run."""
 
     def __init__(self, *, shown: bool) -> None:
         console = Console(stderr=True)
@@ -52,7 +52,7 @@ class Phases:
         self._progress.stop()
 
     def begin(self, name: str, total: int | None) -> Callable[..., None]:
-        """Return what has to be told how much of a new phase is done."""
+        """Begin a phase, and return a function to call with how much of it is done."""
         task = self._progress.add_task(f"{name:<12}", total=total, note="")
 
         def done(n: int, note: str = "") -> None:
@@ -61,33 +61,33 @@ class Phases:
         return done
 
     def end(self) -> None:
-        """Say that the last phase is over, however much there was."""
+        """End the phases that are not finished: what was done counts as all there was."""
         for task in self._progress.tasks:
             if not task.finished:
                 self._progress.update(task.id, total=task.completed)
 
 
 def counted(n: int, what: str) -> str:
-    """Return a number of things, with the plural where there is one."""
+    """Return a number and what it counts, in the plural unless the number is 1."""
     plural = f"{what}es" if what.endswith(("ch", "s")) else f"{what}s"
     return f"{n:,} {what if n == 1 else plural}"
 
 
 def figure(value: float, form: str) -> str:
-    """Return a figure in a format, a dash for NaN, where there is none."""
+    """Return a number as text in a format, or a dash for NaN."""
     return "-" if math.isnan(value) else format(value, form)
 
 
 def printable(text: str) -> str:
-    """Return text as a terminal can show it: control characters, which names in a model may have, are escaped."""
+    """Return text with its control characters escaped, because names in a model may hold some."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table, of each column its heading and whether its cells are a "name", or set to the "left" or "right".
+    """Print a table; each column has a heading and a kind: "name", "left" or "right".
 
-    On a terminal that is too narrow for them names are folded, or have lines of their own; nothing is cut.  Where there
-    is no terminal each row is one line, with whole names.
+    "left" and "right" say to which side cells are set.  On a terminal that is too narrow, names are folded or get lines
+    of their own; nothing is cut off.  Without a terminal each row is one line, with whole names.
     """
     terminal = sys.stdout is not None and sys.stdout.isatty()
     console = Console(highlight=False, no_color=not terminal, soft_wrap=True)
@@ -121,7 +121,7 @@ def print_table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[I
 
 
 def _shortened(cells: list[list[str]], names: list[int]) -> str:
-    """Take from names what they all begin with, if that is long, and return what says so."""
+    """Cut a long common beginning off all names, and return a note on it for the title."""
     given = [row[i] for row in cells for i in names]
     prefix = os.path.commonprefix(given)  # noqa: RUF071 (names are no paths)
     prefix = prefix[: max(prefix.rfind("/"), prefix.rfind(".")) + 1]
@@ -134,7 +134,7 @@ def _shortened(cells: list[list[str]], names: list[int]) -> str:
 
 
 def _widths(heading: list[list[str]], cells: list[list[str]]) -> list[int]:
-    """Return how wide columns are, of a heading in lines and rows."""
+    """Return the widths of columns, from the lines of their headings and the rows."""
     return [max(map(cell_len, [*lines, *(row[i] for row in cells)])) for i, lines in enumerate(heading)]
 
 

@@ -1,4 +1,4 @@
-"""Models as graphs: who makes and reads a tensor, and making a model ready to be quantised."""
+"""Models as graphs: which nodes make and read a tensor, and how a model is prepared for quantisation."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from .opsets import inlined, upgraded
 from .protos import subgraphs
 from .sparse import make_dense
 
-#: What only gives a constant another form, and is computed where one is read through it.
+#: Operators that only change the form of a constant.  Constants that are read through them are computed beforehand.
 _FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
-#: Constants of more elements give no shapes.
+#: Constants with more elements than this hold no shape that shape inference needs.
 _LARGEST_SHAPE = 64
 _CONSTANT_VALUES = ("value", "value_float", "value_floats", "value_int", "value_ints")
 
 
 class Graph:
-    """An index of a model's graph; made anew when nodes come or go.
+    """An index of a model's graph; make a new one when nodes come or go.
 
     Attributes
     ----------
     makers : dict of str to NodeProto
-        The node that makes a tensor.
+        The node that makes each tensor.
     readers : dict of str to list of NodeProto
-        The nodes that read it, once for each input.
+        The nodes that read each tensor, once for each input.
     constants : dict of str to TensorProto
         The initializers that no input of the model can replace.
     initializers : dict of str to TensorProto
-        All of them.
+        All initializers.
     inputs, outputs : list of str
-        Of the model, without initializers.
+        The names of the model's inputs, without initializers, and of its outputs.
     captured : set of str
-        What is read by graphs inside of nodes.
+        All names in graphs inside of nodes.
     """
 
     def __init__(self, model: ModelProto) -> None:
@@ -60,7 +60,7 @@ class Graph:
         self.outputs = [value.name for value in graph.output]
 
     def value_of(self, name: str) -> npt.NDArray[Any] | None:
-        """Return a constant, None if the tensor is none."""
+        """Return the value of a constant, or None if the tensor is not constant."""
         tensor = self.constants.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
@@ -69,7 +69,7 @@ class Graph:
         return name in self.captured or name in self.outputs
 
     def only_reader(self, name: str) -> NodeProto | None:
-        """Return the node that is all there is to read a tensor, if there is one."""
+        """Return the node that reads a tensor, if nothing else reads or returns it."""
         readers = self.readers.get(name, [])
         return readers[0] if len(readers) == 1 and not self.is_seen(name) else None
 
@@ -93,14 +93,14 @@ def all_names(model: ModelProto) -> set[str]:
 
 
 def replace_input(node: NodeProto, name: str, other: str) -> None:
-    """Let a node read another tensor in all places where it reads one."""
+    """Let a node read the tensor `other` wherever it reads the tensor `name`."""
     for position, given in enumerate(node.input):
         if given == name:
             node.input[position] = other
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """Return the number that a node has as an attribute."""
+    """Return a number that is an attribute of a node, or the default if it has none of that name."""
     return next((a.f if a.type == a.FLOAT else a.i for a in node.attribute if a.name == name), default)
 
 
@@ -110,8 +110,8 @@ def drop_attribute(node: NodeProto, name: str) -> None:
 
 
 def known_shapes(model: ModelProto) -> dict[str, list[int]]:
-    """Return what is known of tensors' shapes without values, 0 for a size that is not."""
-    # Without weights, of which only the sizes count: models may be larger than a message can be.
+    """Return the shapes of tensors as far as shape inference finds them, with 0 for an unknown size."""
+    # Leave out the weights, as only their sizes count: a model may be too large for a protocol buffer.
     light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     given, graph = {value.name for value in model.graph.input}, light.graph
     graph.name = model.graph.name
@@ -131,18 +131,19 @@ def known_shapes(model: ModelProto) -> dict[str, list[int]]:
 
 
 def prepared(model: ModelProto, opset: int = 13, *, keep_inputs: bool = False) -> ModelProto:
-    """Return a model that computes the same, in which what can be quantised is plain to see.
+    """Return a model that computes the same, in a form that is easy to quantise.
 
-    Local functions are inlined, constants are dense initializers, constants read through a change of form are computed,
-    batch norms and constant factors and terms behind a convolution are folded into it, the factors of a Gemm into its
-    weights and bias, and the operators are at least those of `opset`.  Inputs, outputs and metadata, and the names of
-    all tensors that are left, stay as they are; but for `initializers_among_inputs`, which are no inputs any more
-    unless `keep_inputs`.
+    Local functions are inlined.  Constants become dense initializers, and constants read through a change of form are
+    computed.  Batch norms, and constant factors and terms behind a convolution, are folded into it.  The factors of a
+    Gemm are folded into its weights and bias.  Operators are brought to `opset` if theirs is older.
+
+    Inputs, outputs and metadata stay as they are, and so do the names of all tensors that are left.  The exception is
+    `initializers_among_inputs`: they are no longer inputs, unless `keep_inputs` is true and the IR version at least 4.
 
     Raises
     ------
     InvalidArgumentError
-        If the model's operators cannot be brought to the version.
+        If the model's operators cannot be brought to the opset.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -165,10 +166,10 @@ def prepared(model: ModelProto, opset: int = 13, *, keep_inputs: bool = False) -
 
 
 def initializers_among_inputs(model: ModelProto) -> list[str]:
-    """Return the initializers that are inputs too, so that others could be given, if there are weights among them.
+    """Return the initializers that are inputs too, if there are weights among them; otherwise none.
 
-    Before version 4 of the format all of them had to be.  From then on, lone numbers or rows of them may well be
-    inputs that have a default.
+    Before IR version 4 all initializers had to be inputs, so all count as weights.  Later on, scalars and rows may be
+    real inputs with a default value.
     """
     given = {value.name for value in model.graph.input}
     among = [tensor for tensor in model.graph.initializer if tensor.name in given]
@@ -177,7 +178,7 @@ def initializers_among_inputs(model: ModelProto) -> list[str]:
 
 
 def _name_nodes(graph: GraphProto) -> None:
-    """Give every node a name of its own; nodes that have one keep it."""
+    """Give every node a unique name; nodes that have one keep it."""
     taken: set[str] = {node.name for node in graph.node}
     seen = {""}
     for index, node in enumerate(graph.node):
@@ -187,7 +188,7 @@ def _name_nodes(graph: GraphProto) -> None:
 
 
 def drop_unread(model: ModelProto) -> None:
-    """Remove initializers that nothing reads, and what is said of tensors that are gone."""
+    """Remove initializers that nothing reads, and information on tensors that no longer exist."""
     graph = model.graph
     used = names_within(graph) | {value.name for value in graph.input}
     said = [each for each in graph.quantization_annotation if each.tensor_name in used]
@@ -235,9 +236,9 @@ def _constant_value(node: NodeProto) -> TensorProto | None:
 
 
 def _compute_forms(model: ModelProto) -> None:
-    """Compute what only changes the form of constants: weights are often read through a Transpose.
+    """Compute the nodes that only change the form of constants: weights are often read through a Transpose.
 
-    Where others see the result too the node stays, and nodes read a constant beside it.
+    If an output or an inner graph needs the result too, the node stays, and other nodes read a constant beside it.
     """
     graph, done = model.graph, []
     index, taken = Graph(model), all_names(model)
@@ -296,7 +297,7 @@ def _fold_into_convolutions(model: ModelProto) -> None:
 
 
 def _per_channel(node: NodeProto, source: str, index: Graph, rank: int) -> tuple[Any, Any] | None:
-    """Return factor and term of each channel, float64, if that is all that a node does to a tensor of a rank."""
+    """Return a factor and a term for each channel, float64, if a node does no more to a tensor of this rank."""
     if node.domain == "" and node.op_type == "BatchNormalization" and node.input[0] == source:
         return _batch_norm(node, index)
     if node.domain == "" and node.op_type in {"Mul", "Add"}:
@@ -317,13 +318,13 @@ def _batch_norm(node: NodeProto, index: Graph) -> tuple[Any, Any] | None:
         return None
     epsilon = attribute(node, "epsilon", 1e-5)
     scale, shift, mean, variance = (np.asarray(value, np.float64) for value in parameters)
-    with np.errstate(all="ignore"):  # what is not finite is not folded
+    with np.errstate(all="ignore"):  # what is not finite will not be folded
         factor = scale / np.sqrt(variance + epsilon)
         return factor, shift - mean * factor
 
 
 def _one_for_each_channel(value: npt.NDArray[Any] | None, rank: int) -> npt.NDArray[np.float64] | None:
-    """Return a constant that is broadcast to a tensor of a rank as one number for each channel, or for all of them."""
+    """Return a constant as a number for each channel, or one for all, if it broadcasts so to a tensor of this rank."""
     if value is None or value.dtype.kind != "f" or value.ndim > rank:
         return None
     shape = (1,) * (rank - value.ndim) + value.shape
@@ -331,7 +332,7 @@ def _one_for_each_channel(value: npt.NDArray[Any] | None, rank: int) -> npt.NDAr
 
 
 def _fold(graph: GraphProto, index: Graph, taken: set[str], convolution: NodeProto, factor: Any, term: Any) -> bool:
-    """Fold factors and terms of channels into the weights and the bias of a convolution, if they are constants."""
+    """Fold factors and terms of channels into a convolution, and return whether its weights and bias allow it."""
     names = [*convolution.input[1:], ""][:2]
     weight, bias = index.value_of(names[0]), index.value_of(names[1]) if names[1] else None
     if weight is None or (names[1] and bias is None) or weight.dtype.kind != "f":
@@ -353,7 +354,8 @@ def _fold(graph: GraphProto, index: Graph, taken: set[str], convolution: NodePro
 def _fold_factors_of_gemms(model: ModelProto) -> None:
     """Fold alpha into weights and beta into biases.
 
-    ONNX Runtime multiplies no Gemm with a beta in integers, and before 1.30 multiplies codes of biases by alpha too.
+    ONNX Runtime does not compute a Gemm with a beta in integers.  Before 1.30 it also multiplies the codes of biases by
+    alpha.
     """
     index, taken = Graph(model), all_names(model)
     for node in model.graph.node:
@@ -374,7 +376,7 @@ def _fold_factors_of_gemms(model: ModelProto) -> None:
 
 
 def _is_coarser(array: npt.NDArray[Any], than: npt.NDArray[Any]) -> bool:
-    """Return whether elements have left the normal numbers of their type, where fewer bits are left of them."""
+    """Return whether elements have become subnormal numbers of their type, and so have lost bits."""
     least = np.finfo(array.dtype).smallest_normal
     return bool(((np.abs(array) < least) & (np.abs(than) >= least)).any())
 
@@ -382,7 +384,7 @@ def _is_coarser(array: npt.NDArray[Any], than: npt.NDArray[Any]) -> bool:
 def _set_constant(
     graph: GraphProto, index: Graph, taken: set[str], node: NodeProto, position: int, array: npt.NDArray[Any]
 ) -> None:
-    """Give a node another constant as an input, of the same name if nobody else reads that."""
+    """Give a node another constant as an input, under the same name if no other node reads it."""
     node.input.extend([""] * (position + 1 - len(node.input)))
     name = node.input[position]
     if not name or len(index.readers.get(name, [])) > 1 or index.is_seen(name):
@@ -393,7 +395,7 @@ def _set_constant(
 
 
 def unused_name(name: str, taken: set[str]) -> str:
-    """Return a name that is not taken, this one if it is not, and take it."""
+    """Return this name, with a number behind it if it is taken, and add the result to the taken names."""
     result, suffix = name, 0
     while result in taken:
         suffix += 1

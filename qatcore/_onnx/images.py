@@ -20,22 +20,22 @@ from .display import counted
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Endings of what is taken for an image.  Those of HEIC are here so that a photo from a telephone is not passed over.
+#: The file endings of images.  Those of HEIC are here so that a photo from a phone is reported, not skipped.
 ENDINGS = frozenset(
     {".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"}
     | {".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-#: What Pillow may take them for, whatever their ending: its other formats start programs, or have no pixels.
+#: The formats that Pillow may read, whatever a file's ending.  Its other formats start programs, or have no pixels.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _ARRAYS = (".npz", ".npy")
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: The largest side, that of JPEG.
+#: The largest side in pixels, as in JPEG.
 _MOST_PIXELS = 65535
-#: Images that cannot be read are named, up to so many, and why up to so many characters.
+#: A message names at most this many unreadable images, and cuts each reason to this many characters.
 _NAMED, _REASON = 3, 80
-#: Names of folders that are longer than this are no numbers of classes.
+#: The name of a folder with more digits than this is not the number of a class.
 _MOST_DIGITS = 9
 
 
@@ -58,20 +58,21 @@ RESIZES = ("shorter", "exact")
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images, and how they become the input of a model; every function takes it as its data.
+    """A folder of images, and how they become the input of a model; every function takes it as data.
 
     The model says what its images look like: their size, layout (NCHW or NHWC), channels (1, 3 or 4) and type.
-    A model that takes images has one input, of four dimensions, or of three without batches.
-    The options say the rest, and a model may need other ones than the defaults: ask those who trained it.
+    Such a model has one input, with four dimensions, or with three if it takes no batches.
+    The options say the rest.  A model may need other options than the defaults: ask those who trained it.
 
     A pixel from 0 to 255 becomes ``(pixel * scale - mean) / std``, computed in float64 and rounded once.
-    Grey images become RGB, palettes are looked up, transparent images lie on white, and 16 bits become 8.
-    Orientation in EXIF is applied, colour profiles are not.  Of several frames the first is taken.
+    Grey images become RGB, and colours become grey, as the model needs.
+    Palettes are looked up, and 16 bits become 8.  Transparent images lie on white, unless the model takes 4 channels.
+    EXIF orientation is applied; colour profiles are not.  Of several frames, the first is used.
 
     Subfolders are searched too.  Images are taken in the order of their names, and read when they are needed.
-    If all images lie in subfolders, the first folder's name is the class of an image.
-    Classes are numbered from 0 in the order of their names, or are their names, if these are numbers.
-    Their numbers are in each batch as "labels".
+    If all images lie in subfolders, the class of an image is the name of the topmost one.
+    If all names are numbers, they are the numbers of the classes.  Otherwise classes are numbered from 0, in the order
+    of their names.  Each batch holds the numbers as "labels".
 
     Parameters
     ----------
@@ -79,30 +80,32 @@ class ImageFolder:
     preset : str, optional
         "imagenet": the shorter side becomes 256/224 of the model's, and the centre is kept.  The scale is 1/255, with
         the mean and standard deviation of ImageNet.  "unit": exact size, numbers from 0 to 1.  "raw": exact size,
-        numbers from 0 to 255.  By default "raw" if the input is of integers, else "imagenet" for three channels and
-        "unit" for others.
+        numbers from 0 to 255.  By default "raw" for integer inputs, "imagenet" for float inputs with three channels,
+        and "unit" for other float inputs.
     size : int or tuple of int, optional
         Height and width in pixels, or one number for both.  Needed if the model leaves them open.
     resize : str, optional
-        "exact": to the size, whatever the sides' ratio becomes.  "shorter": keep the ratio, and cut off what is too
-        long, equally at both ends.  Both resize by Pillow's bilinear filter.  By default as in the preset.
+        "exact": stretch to the size.  "shorter": keep the ratio of the sides, and cut off what is too long, equally at
+        both ends.  Both use Pillow's bilinear filter.  By default as in the preset.
     crop : float, optional
-        The part of height and width that is kept around the centre, above 0, at most 1.  With 0.875, images for a
-        size of 224 are resized to 256 first.  Alone it means to resize "shorter".  By default as in the preset.
+        The part of height and width to keep around the centre, above 0, at most 1.  With 0.875, images for a size of
+        224 are resized to 256 first.  Without `resize` it implies "shorter".  By default as in the preset.
     mean, std : float or sequence of float, optional
-        One number, or one for each channel, in the order of the model's channels.  A mean is of scaled pixels.
-        By default those of the preset; 0 and 1 if there is no preset and another one of the three is given.
+        One number, or one for each channel, in the order of the model's channels.  The mean is subtracted from scaled
+        pixels; a std is above 0.  By default those of the preset.  Without a preset, if `mean`, `std` or `scale` is
+        given, the others default to 0, 1 and the scale below.
     scale : float, optional
-        By default that of the preset; without a preset 1/255, or 1 if the input is of integers.
+        The factor that pixels are multiplied by first, above 0.  By default that of the preset; without a preset
+        1/255, or 1 for integer inputs.
     bgr : bool
-        The model's channels are blue, green and red.
+        Whether the model's channels have the order blue, green, red.
 
     Raises
     ------
     InvalidArgumentError
-        If an option is none of those above.
+        If an option has a value other than those above.
     TypeError
-        If one is of another type.
+        If an option is of another type.
 
     Examples
     --------
@@ -177,21 +180,22 @@ def _listed(values: Sequence[float]) -> str:
 
 
 class Images:
-    """The images of a folder, as arrays that a model takes.
+    """The images of a folder, as arrays for a model.
 
     Parameters
     ----------
     folder : ImageFolder
     inputs : dict of str to tuple
         The type and the dimensions of each input of the model.  The dimensions are None if the model does not say how
-        many there are, and one of them is None if any will do.
+        many there are.  A dimension is None if any size will do.
     taken : str
-        The same in words.
+        The same in words, for messages.
 
     Raises
     ------
     InvalidArgumentError
-        If the model takes no images or leaves open what they are, an option does not fit it, or there is no image.
+        If the model takes no images, or leaves open what they are.  If an option does not fit the model, or there is no
+        image.
     OSError
         If a folder cannot be read.
     """
@@ -209,19 +213,19 @@ class Images:
         [(self.name, (dtype, shape))] = inputs.items() if len(inputs) == 1 else [("", (np.dtype(bool), None))]
         if len(inputs) != 1 or shape is None or not _is_number(dtype):
             raise _no_images(taken)
-        self.whole = len(shape) == 3  # an image is all that is run at a time
+        self.whole = len(shape) == 3  # a batch is a single image
         self._layout, self._channels, given = _layout(shape, taken)
         self._size = _size(folder.size, given, taken)
         self._steps = _Steps(folder, dtype, self._channels, self._size)
-        #: Files that cannot be read, and why, as far as they were tried.
+        #: The files that could not be read so far, and why.
         self.unreadable: dict[str, str] = {}
-        self.complete = False  # whether all were tried
+        self.complete = False  # whether all files were tried
 
     def __len__(self) -> int:
         return self._all - len(self.unreadable)
 
     def __str__(self) -> str:
-        """Return in a line what was assumed."""
+        """Return in a line what was assumed of the images."""
         height, width = self._size
         note = "" if height == width else " (height x width)"
         many = f" of {counted(len(self._classes), 'class')}" if len(self._classes) > 1 else ""
@@ -231,7 +235,7 @@ class Images:
         )
 
     def check_labels(self, labels: str, name: str, outputs: set[int]) -> None:
-        """Raise if labels have another name, or no folder tells a class, or folders are of other classes.
+        """Raise `InvalidArgumentError` if the images have no such labels, or not the model's number of classes.
 
         Parameters
         ----------
@@ -240,27 +244,28 @@ class Images:
         name : str
             The name that they have.
         outputs : set of int
-            How many classes the model's outputs have.
+            The numbers of classes that the model's outputs have.
         """
         if not self._classes:
             raise InvalidArgumentError(
-                f"labels: not all images in {self.folder} lie in folders, whose names would be their classes"
+                f"labels: expected all images in {self.folder} to lie in subfolders with the names of their classes, "
+                "but some do not"
             )
         if labels != name:
-            raise InvalidArgumentError(f"labels: the classes of images have the name {name!r}, got {labels!r}")
+            raise InvalidArgumentError(f"labels: expected {name!r}, the name of the images' classes, got {labels!r}")
         n = len(self._classes)
         if outputs and n not in outputs and not _are_numbers(self._classes):
             raise InvalidArgumentError(
-                f"labels: {self.folder} has folders of {counted(n, 'class')}, the model tells {max(outputs)} apart: "
+                f"labels: {self.folder} has folders of {counted(n, 'class')}, but the model has {max(outputs)}; "
                 "name each folder by the number of its class, from 0 on"
             )
 
     def batches(
         self, size: int, *, fixed: bool
     ) -> Iterator[tuple[str, npt.NDArray[Any], npt.NDArray[np.int64] | None]]:
-        """Yield for each batch where it begins, its images and the numbers of their classes, if there are any.
+        """Yield for each batch where it begins, its images, and the numbers of their classes, if they have any.
 
-        Batches have `size` images that can be read, the last one the rest, unless the size is fixed.
+        A batch has `size` readable images, and the last one has the rest.  If the size is fixed, a rest is left out.
         """
         waiting = list(reversed(self._files))
         while waiting:
@@ -279,9 +284,11 @@ class Images:
         self.complete = True
 
     def _missed(self, file: str, reason: str) -> None:
-        """Take note of an image that cannot be read; one that could be read before has been changed."""
+        """Note that an image cannot be read; raise if it could be read in an earlier pass."""
         if self.complete:
-            raise InvalidArgumentError(f"data: {os.path.join(self.folder, file)} can be read no more: {reason}")
+            raise InvalidArgumentError(
+                f"data: {os.path.join(self.folder, file)} could be read before, but not now: {reason}"
+            )
         self.unreadable[file] = reason
 
     def failure(self) -> str:
@@ -295,7 +302,7 @@ class Images:
         )
 
     def _read(self, files: list[str]) -> list[npt.NDArray[Any] | str]:
-        """Return images as arrays of the model's layout, or why there is none."""
+        """Return for each image an array in the model's layout, or the reason why it cannot be read."""
         results: list[npt.NDArray[Any] | str] = [""] * len(files)
 
         def read(index: int) -> None:
@@ -304,16 +311,16 @@ class Images:
                 results[index] = self._steps.numbers(self._pixels(path), self._layout)
             except MemoryError:
                 raise
-            except Exception as error:  # damaged files make Pillow raise whatever they make it stumble on
+            except Exception as error:  # on a damaged file Pillow may raise anything
                 results[index] = _reason(error)
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow thinks of files that it can read nevertheless
+            warnings.simplefilter("ignore")  # Pillow warns of faults in files that it can read
             for_each(range(len(files)), read)
         return results
 
     def _pixels(self, path: str) -> npt.NDArray[np.uint8]:
-        """Return an image as bytes: height, width and channels."""
+        """Return an image as an array of bytes: height, width and channels."""
         pillow, ops = self._pillow
         with open(path, "rb") as file, pillow.open(file, formats=_known(pillow)) as image:
             _refuse_bomb(pillow, image.size)
@@ -331,12 +338,12 @@ class Images:
 
 
 class _Steps:
-    """What is done with each image: resizing, cropping, and the numbers that its bytes become."""
+    """The steps for each image: resize it, crop it, and turn its bytes into numbers."""
 
     def __init__(self, folder: ImageFolder, dtype: np.dtype[Any], channels: int, size: tuple[int, int]) -> None:
         self.dtype, self._size, self._channels = dtype, size, channels
         if folder.bgr and channels == 1:
-            raise InvalidArgumentError("bgr: the model takes grey images, which have no colours to order")
+            raise InvalidArgumentError("bgr: the model takes grey images, which have no colours to order; leave it out")
         self._places = [2, 1, 0, 3][:channels] if folder.bgr else list(range(channels))
         self.order = "".join(_MODES[max(channels, 3)][place] for place in self._places) if channels > 1 else "grey"
         integers = dtype.kind in "iu"
@@ -346,7 +353,7 @@ class _Steps:
         kept = preset.crop if self._resize == preset.resize else 1.0
         self._crop = kept if folder.crop is None else folder.crop
         if folder.preset is None and not (folder.mean is folder.std is folder.scale is None):
-            preset = PRESETS["raw" if integers else "unit"]  # who gives some numbers wants no others of ImageNet
+            preset = PRESETS["raw" if integers else "unit"]  # do not mix given numbers with ImageNet's
         self._scale = preset.scale if folder.scale is None else folder.scale
         self._mean = self._each(folder.mean, preset.mean, "mean", chosen)
         self._std = self._each(folder.std, preset.std, "std", chosen)
@@ -360,22 +367,22 @@ class _Steps:
         if len(values) != self._channels:
             what = f"preset {chosen!r} has {len(values)}" if given is None else f"got {len(values)}: {_listed(values)}"
             raise InvalidArgumentError(
-                f"{name}: expected one number, or {self._channels} as the model has channels, {what}"
+                f"{name}: expected one number, or {self._channels} (one for each of the model's channels), {what}"
             )
         return values if given is not None else tuple(values[place] for place in self._places)
 
     def _numbers_of_bytes(self) -> npt.NDArray[Any]:
-        """Return what the 256 bytes become in each channel."""
+        """Return for each channel the numbers that the 256 bytes become."""
         highest = 255 * self._scale
         wrong = [mean for mean in self._mean if not 0.0 <= mean <= highest]
         if wrong:
             raise InvalidArgumentError(
-                f"mean: expected numbers from 0 to {highest:g}, as pixels are with scale {self._scale:g}, "
+                f"mean: expected numbers from 0 to {highest:g}, like pixels with scale {self._scale:g}, "
                 f"got {_listed(wrong[:1])}" + ("; give scale 1 as well" if 0.0 < wrong[0] <= 255.0 else "")
             )
         mean, std = (np.array(each)[:, np.newaxis] for each in (self._mean, self._std))
         scaled = np.arange(256.0)
-        if self._scale == 1 / 255:  # which no float is: dividing rounds only once
+        if self._scale == 1 / 255:  # no float is exactly 1/255; dividing rounds only once
             scaled /= 255
         else:
             scaled *= self._scale
@@ -385,8 +392,9 @@ class _Steps:
             back = table.astype(np.float64)
         if not np.isfinite(back).all() or (self.dtype.kind in "iu" and not np.array_equal(back, exact)):
             raise InvalidArgumentError(
-                f"images: the model takes {self.dtype}, which cannot hold pixels as they were to be made, "
-                f"from {exact.min():g} to {exact.max():g}" + ("; 'raw' has bytes" if self.dtype.kind in "iu" else "")
+                f"images: the model takes {self.dtype}, which cannot hold the prepared pixels, "
+                f"from {exact.min():g} to {exact.max():g}"
+                + ("; preset 'raw' gives bytes" if self.dtype.kind in "iu" else "")
             )
         return table
 
@@ -399,19 +407,19 @@ class _Steps:
         height, width = self._before_crop()
         if self._resize == "shorter":
             across, down = image.size
-            # As torchvision rounds: the shorter side is exact, the longer one is cut to whole pixels.
+            # Round as torchvision does: the shorter side is exact, the longer one is rounded down.
             if height * across >= width * down:
                 width = max(width, height * across // down)
             else:
                 height = max(height, width * down // across)
         _refuse_bomb(pillow, (width, height))
         image = image.resize((width, height), pillow.Resampling.BILINEAR)
-        # As torchvision rounds too: half a pixel to even.
+        # This too as torchvision does: half a pixel is rounded to even.
         top, left = (round((now - then) / 2) for now, then in zip((height, width), self._size, strict=True))
         return image.crop((left, top, left + self._size[1], top + self._size[0]))
 
     def numbers(self, pixels: npt.NDArray[np.uint8], layout: str) -> npt.NDArray[Any]:
-        """Return the numbers for bytes, of height, width and channels, in the model's layout."""
+        """Return the numbers for an image's bytes (height, width, channels), in the model's layout."""
         planes = [table[pixels[..., place]] for table, place in zip(self._table, self._places, strict=True)]
         return np.stack(planes, axis=-1 if layout.endswith("C") else 0)
 
@@ -444,8 +452,8 @@ class _Steps:
 
 def _no_images(taken: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        "data: a folder of images is for a model with one input, of images with 1, 3 or 4 channels that come first or "
-        f"last; the model takes {taken}; give arrays or module:function"
+        "data: for a folder of images, expected a model with one input of images (1, 3 or 4 channels, first or last); "
+        f"the model takes {taken}; give arrays or module:function"
     )
 
 
@@ -454,10 +462,10 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
 
 
 def _layout(shape: tuple[int | None, ...], taken: str) -> tuple[str, int, tuple[int | None, int | None]]:
-    """Return the layout that a shape tells, its channels, and its height and width.
+    """Return the layout of a shape, its number of channels, and its height and width.
 
-    Where the first and the last dimension may be channels the first is taken, as in ONNX's own operators, unless only
-    the last one leaves a square.
+    If both the first and the last dimension may be channels, the first is taken, as in ONNX's own operators.  The
+    exception is an image that is square only if the last one is.
     """
     if len(shape) not in {3, 4}:
         raise _no_images(taken)
@@ -477,13 +485,13 @@ def _layout(shape: tuple[int | None, ...], taken: str) -> tuple[str, int, tuple[
 
 
 def _size(given: int | tuple[int, int] | None, taken: tuple[int | None, int | None], shown: str) -> tuple[int, int]:
-    """Return the height and width that a model takes, where it leaves them open those that were given."""
+    """Return the height and width that a model takes, or the given ones if it leaves them open."""
     height, width = taken
     if given is None:
         if height is None or width is None:
             example = f"{height or 480}x{width or 640}" if height or width else "224 or 480x640"
             raise InvalidArgumentError(
-                f"size: the model takes images of more than one size, {shown}: give height and width as size (--size), "
+                f"size: the model takes images of more than one size, {shown}; give height and width as size (--size), "
                 f"such as {example}"
             )
         return height, width
@@ -497,15 +505,15 @@ def _size(given: int | tuple[int, int] | None, taken: tuple[int | None, int | No
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file has the name of an image, and is none that systems hide."""
+    """Return whether a file's name is that of an image, and not hidden."""
     return os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith(".")
 
 
 def image_files(folder: str) -> list[str]:
     """Return the images in a folder and its subfolders, by their paths inside it, in the order of their names.
 
-    Links are followed, but not back into a folder that they lie in.  What is hidden, and what has another ending, is
-    passed over.
+    Links are followed, but not back into a folder that they lie in.  Hidden files and folders are skipped, and so are
+    files with other endings.
 
     Raises
     ------
@@ -522,7 +530,7 @@ def image_files(folder: str) -> list[str]:
 
 
 def mixture(folder: str, images: Sequence[str], arrays: Sequence[str]) -> InvalidArgumentError:
-    """Return what to raise where images lie beside arrays."""
+    """Return the error for a folder with both images and arrays."""
     return InvalidArgumentError(
         f"data: expected images or arrays, got a folder with both, {folder}: {counted(len(images), 'image')}, such as "
         f"{min(images)}, and {counted(len(arrays), 'file')} of arrays, such as {min(arrays)}"
@@ -542,7 +550,7 @@ def _collect(folder: str, below: str, above: frozenset[tuple[int, int]], images:
                 continue
             if entry.is_dir():
                 _collect(entry.path, path, above | {here}, images, arrays)
-            # A link to nowhere is an image that cannot be read.
+            # A broken link counts as an image that cannot be read.
             elif is_image(entry.name) and (entry.is_file() or not os.path.exists(entry.path)):
                 images.append(path)
             elif entry.name.endswith(_ARRAYS) and entry.is_file():
@@ -554,7 +562,7 @@ def _found(folder: str) -> tuple[list[str], dict[str, int]]:
     files = image_files(folder)
     if not files:
         raise InvalidArgumentError(
-            f"data: there is no .npz or .npy file in {folder}, and no image; their names end with "
+            f"data: there is no .npz or .npy file in {folder}, and no image; images end with "
             + ", ".join(sorted(ENDINGS))
         )
     if not all(os.sep in file for file in files):
@@ -572,7 +580,7 @@ def _are_numbers(names: Any) -> bool:
 
 
 def _pillow() -> tuple[Any, Any]:
-    """Return Pillow's modules for images and for what is done with them."""
+    """Return Pillow's modules `Image` and `ImageOps`."""
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError as error:
@@ -584,24 +592,24 @@ def _pillow() -> tuple[Any, Any]:
 
 
 def _known(pillow: Any) -> list[str]:
-    """Return those formats of images that this Pillow can read."""
+    """Return the image formats that the installed Pillow can read."""
     return [name for name in _FORMATS if name in pillow.OPEN]
 
 
 def _refuse_bomb(pillow: Any, size: tuple[int, int]) -> None:
-    """Raise if an image has more pixels than Pillow takes for harmless; it would only warn of some."""
+    """Raise `ValueError` if an image has more pixels than Pillow's limit, where Pillow may only warn."""
     pixels, most = size[0] * size[1], pillow.MAX_IMAGE_PIXELS
     if most is not None and pixels > most:
         raise ValueError(f"{size[0]:,} x {size[1]:,} pixels, more than Pillow's limit of {most:,}")
 
 
 def _converted(pillow: Any, image: Image.Image, mode: str) -> Image.Image:
-    """Return an image of whatever kind as grey, RGB or RGBA in 8 bits."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):  # as older Pillows have
+    """Return an image of any kind as grey, RGB or RGBA in 8 bits."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):  # older Pillows
         deep = np.asarray(image).astype(np.int64)
         image = pillow.fromarray(((deep + 128) // 257).astype(np.uint8))  # 65535 / 255 is 257
     if image.mode in {"I", "F"}:
-        raise ValueError("pixels of 32 bits, whose range it does not say")
+        raise ValueError("pixels of 32 bits, without a known range")
     if image.mode == "La":
         image = image.convert("LA")
     if mode != "RGBA" and image.has_transparency_data:
@@ -615,7 +623,7 @@ def _converted(pillow: Any, image: Image.Image, mode: str) -> Image.Image:
 def _reason(error: Exception) -> str:
     """Return in a few words why an image cannot be read."""
     if type(error).__name__ == "UnidentifiedImageError":
-        return "no kind of image that Pillow can read"
+        return "not an image that Pillow can read"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = " ".join(text.split())
     return text if len(text) <= _REASON else f"{text[:_REASON]}…"

@@ -1,4 +1,4 @@
-"""What is in a calibration or in a model, as tables."""
+"""Tables of what a calibration or a model holds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Rows:
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """The headings, and which columns are of names, or else set to which side: numbers to the right."""
+        """The heading and the kind of each column: "name", "left" for text, or "right" for numbers."""
 
         def kind(i: int) -> str:
             if self.keys[i] in {"tensor", "node", "input", "output"}:
@@ -55,7 +55,7 @@ class Rows:
 
 
 def calibration_rows(path: PathLike) -> list[Rows]:
-    """Return the tensors of a calibration, their ranges, and the SQNR that each method's scale for int8 promises."""
+    """Return the tensors of a calibration, their ranges, and the SQNR that each method promises at int8."""
     collectors = load_calibration(path)
     methods = (CalibMethod.MIN_MAX, CalibMethod.PERCENTILE, CalibMethod.KL, CalibMethod.MSE)
     sqnr: dict[str, dict[str, float]] = {}
@@ -88,12 +88,12 @@ def calibration_rows(path: PathLike) -> list[Rows]:
 
 
 def model_rows(model: ModelProto) -> list[Rows]:
-    """Return what of a quantised model has codes or computes on them, and what can be quantised in another.
+    """Return the tensors and nodes with codes of a quantised model, or the nodes of a float model to quantise.
 
     Raises
     ------
     InvalidArgumentError
-        If there is neither.
+        If the model is not quantised, and has nothing that can be.
     """
     index, about, found = Graph(model), description(model), Quantised.of(model)
     computing = [node for node in found.nodes if computes_on_codes(node)]
@@ -152,7 +152,7 @@ def _activation(node: NodeProto, index: Graph, about: dict[str, Any]) -> tuple[A
     scale = index.value_of(scale_name)
     zero_point = index.value_of(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
     if scale is None or zero_point is None:
-        raise InvalidArgumentError(f"model: the scale or zero point of {name} is no constant")
+        raise InvalidArgumentError(f"model: expected a constant scale and zero point of {name}, got others")
     said = about.get(name, {})
     if scale.size != 1:
         return name, str(zero_point.dtype), *(math.nan,) * 3, 0, said.get("method", "-"), _number(said.get("sqnr"))

@@ -1,4 +1,4 @@
-"""Corrections judged on samples that they were not computed from: only what helps is kept."""
+"""Judge corrections on samples that they were not computed from, and keep only those that help."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from .session import Tap
 _Part = TypeVar("_Part")
 #: How often the parts of a correction are halved, at most.
 _HALVINGS = 3
-#: Decibels that are chance: corrections help as a rule, and less than this does not speak against one.
+#: Decibels that count as chance.  Corrections usually help, so a smaller difference does not speak against one.
 _MARGIN = 1.0
-#: Errors relative to a tensor's power that are told apart.
+#: Relative errors outside of these limits count as the limits.
 _LEAST, _MOST = 1e-12, 1e12
-#: What makes most of its input's errors vanish: the few samples that are hard to tell would outweigh all others.
+#: Operators that hide most errors of their input: behind them, the few hard samples would outweigh all others.
 _SATURATING = frozenset({"HardSigmoid", "Sigmoid", "Softmax", "Tanh"})
-#: So many samples tell whether a correction helps, and from so many on something can be learnt.
+#: How many samples are enough to judge corrections, and how many are needed at least.
 _SAMPLES, _LEAST_SAMPLES = 32, 2
 
 
 def halves(batches: Sequence[Batch], samples_of: Callable[[Batch], int]) -> tuple[list[Batch], list[Batch]]:
-    """Return batches to correct with, and others to judge that by, each with about half of the samples.
+    """Return batches to compute corrections from, and others to judge them by, each with about half of the samples.
 
-    Both are all of the batches where one half would have less than two samples: there is nothing else to judge by.
+    If the second half would have fewer than two samples, both are all of the batches.
     """
     first, second, more = list[Batch](), list[Batch](), 0
     for batch in batches:
@@ -46,19 +46,19 @@ def halves(batches: Sequence[Batch], samples_of: Callable[[Batch], int]) -> tupl
 
 
 class Judge:
-    """Measures how far models are from the float model on batches, whose answers it keeps.
+    """Measures the errors of models on batches, relative to the float model, whose results it keeps.
 
-    It compares outputs, before a softmax or a sigmoid that they may end with.
+    It compares the outputs.  If an output ends with a softmax, a sigmoid or the like, it compares the tensor before.
 
     Parameters
     ----------
     exact : ModelProto
         The float model.
     inside : sequence of str
-        Tensors to judge by where no output is a tensor of floats.
+        Tensors to compare if no output is a tensor of floats.
     batches : sequence of dict
-        Some of them, spread evenly, are enough once they have 32 samples.  There are fewer where the answers would take
-        more than 256 MiB, but one at least.
+        Batches to measure on.  Only some of them are used, spread evenly, until they have 32 samples.  If the results
+        would take more than 256 MiB, there are fewer, but at least one.
     """
 
     def __init__(self, exact: ModelProto, inside: Sequence[str], batches: Sequence[Batch]) -> None:
@@ -75,7 +75,7 @@ class Judge:
     def _answered(
         exact: ModelProto, names: Sequence[str], batches: Sequence[Batch]
     ) -> tuple[list[str], list[tuple[Batch, Batch]]]:
-        """Return which tensors are of floats, and what they are for each batch."""
+        """Return the names of the float tensors, and each batch with their values."""
         tap, answers, left, spec = Tap(exact, names), list[tuple[Batch, Batch]](), SAMPLE_BYTES, InputSpec(exact)
         step = max(sum(map(spec.samples_of, batches)) // _SAMPLES, 1)
         spread = [batch for start in range(step) for batch in batches[start::step]]
@@ -94,8 +94,8 @@ class Judge:
     def errors(self, model: ModelProto) -> list[float]:
         """Return the error of each tensor in each batch, relative to its power and in dB.
 
-        In each batch: otherwise a single sample that is hard to tell would outweigh all others.  NaN where shapes
-        differ, or there is no power.
+        Batches are not summed, because a single hard sample would then outweigh all others.  The error is NaN if shapes
+        differ, or the tensor has no power.
         """
         tap, result = Tap(model, self._names), list[float]()
         for batch, exact in self._answers:
@@ -108,7 +108,7 @@ class Judge:
 
 
 def _before_saturation(name: str, index: Graph) -> str:
-    """Return the tensor that an output saturates, or the output itself."""
+    """Return the tensor before the saturating operators that make an output, or the output itself."""
     found = name
     while (maker := index.makers.get(name)) is not None:
         saturates = is_a(maker, _SATURATING)
@@ -121,22 +121,22 @@ def _before_saturation(name: str, index: Graph) -> str:
 
 
 def _decibels(error: float) -> float:
-    """Return a relative error in dB, with limits."""
+    """Return a relative error in dB, within limits."""
     return 10.0 * math.log10(min(max(error, _LEAST), _MOST))
 
 
 def helpful(parts: Sequence[_Part], errors: Callable[[Sequence[_Part]], Iterable[float]]) -> list[_Part]:
     """Return the parts of a correction that bring a model nearer to the float model.
 
-    All are kept unless the model is better without, by more than what is chance.  Then halves, quarters and eighths
-    of them are tried, as long as some change helps: what is in is left out, and what is out taken in.
+    First all parts are kept, unless the model is better without them by more than chance.  Then halves, quarters and
+    eighths are tried, as long as a change helps: kept parts are left out, and left out parts are taken in.
 
     Parameters
     ----------
     parts : sequence
         In the order of the graph.
     errors : callable
-        Returns the errors, in dB, of the model that some of the parts correct.
+        Returns the errors, in dB, of the model that these parts correct.
     """
 
     def tried(choice: list[bool]) -> list[float]:
@@ -159,6 +159,6 @@ def helpful(parts: Sequence[_Part], errors: Callable[[Sequence[_Part]], Iterable
 
 
 def _gain(errors: Sequence[float], others: Sequence[float]) -> float:
-    """Return by how much errors are less than others, on average of what can be compared."""
+    """Return how much smaller errors are than others, on average over those that can be compared."""
     gains = [b - a for a, b in zip(errors, others, strict=True) if not (math.isnan(a) or math.isnan(b))]
     return sum(gains) / len(gains) if gains else 0.0

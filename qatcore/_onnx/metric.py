@@ -1,4 +1,4 @@
-"""What a drop is measured in: agreement with the float model, accuracy on labels, or a function of the user's."""
+"""Metrics that a drop is measured by: agreement with the float model, accuracy on labels, or a user's function."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .._base.errors import InvalidArgumentError
 from .data import imported
 
 Outputs = Mapping[str, npt.NDArray[Any]]
-#: From outputs and a batch to a score from 0 to 1 for each sample; bools will do.
+#: A function of outputs and a batch that returns a score from 0 to 1 for each sample; bools will do.
 Score = Callable[[Outputs, Outputs], npt.ArrayLike]
 
 _SUM_TOLERANCE = 1e-2
 
 
 class IncomparableError(InvalidArgumentError):
-    """What two models give cannot be compared.
+    """The outputs of two models cannot be compared.
 
     Attributes
     ----------
     reason : str
-        Why, and nothing else.
+        The reason alone, without what was expected.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -34,20 +34,22 @@ class IncomparableError(InvalidArgumentError):
 
 
 class Metric:
-    """Scores of the float and the quantised model, added up batch by batch; in which order does not matter.
+    """Scores of the float and the quantised model, summed batch by batch, in any order.
 
     Parameters
     ----------
     score : callable, str or None
-        ``function(outputs, batch)`` or its name as ``module:function``.  None for agreement with the float model, or
-        for accuracy if there are labels.
+        ``function(outputs, batch)`` or its name ``module:function``.  None for accuracy if there are labels, else for
+        agreement with the float model.
     labels : str, optional
-        What the data calls the classes of its samples.
+        The name under which the data holds the classes of its samples.
     """
 
     def __init__(self, score: Score | str | None = None, labels: str | None = None) -> None:
         if score is not None and labels is not None:
-            raise InvalidArgumentError("labels: expected none where there is a metric, which sees all of a batch")
+            raise InvalidArgumentError(
+                "labels: expected none beside a metric, which gets the whole batch; leave out one"
+            )
         if isinstance(score, str):
             score = _told(imported(score, "metric"), score)
         if score is not None and not callable(score):
@@ -61,12 +63,12 @@ class Metric:
 
     @property
     def labels(self) -> str | None:
-        """What the data calls the classes of its samples, if it is asked for them."""
+        """The name under which the data holds the classes of its samples; None if they are not used."""
         return self._labels
 
     @property
     def name(self) -> str:
-        """What the scores are."""
+        """What the scores measure."""
         if self._score is not None:
             return getattr(self._score, "__name__", "score")
         if self._labels is not None:
@@ -74,18 +76,18 @@ class Metric:
         return "agreement" if any(counts.n for counts in self._counts.values()) else "closeness"
 
     def fresh(self) -> Metric:
-        """Return one that has seen nothing."""
+        """Return a metric of the same kind that has seen nothing."""
         return Metric(self._score, self._labels)
 
     def add(self, exact: Outputs, other: Outputs, batch: Outputs) -> None:
-        """Add what the float model and the quantised one answer to a batch.
+        """Add the outputs of the float model and of the quantised one for a batch.
 
         Raises
         ------
         IncomparableError
-            If no function compares them, and outputs that have to be compared have not the same shape and kind.
+            If there is no function to compare outputs, and they differ in shape or kind.
         InvalidArgumentError
-            If the function or the labels are not as they should be.
+            If the function does not return scores from 0 to 1, or the labels do not fit.
         """
         if self._score is not None:
             self._own.add(*(self._checked(self._score(outputs, batch)) for outputs in (exact, other)))
@@ -93,7 +95,7 @@ class Metric:
         several = [name for name, value in exact.items() if _has_classes(value) or value.dtype.kind in "biuOSU"]
         if self._labels is not None:
             if self._labels not in batch:
-                raise InvalidArgumentError(f"data: there are no labels {self._labels!r} in it, only {', '.join(batch)}")
+                raise InvalidArgumentError(f"data: expected labels named {self._labels!r}, got only {', '.join(batch)}")
             labels = np.asarray(batch[self._labels])
             for name in self._labelled(self._labels, labels, exact, other, several):
                 self._count(name, exact[name], other[name], labels, ...)
@@ -109,7 +111,7 @@ class Metric:
     def _count(
         self, name: str, exact: npt.NDArray[Any], other: npt.NDArray[Any], classes: npt.NDArray[Any], known: Any
     ) -> None:
-        """Count in how many known places of an output either model has the right class."""
+        """Count at how many known positions of an output each model has the right class."""
         counts = self._counts.setdefault(name, _Counts())
         if classes[known].size:
             counts.probable &= _is_probable(exact[known])
@@ -127,7 +129,7 @@ class Metric:
     def _labelled(
         self, key: str, labels: npt.NDArray[Any], exact: Outputs, other: Outputs, several: list[str]
     ) -> list[str]:
-        """Return the outputs of several classes that labels have fitted in all batches, and raise if none has."""
+        """Return the outputs of several classes that the labels have fitted in all batches; raise if there is none."""
         reasons = list[InvalidArgumentError]()
         for name in (*several, *(name for name in exact if name not in several)):
             if name in self._unlabelled:
@@ -147,7 +149,7 @@ class Metric:
         return fitting
 
     def _chosen(self) -> _Counts:
-        """Return the counts of the outputs that are probabilities, or of all if none are; with labels of the first."""
+        """Return the counts of outputs that are probabilities, or of all if none are; with labels, of the first one."""
         if self._score is not None:
             return self._own
         counted = [counts for counts in self._counts.values() if counts.n]
@@ -158,12 +160,12 @@ class Metric:
             total.exact += counts.exact
             total.other += counts.other
         if not total.n and self._labels is not None:
-            raise InvalidArgumentError(f"data: there is no label in {self._labels!r}")
+            raise InvalidArgumentError(f"data: expected labels in {self._labels!r}, got none")
         return total
 
     @property
     def scores(self) -> tuple[float, float]:
-        """What the float model and the quantised one score, in percent.
+        """The scores of the float model and of the quantised one, in percent.
 
         Raises
         ------
@@ -180,13 +182,13 @@ class Metric:
             reason = "the outputs have no finite value on the data"
             raise IncomparableError(f"data: expected values to compare, but {reason}", reason)
         relative = [math.sqrt(noise.noise / noise.signal) for noise in noises if noise.signal > 0.0]
-        if not relative:  # all is 0, and what is not is all wrong
+        if not relative:  # all values are 0: any difference is a total loss
             return 100.0, 0.0 if any(noise.noise for noise in noises) else 100.0
         return 100.0, 100.0 * (1.0 - min(1.0, max(relative)))
 
     @property
     def drop(self) -> float:
-        """Percent that are lost, below 0 if the quantised model is the better one."""
+        """Percent that the quantised model loses, negative if it is better than the float model."""
         exact, other = self.scores
         return exact - other
 
@@ -200,7 +202,7 @@ class _Counts:
     def add(self, exact: npt.NDArray[Any], other: npt.NDArray[Any]) -> None:
         if exact.size != other.size:
             raise InvalidArgumentError(
-                f"metric: expected as many scores of both models, got {exact.size}, {other.size}"
+                f"metric: expected equally many scores of both models, got {exact.size} and {other.size}"
             )
         self.exact += float(exact.sum())
         self.other += float(other.sum())
@@ -208,11 +210,11 @@ class _Counts:
 
 
 class Noise:
-    """Powers of a signal and of what it differs by from another, added up in float64, and the largest difference.
+    """The powers of a signal and of the noise in another one, summed in float64, and the largest difference.
 
-    Values that are not finite in the signal are left out; where only the other one has such, the noise is infinite.
-    Integers have no powers, and text has no differences either.  All is NaN once arrays have not the same shape and
-    kind.
+    Positions where the signal is not finite are left out.  If only the other one is not finite, the noise is infinite.
+    Integers only have a largest difference, and no powers.  All three are NaN for text, and once arrays differ in shape
+    or kind.
     """
 
     def __init__(self) -> None:
@@ -220,12 +222,12 @@ class Noise:
         self.n = 0
 
     def add(self, exact: Any, other: Any) -> None:
-        """Compare what two models give for one tensor."""
+        """Add the values of one tensor in both models."""
         if not are_alike(exact, other) or exact.dtype.kind not in "fbiu":
             self.signal = self.noise = self.largest = math.nan
             return
         if exact.dtype.kind != "f":
-            # The difference of the greater and the lesser one is exact modulo 2**64, and so in uint64.
+            # The greater value less the lesser one is exact modulo 2**64, and so in uint64.
             greater, lesser = (part(exact, other).astype(np.uint64) for part in (np.maximum, np.minimum))
             self.largest = max(self.largest, float((greater - lesser).max(initial=0)))
             return
@@ -243,45 +245,45 @@ class Noise:
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite, NaN without signal."""
+        """SQNR in dB: +inf without noise, -inf if the noise is infinite, NaN without signal."""
         if not self.signal > 0.0:
             return math.nan
         return _decibels(self.noise / self.signal)
 
 
 def is_of_floats(value: Any) -> bool:
-    """Return whether what a model gives is an array of floats."""
+    """Return whether a value is an array of floats."""
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
 def are_alike(exact: Any, other: Any) -> bool:
-    """Return whether what two models give for one tensor are arrays of one shape and kind."""
+    """Return whether the values of a tensor in two models are arrays of the same shape and kind."""
     if not (isinstance(exact, np.ndarray) and isinstance(other, np.ndarray)):
         return False
     return (exact.shape, exact.dtype.kind) == (other.shape, other.dtype.kind)
 
 
 def check_alike(what: str, exact: Any, other: Any) -> None:
-    """Raise `IncomparableError` unless what two models give for one tensor are arrays of one shape and kind."""
+    """Raise `IncomparableError` unless the values of a tensor in two models have the same shape and kind."""
     if not are_alike(exact, other):
         first, second = (
             f"{each.dtype} {each.shape}" if isinstance(each, np.ndarray) else "no tensor" for each in (exact, other)
         )
         raise IncomparableError(
-            f"quantised model: expected {what} like the float model's, {first}, got {second}: it is of another model, "
-            "or its size depends on values, and only a function can compare it, as a metric",
+            f"quantised model: expected {what} like the float model's, {first}, got {second}; if its size depends "
+            "on values, give a metric that compares it, else the right float model",
             f"{what} is {first} in float and {second} quantised; give a --metric, a function that compares it",
         )
 
 
 class OutputNoise:
-    """The noise of a model's outputs of floats, each relative to its own power, added up."""
+    """The noise of a model's float outputs, each relative to the output's power, summed."""
 
     def __init__(self) -> None:
         self._each: list[Noise] = []
 
     def add(self, exact: Sequence[Any], other: Sequence[Any]) -> None:
-        """Compare the outputs for a batch."""
+        """Add the outputs of both models for a batch."""
         self._each = self._each or [Noise() for _ in exact]
         for noise, a, b in zip(self._each, exact, other, strict=True):
             if a.dtype.kind == "f":
@@ -294,16 +296,16 @@ class OutputNoise:
 
     @property
     def comparable(self) -> set[int]:
-        """The places of outputs that have a power and are alike in both models."""
+        """The positions of outputs that have a power and are alike in both models."""
         return {place for place, noise in enumerate(self._each) if noise.signal > 0.0}
 
     def choose(self, places: Iterable[int]) -> None:
-        """Forget all other outputs."""
+        """Keep only the outputs at these positions."""
         self._each = [self._each[place] for place in places]
 
     @property
     def sqnr(self) -> float:
-        """Signal to quantisation noise in dB: +inf without noise, -inf if it is infinite."""
+        """The signal-to-quantisation-noise ratio in dB: +inf without noise, -inf if the noise is infinite."""
         return _decibels(sum(noise.noise / noise.signal for noise in self._each if noise.signal > 0.0))
 
 
@@ -317,16 +319,16 @@ def _check_labels(key: str, labels: npt.NDArray[Any], name: str, value: npt.NDAr
     """Raise `InvalidArgumentError` unless labels fit an output."""
     shape, n = (value.shape[:-1], value.shape[-1]) if value.dtype.kind == "f" else (value.shape, None)
     if labels.shape != shape:
-        raise InvalidArgumentError(f"data: expected {key} of shape {shape}, as {name} has, got {labels.shape}")
+        raise InvalidArgumentError(f"data: expected {key} of shape {shape} to fit {name}, got {labels.shape}")
     if n is not None and (labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < n)).all()):
         raise InvalidArgumentError(
-            f"data: expected {key} to be classes from 0 to {n - 1}, as {name} has, in integers, "
+            f"data: expected {key} to be integers from 0 to {n - 1}, the classes of {name}, "
             f"got {labels.dtype}: {labels!r:.60}"
         )
 
 
 def _told(score: Score, name: str) -> Score:
-    """Return a function named by the user, of which whatever it raises is said in one line."""
+    """Return a function that calls the user's function and reports its exceptions in one line."""
 
     def told(outputs: Outputs, batch: Outputs) -> npt.ArrayLike:
         try:
@@ -339,12 +341,12 @@ def _told(score: Score, name: str) -> Score:
 
 
 def _has_classes(value: npt.NDArray[Any]) -> bool:
-    """Return whether an output's last axis may be one of classes: of samples, or of positions in them."""
+    """Return whether an output's last axis may be classes, of samples or of positions in samples."""
     return value.dtype.kind == "f" and value.ndim in {2, 3} and value.shape[-1] > 1
 
 
 def _is_probable(value: npt.NDArray[Any]) -> bool:
-    """Return whether an output is of probabilities, or of classes themselves."""
+    """Return whether an output holds probabilities, or the classes themselves."""
     if value.dtype.kind != "f":
         return True
     with np.errstate(all="ignore"):
@@ -356,10 +358,10 @@ def _classes(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _right(value: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return for each position whether the class is the expected one; where there is NaN it never is."""
+    """Return for each position whether the class is the expected one; it never is where there is a NaN."""
     return np.asarray(np.equal(_classes(value), expected), np.bool_) & ~_has_nan(value)
 
 
 def _has_nan(value: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return for each position whether there is NaN among its classes."""
+    """Return for each position whether there is a NaN among its classes."""
     return np.isnan(value).any(axis=-1) if value.dtype.kind == "f" else np.zeros(value.shape, np.bool_)

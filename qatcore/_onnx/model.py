@@ -26,14 +26,14 @@ METADATA = "qatcore"
 
 
 def read_model(model: PathLike | ModelProto) -> ModelProto:
-    """Return a model from a file, with its weights; one that is a model already is returned as it is.
+    """Return a model from a file, with its weights; a `ModelProto` is returned as it is.
 
     Raises
     ------
     InvalidArgumentError
-        If the file is no ONNX model, or not all values of its tensors are there.
+        If the file is not an ONNX model, or the model is not valid.  If values of its tensors are missing.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
     if isinstance(model, ModelProto):
         check_stored(model)
@@ -42,7 +42,7 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model: expected a path or a ModelProto, got {type(model).__name__}")
     path = os.fspath(model)
-    with open(path, "rb"):  # whose errors say what is wrong
+    with open(path, "rb"):  # raises an error that names the file
         pass
     try:
         result = onnx.load(path, load_external_data=False)
@@ -62,9 +62,10 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
 
 
 def _check_valid(model: ModelProto) -> None:
-    """Raise unless ONNX's checker or ONNX Runtime takes a model: what neither takes may end the process elsewhere.
+    """Raise `InvalidArgumentError` unless ONNX's checker or ONNX Runtime accepts a model.
 
-    Many a model that runs has a fault by the letter, such as an output without a shape.
+    A model that neither accepts may crash the process later.  The checker alone is too strict: many models that run
+    break a rule of the format, such as models with an output without a shape.
     """
     if weight_bytes(model) >= LARGEST_MESSAGE or (fault := fault_of(model, full=False)) is None:
         return
@@ -75,9 +76,9 @@ def _check_valid(model: ModelProto) -> None:
 
 
 def fault_of(model: ModelProto, *, full: bool = True) -> str | None:
-    """Return what ONNX's checker finds wrong with a model, if anything; `full` is with shapes and types of all tensors.
+    """Return the fault that ONNX's checker finds in a model, or None.
 
-    Functions of another opset than the model's are a fault only then.
+    If `full`, it also checks the shapes and types of all tensors, and whether functions have the model's opset.
     """
     try:
         if weight_bytes(model) < LARGEST_MESSAGE:
@@ -89,16 +90,16 @@ def fault_of(model: ModelProto, *, full: bool = True) -> str | None:
                 onnx.checker.check_model(path, full_check=full, skip_opset_compatibility_check=not full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         return str(error).strip().splitlines()[0]
-    except UnicodeDecodeError:  # what it says has a name of the model in it
+    except UnicodeDecodeError:  # the checker's message quotes a name of the model
         return "there are names in it that are not UTF-8"
     return None
 
 
 def write_model(model: ModelProto, path: PathLike) -> None:
-    """Write a model, so that a crash leaves the old file or the new one.
+    """Write a model; a crash leaves the old file or the new one.
 
-    If it is larger than a protocol buffer can be its weights go into a file beside it, ``PATH.data``.  A crash between
-    the renaming of both leaves a model without its weights.
+    If the model is too large for a protocol buffer, its weights go into a file beside it, ``PATH.data``.  A crash
+    between the renaming of these two files leaves the new weights without the new model.
     """
     if weight_bytes(model) < LARGEST_MESSAGE:
         replace_file(path, model.SerializeToString())
@@ -112,15 +113,15 @@ def write_model(model: ModelProto, path: PathLike) -> None:
 
 
 def refuse_output(path: PathLike, *inputs: Any) -> None:
-    """Raise if a file cannot be written, before there is anything to write, or is one that is read.
+    """Raise, before any work is done, if an output cannot be written or is one of the inputs.
 
     Raises
     ------
     InvalidArgumentError
-        If it is a link, through which nothing is written; if it is one of the inputs, one of those in a directory, or
-        where a model's weights or a function are, whatever links lead there.
+        If the output is a link: nothing is written through links.  If it is an input, or a file in an input directory.
+        If it holds the weights of an input model, or an input function.  Links are resolved to find out.
     OSError
-        If its directory is missing or cannot be written to.
+        If the output's directory is missing or cannot be written to.
     """
     if not os.fspath(path):
         raise InvalidArgumentError("output: expected the name of a file, got none")
@@ -130,7 +131,7 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
     for source in inputs:
         named = os.fspath(source) if isinstance(source, (str, os.PathLike)) else ""
         if named and target in _files_of(named, target):
-            raise InvalidArgumentError(f"output: {os.fspath(path)} is what is read; give another name")
+            raise InvalidArgumentError(f"output: {os.fspath(path)} belongs to the inputs; give another name")
     if os.path.islink(path):
         raise InvalidArgumentError(
             f"output: {os.fspath(path)} is a link, and nothing is written through links; give the name of the file "
@@ -145,10 +146,10 @@ def refuse_output(path: PathLike, *inputs: Any) -> None:
 
 
 def _files_of(named: str, target: str) -> set[str]:
-    """Return what is read of an input, links resolved; an input may also be ``module:function``.
+    """Return the files that an input reads, with links resolved; an input may also be ``module:function``.
 
-    Of a directory that is whatever has the name of an array, also a file that is to be written there; or, if the file
-    to be written has the name of an image, the images in it.
+    For a directory, these are the files with the name of an array, also the output if it is to be one of them.  If the
+    output has the name of an image, they are the images in the directory instead.
     """
     source = os.path.realpath(named)
     if os.path.isdir(source):
@@ -180,7 +181,7 @@ def describe(model: ModelProto, about: dict[str, Any]) -> None:
 
 
 def description(model: ModelProto) -> dict[str, Any]:
-    """Return what `describe` has written, nothing if it has not."""
+    """Return what `describe` has written, or an empty dict."""
     for entry in model.metadata_props:
         if entry.key == METADATA:
             try:
@@ -192,12 +193,12 @@ def description(model: ModelProto) -> dict[str, Any]:
 
 
 def class_counts(model: ModelProto) -> set[int]:
-    """Return how many classes each output of floats has, where it is of samples and says that."""
+    """Return the numbers of classes of the outputs with two dimensions, as far as the model says them."""
     types = [value.type.tensor_type for value in model.graph.output if value.type.HasField("tensor_type")]
     counts = {each.shape.dim[-1].dim_value for each in types if len(each.shape.dim) == 2}
     return counts - {0}
 
 
 def file_bytes(model: ModelProto) -> int:
-    """Return how large a model is in a file."""
+    """Return the size of a model in a file, in bytes."""
     return weight_bytes(model) if weight_bytes(model) >= LARGEST_MESSAGE else model.ByteSize()

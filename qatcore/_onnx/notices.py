@@ -1,4 +1,4 @@
-"""What users should know besides the result: warnings in Python, lines of a command's output."""
+"""Notices for users beside the result: warnings in Python, lines in a command's output."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 
 class ModelWarning(UserWarning):
-    """Something about a model or its data was decided that its user may want otherwise."""
+    """A decision on a model or its data that the user may want to change."""
 
     __module__ = "qatcore.onnx"
 
 
 def notice(text: str) -> None:
-    """Warn, as of the line outside of this package that called it."""
+    """Warn, and name the line outside of this package from which the call came."""
     level, frame = 3, sys._getframe(1)
     while (outer := frame.f_back) is not None and outer.f_globals.get("__name__", "").startswith("qatcore."):
         level, frame = level + 1, outer
@@ -24,7 +24,7 @@ def notice(text: str) -> None:
 
 @contextlib.contextmanager
 def notices() -> Iterator[list[str]]:
-    """Yield a list that, behind the block, has what it warned of, each text once."""
+    """Yield a list; after the block it holds the notices that the block gave, each text once."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ModelWarning)

@@ -1,4 +1,4 @@
-"""Bringing a model, its local functions too, to one version of ONNX's operators, and losing nothing else of it."""
+"""Bring a model and its local functions to one version of ONNX's operators, and lose nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .protos import all_nodes, graphs_of, opset_of
 
 
 def inlined(model: ModelProto) -> ModelProto:
-    """Return a model without local functions, of their opset if that is newer than its own.
+    """Return a model with its local functions inlined, in their opset if that is newer than the model's.
 
     Raises
     ------
@@ -24,15 +24,15 @@ def inlined(model: ModelProto) -> ModelProto:
     model = upgraded(model, max(opsets))
     convert = opsets != {opset_of(model)}
     try:
-        if convert:  # which takes the types of what functions are given
+        if convert:  # the conversion needs the types of the functions' inputs
             model = onnx.shape_inference.infer_shapes(model)
         result = onnx.inliner.inline_local_functions(model, convert)
-    except Exception as error:  # what it raises depends on the operator that it does not know
+    except Exception as error:  # the exception depends on the operator that cannot be converted
         raise InvalidArgumentError(
             f"model: its local functions, of opset {', '.join(map(str, sorted(opsets)))}, cannot be brought to opset "
             f"{opset_of(model)}: {str(error).splitlines()[0]}; export it with functions of its own opset"
         ) from error
-    # Those that nothing calls any more.
+    # Keep only the functions that something still calls.
     called = {(node.domain, node.op_type) for node in all_nodes(result)}
     kept = [function for function in result.functions if (function.domain, function.name) in called]
     del result.functions[:]
@@ -41,22 +41,22 @@ def inlined(model: ModelProto) -> ModelProto:
 
 
 def upgraded(model: ModelProto, opset: int) -> ModelProto:
-    """Return a model of an opset at least, and of a version of the format that may have it.
+    """Return a model in at least this opset, and in an IR version that allows it.
 
-    ONNX's own conversion drops whatever it does not know: what is said of nodes, graphs and initializers, information
-    for training and of quantisation, functions.  So only nodes, and the constants that they need, are taken from it.
+    ONNX's own conversion drops whatever it does not know: metadata of nodes, graphs and initializers, information on
+    training and quantisation, and functions.  So only nodes, and the constants that they need, are taken from it.
 
     Raises
     ------
     InvalidArgumentError
-        If an operator cannot be brought to it.
+        If an operator cannot be brought to the opset.
     """
     result = ModelProto()
     result.CopyFrom(model)
     if opset_of(model) < opset:
         try:
             converted = onnx.version_converter.convert_version(model, opset)
-        except Exception as error:  # what it raises depends on the operator that it does not know
+        except Exception as error:  # the exception depends on the operator that cannot be converted
             raise InvalidArgumentError(
                 f"model: its operators, of opset {opset_of(model)}, cannot be brought to opset {opset}: "
                 f"{str(error).splitlines()[0]}; export it with opset {opset}"
@@ -70,7 +70,7 @@ def upgraded(model: ModelProto, opset: int) -> ModelProto:
 
 
 def _take_nodes(graph: GraphProto, converted: GraphProto) -> None:
-    """Give a graph the nodes of a converted one, and let them keep what was said of them."""
+    """Give a graph the nodes of its converted copy, with the metadata of the old nodes."""
     before = {_made_by(node): node for node in graph.node}
     for node in converted.node:
         if (old := before.get(_made_by(node))) is None:
@@ -92,7 +92,7 @@ def _take_nodes(graph: GraphProto, converted: GraphProto) -> None:
 
 
 def _made_by(node: NodeProto) -> str:
-    """Return the first tensor that a node makes, by which it is known: it may have no name."""
+    """Return the first tensor that a node makes; it identifies the node, which may have no name."""
     return next((name for name in node.output if name), "")
 
 

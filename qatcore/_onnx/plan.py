@@ -1,4 +1,4 @@
-"""What of a model is quantised: its nodes, the tensors that get codes, and how weights are divided into channels."""
+"""The plan of a quantised model: the nodes to quantise, the tensors that get codes, and the channels of weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .._base.errors import InvalidArgumentError
 from .graph import Graph, attribute
 from .protos import nodes_within, subgraphs
 
-#: What can be quantised, and of which input the weights are.
+#: The operators that can be quantised.  Their second input is the weight.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DEFAULT_OPERATORS = ("Conv", "Gemm", "MatMul")
 
-#: What follows a convolution and is computed together with it.
+#: Operators that runtimes compute together with the convolution before them.
 ACTIVATIONS = frozenset({"Relu", "Clip"})
-#: What gives elements of its first input another place and leaves them what they are.
+#: Operators that move elements of their first input to other positions, and leave their values as they are.
 MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
 MOVES |= {"Unsqueeze"}
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
@@ -31,21 +31,21 @@ _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 @dataclass
 class Plan:
-    """What is to be quantised.
+    """The nodes to quantise, and the tensors that get codes.
 
     Attributes
     ----------
     nodes : list of NodeProto
     inputs : dict of str to str
-        The tensors that get codes because such a node reads them, and the tensor whose range each has: itself, or the
-        one whose elements it has, only in other places.
+        The tensors that get codes because such a node reads them.  The value is the tensor that gives the range: the
+        tensor itself, or the one whose elements it holds at other positions.
     outputs : dict of str to str
-        The same for those that get codes where they are made, so that everyone reads what the codes stand for.
+        The same for tensors that get codes where they are made, so that every reader gets the dequantised values.
     because : dict of str to NodeProto
-        The node on whose account each of these tensors gets codes.
+        The node because of which each of these tensors gets codes.
     readers : set of str
-        The names of nodes that read what the codes of inputs stand for: those that are quantised, and those that only
-        move elements from one tensor in codes to another.
+        The names of nodes that read the dequantised values of `inputs`: those that are quantised, and those that only
+        move elements from one tensor with codes to another.
     """
 
     nodes: list[NodeProto] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def tensors(self) -> list[str]:
-        """The tensors that have to be observed, in the order of the graph."""
+        """The tensors to observe: those that give the ranges of `inputs`, then of `outputs`."""
         return list(dict.fromkeys([*self.inputs.values(), *self.outputs.values()]))
 
 
@@ -70,7 +70,7 @@ class WeightAxes:
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """What is added to each channel: by which node, as which of its inputs, and the values, zeros if it is none yet."""
+    """A bias of channels: the node that adds it, the position of that input, and the values, zeros if it is new."""
 
     adder: NodeProto
     position: int
@@ -84,23 +84,23 @@ def plan(
     *,
     float_nodes: Collection[str] = (),
 ) -> Plan:
-    """Return what of a prepared model is quantised.
+    """Return the plan for a prepared model.
 
     Parameters
     ----------
     model : ModelProto
         As `prepared` returns it.
     ops : tuple of str
-        Operators, of `OPERATORS`.
+        The operators to quantise, some of `OPERATORS`.
     exclude : tuple of str
-        Names of nodes, or of tensors that they make, that stay as they are.
+        Names of nodes, or of tensors that they make, that stay in float.
     float_nodes : collection of str
-        Names of further nodes that do, which may be all that are left.
+        Names of more nodes that stay in float.  These may be all that are left.
 
     Raises
     ------
     InvalidArgumentError
-        If an operator is not known, there is no node of a name, or nothing to quantise is left.
+        If an operator is not known, or no node has one of the names.  If `ops` and `exclude` leave nothing to quantise.
     """
     unknown = [op for op in ops if op not in OPERATORS]
     if unknown or not ops:
@@ -119,14 +119,14 @@ def plan(
             if obstacle is None:
                 result.nodes.append(node)
             else:
-                obstacles.append(f"{node.op_type} {node.name}, {obstacle}")
+                obstacles.append(f"{node.op_type} {node.name}: {obstacle}")
     if unused:
         raise InvalidArgumentError(f"exclude: there is no node {min(unused)!r}; qatcore inspect MODEL lists them")
     if not result.nodes:
         why = _why_nothing(model, ops, everything.nodes, obstacles)
-        raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} that can be{why}")
+        raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} can be quantised{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
-    # Which range a tensor has does not depend on which nodes are chosen, so that a calibration serves all choices.
+    # The range of a tensor does not depend on the chosen nodes, so that one calibration serves all choices.
     _find_tensors(index, everything, everything)
     _find_tensors(index, result, everything)
     return result
@@ -142,9 +142,9 @@ def weight_axes(node: NodeProto, ndim: int) -> WeightAxes | None:
 
 
 def bias_of(node: NodeProto, index: Graph) -> Bias | None:
-    """Return the bias of a node with constant weights, if it has one for each channel, or can be given one.
+    """Return the bias of a node with constant weights, if it has or can get a value for each channel.
 
-    That of a MatMul is added by what follows it.
+    The bias of a MatMul is added by the node that follows it.
     """
     weight = index.constants[node.input[1]]
     axes = weight_axes(node, len(weight.dims))
@@ -172,7 +172,7 @@ def bias_of(node: NodeProto, index: Graph) -> Bias | None:
 
 def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:
     """Return how many multiplications a node does, from the shapes of its weight, input and output."""
-    if node.op_type == "ConvTranspose":  # every input element meets all weights of its channel
+    if node.op_type == "ConvTranspose":  # each input element is multiplied by all weights of its channel
         return math.prod(source) * math.prod(weight[1:])
     axes = weight_axes(node, len(weight))
     if axes is None:
@@ -181,32 +181,32 @@ def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, .
 
 
 def _obstacle(node: NodeProto, index: Graph) -> str | None:
-    """Return why a node cannot be quantised, if it cannot."""
+    """Return why a node cannot be quantised, or None if it can."""
     if node.input[0] in index.constants:
-        return "whose first operand is constant"
+        return "its first operand is constant"
     weight = index.value_of(node.input[1])
     if weight is None:
         given = node.input[1] in index.initializers
-        return "whose weights are an input, which keep_inputs keeps" if given else "whose weights are not constant"
+        return "its weights are an input, which keep_inputs keeps" if given else "its weights are not constant"
     if weight.dtype.type not in (np.float32, np.float16):
-        return f"whose weights are {weight.dtype}, not float32 or float16"
+        return f"its weights are {weight.dtype}, not float32 or float16"
     if not weight.size:
-        return "which has no weights"
-    return None if np.isfinite(weight).all() else "whose weights are not finite"
+        return "it has no weights"
+    return None if np.isfinite(weight).all() else "its weights are not finite"
 
 
 def _why_nothing(model: ModelProto, ops: tuple[str, ...], possible: list[NodeProto], obstacles: list[str]) -> str:
-    """Return why nothing of a model is quantised, as text, given the nodes that any operators would make possible."""
+    """Return as text why nothing is quantised; `possible` are the nodes that can be, whatever the operators."""
     others = [node for node in possible if node.op_type not in ops]
     if len(possible) > len(others):
         return "; all were excluded"
     if obstacles:
-        return f"; not {obstacles[0]}"
-    return f"; ops could name {others[0].op_type}" if others else _where_weights_are(model)
+        return f"; {obstacles[0]}"
+    return f"; add {others[0].op_type} to ops" if others else _where_weights_are(model)
 
 
 def _where_weights_are(model: ModelProto) -> str:
-    """Return in what operators a model has its weights that are not quantised, and why they are not, as text."""
+    """Return as text which operators hold the weights that are not quantised, and why they are not."""
     index = Graph(model)
     weights = {name for name, tensor in index.initializers.items() if len(tensor.dims) > 1 and _is_float(tensor)}
     holders = [node for node in model.graph.node if not weights.isdisjoint(node.input)]
@@ -245,7 +245,7 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
                 result.inputs[name] = source
                 break
         if source in result.outputs:
-            # All the way in codes: where there is a gap runtimes fill it in, and ONNX Runtime 1.32 does so wrongly.
+            # Give codes to all tensors on the way: runtimes fill in gaps, and ONNX Runtime 1.32 does so wrongly.
             for move in moves:
                 result.readers.add(move.name)
                 if move.input[0] != source:
@@ -254,18 +254,18 @@ def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
 
 
 def _is_captured(name: str, index: Graph) -> bool:
-    """Return whether a graph inside of a node reads what moves make of a tensor.
+    """Return whether a graph inside of a node reads a tensor behind nodes that move its elements.
 
-    If the tensor has codes then, ONNX Runtime up to 1.32 ends the process when it loads the model.
+    If such a tensor has codes, ONNX Runtime up to 1.32 crashes the process when it loads the model.
     """
     moves = [node for node in index.readers.get(name, []) if is_move(node, index)]
     return any(node.output[0] in index.captured or _is_captured(node.output[0], index) for node in moves)
 
 
 def is_move(node: NodeProto, index: Graph) -> bool:
-    """Return whether all that is read of a node is its first output, elements of its first input in other places.
+    """Return whether a node only moves elements of its first input, and nothing but its first output is read.
 
-    The second output of a MaxPool is where they came from; of codes, which are often equal, it would be another one.
+    The second output of a MaxPool says where elements came from.  Codes are often equal, so it would differ on codes.
     """
     others = (name for name in node.output[1:] if name)
     is_first = not any(name in index.readers or index.is_seen(name) for name in others)
@@ -273,7 +273,7 @@ def is_move(node: NodeProto, index: Graph) -> bool:
 
 
 def tail(node: NodeProto, index: Graph) -> str:
-    """Return what a node makes, behind the activation that runtimes compute together with it."""
+    """Return the output of a node, or of the activation behind it that runtimes compute together with it."""
     follower = index.only_reader(node.output[0])
     if follower is not None and follower.op_type in ACTIVATIONS and follower.domain == "":
         return str(follower.output[0])

@@ -1,4 +1,4 @@
-"""What is inside of a model's protocol buffers."""
+"""The nodes and graphs inside of a model's protocol buffers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def graphs_of(attribute: AttributeProto) -> Iterator[GraphProto]:
-    """Yield the graphs that an attribute is."""
+    """Yield the graphs that an attribute holds."""
     if attribute.type == AttributeProto.GRAPH:
         yield attribute.g
     elif attribute.type == AttributeProto.GRAPHS:
@@ -22,7 +22,7 @@ def graphs_of(attribute: AttributeProto) -> Iterator[GraphProto]:
 
 
 def nodes_within(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield nodes and all that are in graphs inside of them."""
+    """Yield nodes, and all nodes in graphs inside of them."""
     for node in nodes:
         yield node
         for inner in subgraphs(node):
@@ -30,7 +30,7 @@ def nodes_within(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 
 def graphs_within(model: ModelProto) -> Iterator[GraphProto]:
-    """Yield a model's graph and all that are inside of nodes, also of its functions."""
+    """Yield a model's graph, and all graphs inside of nodes, also in functions."""
     yield model.graph
     for node in all_nodes(model):
         yield from subgraphs(node)
@@ -49,5 +49,5 @@ def is_a(node: NodeProto, operators: Container[str]) -> bool:
 
 
 def opset_of(model: ModelProto | FunctionProto) -> int:
-    """Return the version of ONNX's own operators that a model or a function uses; 1 if it says none."""
+    """Return the version of ONNX's own operators that a model or a function uses; 1 if it names none."""
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)

@@ -1,4 +1,4 @@
-"""What of a model is quantised already, by whatever tool."""
+"""Find out what in a model is quantised already, by any tool."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .plan import is_move
 from .protos import all_nodes
 from .rewriting import Scale
 
-#: Operators that compute on codes have it in their names: QLinearConv, MatMulInteger, MatMulNBits, QGemm and so on.
+#: Names of operators that make, read or compute on codes: QLinearConv, MatMulInteger, MatMulNBits, QGemm and so on.
 _ON_CODES = re.compile(r"[Qq]uant(?!ile)|QLinear|Integer$|NBits|Bnb4|FpQ4|^Q(Attention|Gemm|MatMul|MoE|Ordered)")
 _TO_CODES, _FROM_CODES = "QuantizeLinear", "DequantizeLinear"
-#: The codes of 8 bits; one set is the other, shifted.
+#: The 8-bit codes with their least code; each range of codes is the other one, shifted.
 _SMALLEST = {"uint8": 0, "int8": -128}
 
 
@@ -31,9 +31,9 @@ class Quantised:
     Attributes
     ----------
     nodes : list of NodeProto
-        All of them.
+        All of these nodes.
     borders : list of NodeProto
-        QuantizeLinear and DequantizeLinear that only give an input or an output of the model another form.
+        QuantizeLinear and DequantizeLinear nodes that only convert an input or an output of the model.
     """
 
     nodes: list[NodeProto]
@@ -41,23 +41,23 @@ class Quantised:
 
     @property
     def is_inside(self) -> bool:
-        """Whether there are others than those at the borders, of which a float model has none."""
+        """Whether there are nodes besides those at the borders; a float model has none."""
         return len(self.nodes) > len(self.borders)
 
     @classmethod
     def of(cls, model: ModelProto) -> Quantised:
-        """Find them, also in functions and in graphs inside of nodes."""
+        """Find these nodes in a model, also in functions and in graphs inside of nodes."""
         graph = model.graph
         return cls([n for n in all_nodes(model) if _ON_CODES.search(n.op_type)], _borders(graph, Graph(model)))
 
 
 def converts(node: NodeProto) -> bool:
-    """Return whether a node only makes codes of values, or values of codes."""
+    """Return whether a node only turns values into codes, or codes into values."""
     return node.op_type in {_TO_CODES, _FROM_CODES}
 
 
 def computes_on_codes(node: NodeProto) -> bool:
-    """Return whether a node does more with codes than that."""
+    """Return whether a node computes on codes, and does more than convert."""
     return _ON_CODES.search(node.op_type) is not None and not converts(node)
 
 
@@ -67,9 +67,9 @@ def told(nodes: list[NodeProto]) -> str:
 
 
 def scale_given(name: str, index: Graph, codes: str) -> Scale | None:
-    """Return the scale with which a tensor of a model comes out of codes or goes into them, if it is one for all of it.
+    """Return the scale with which the model already converts a tensor from or to codes, if there is a single one.
 
-    Codes of this type, uint8 or int8, with the same scale say exactly what those said.
+    With this scale, codes of the given type, uint8 or int8, have exactly the values of the model's codes.
     """
     if codes not in _SMALLEST:
         return None
@@ -82,7 +82,7 @@ def scale_given(name: str, index: Graph, codes: str) -> Scale | None:
 
 
 def _conversions(name: str, index: Graph) -> Iterator[NodeProto]:
-    """Yield the node that gives a tensor its values from codes, and those that make codes of it."""
+    """Yield the nodes that quantise a tensor, and the node that dequantises it, if there is one."""
     yield from (node for node in index.readers.get(name, []) if node.op_type == _TO_CODES)
     maker = index.makers.get(name)
     while maker is not None and is_move(maker, index):
@@ -99,7 +99,7 @@ def _zero_point(node: NodeProto, index: Graph) -> npt.NDArray[Any] | None:
 
 
 def _borders(graph: GraphProto, index: Graph) -> list[NodeProto]:
-    """Return the conversions that come first behind an input of the model, or last in front of an output."""
+    """Return the conversions that come first after an input of the model, or last before an output."""
     from_inputs = set(index.inputs)
     conversions = [node for node in graph.node if converts(node)]
     first = list[NodeProto]()

@@ -1,4 +1,4 @@
-"""From a float model and its calibration to a quantised model."""
+"""Make a quantised model from a float model and its calibration."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from .rewriting import Rewriter, Scale, with_room_for_bias
 from .rounding import weight_codes, weight_values
 from .session import session_of
 
-#: Weights of a group have one scale, where they are int4.
+#: How many int4 weights share a scale by default.
 GROUP_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is quantised; see `quantize_model`, whose arguments these are."""
+    """How to quantise a model: arguments of `quantize_model`, which describes them."""
 
     method: CalibMethod = CalibMethod.MSE
     percentile: float = PERCENTILE
@@ -75,7 +75,7 @@ class Options:
         bias_correction: object = True,
         keep_inputs: object = False,
     ) -> Options:
-        """Return options if all of them are possible."""
+        """Return options, or raise if one of them is not valid."""
         if weights not in WEIGHTS:
             raise InvalidArgumentError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
         if activations not in (*ACTIVATIONS, "none"):
@@ -83,7 +83,7 @@ class Options:
             raise InvalidArgumentError(f"activations: expected one of {expected}, got {activations!r}")
         if type(group_size) is not int or not (group_size == 0 or (group_size >= 16 and group_size.bit_count() == 1)):
             raise InvalidArgumentError(
-                f"group_size: expected a power of two from 16 on, as runtimes take, or 0 for none, got {group_size!r}"
+                f"group_size: expected a power of two from 16 on, as runtimes need, or 0 for none, got {group_size!r}"
             )
         return cls(
             as_member(CalibMethod, "min_max" if method == "minmax" else method, "method"),
@@ -100,29 +100,29 @@ class Options:
 
     @property
     def needs_data(self) -> bool:
-        """Whether activations get codes, whose ranges have to be observed."""
+        """Whether activations get codes, so that their ranges have to be observed."""
         return self.activations != "none"
 
     @property
     def needs_fp8_runtime(self) -> bool:
-        """Whether there is FP8 beside activations in codes, which ONNX Runtime before `FP8_RUNTIME` hardly loads."""
+        """Whether there is FP8 and activations get codes: ONNX Runtime before `FP8_RUNTIME` loads few such models."""
         return self.needs_data and "fp8" in {self.weights, self.activations}
 
     @property
     def opset(self) -> int:
-        """The least opset that has the operators on these formats."""
+        """The lowest opset that has operators for these formats."""
         if self.weights == "int4":
             return 21
         return 19 if "fp8" in {self.weights, self.activations} else 13
 
 
 def ready(model: ModelProto, options: Options) -> ModelProto:
-    """Return a model prepared for options.
+    """Return a model prepared for these options.
 
     Raises
     ------
     InvalidArgumentError
-        If the model is one that was quantised, by this package or by others, or in a part.
+        If the model, or a part of it, is quantised already, by any tool.
     """
     found = Quantised.of(model)
     if found.is_inside or description(model):
@@ -130,14 +130,14 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
     result = prepared(model, options.opset, keep_inputs=options.keep_inputs)
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
-    if half and opset_of(result) < 19:  # the first with codes of float16
+    if half and opset_of(result) < 19:  # the first opset that quantises float16
         return prepared(model, 19, keep_inputs=options.keep_inputs)
     return result
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A weight in codes, the axis of its outputs, and the SQNR in dB that this has."""
+    """A weight in codes: its scale, its codes, the axis of its output channels, and its SQNR in dB."""
 
     scale: Scale
     codes: npt.NDArray[Any]
@@ -146,23 +146,23 @@ class Weight:
 
 
 class Quantizer:
-    """Quantises a model, several times if need be, with other nodes left in float; scales are chosen once.
+    """Quantises a model, several times if needed, with different nodes in float; scales are chosen once.
 
     Parameters
     ----------
     model : ModelProto
-        One that is `ready`.
+        A model that `ready` has returned.
     options : Options
     collectors : dict of str to CalibrationCollector
-        Of the tensors that the plan names, and perhaps others; none are needed for weights alone.
+        Collectors of the tensors in the plan, and perhaps of others.  None are needed for weights alone.
     sample : sequence of dict
-        Batches that biases are corrected with, if there are any.
+        Batches to correct biases with.  Without any, no bias is corrected.
 
     Attributes
     ----------
     plan : Plan
     unreached : tuple of str
-        Nodes that stay in float and are not in the plan, since no sample reached them.
+        Names of nodes that stay in float, and are not in the plan, because no sample reached them.
 
     Raises
     ------
@@ -188,8 +188,8 @@ class Quantizer:
             missing = [name for name in self.plan.tensors if name not in collectors]
             if missing:
                 raise InvalidArgumentError(
-                    f"calibration: {missing[0]} was not observed, one of {len(missing)} such tensors that get codes; "
-                    "calibrate with the same ops and nodes"
+                    f"calibration: expected all tensors that get codes, but {len(missing)} were not observed, such as "
+                    f"{missing[0]}; calibrate with the same ops and nodes"
                 )
             self._leave_unreached(collectors)
             needed = {name: collectors[name] for name in self.plan.tensors}
@@ -209,7 +209,7 @@ class Quantizer:
         self._choose_weights()
 
     def _leave_unreached(self, collectors: dict[str, CalibrationCollector]) -> None:
-        """Leave nodes out of the plan whose tensors had no elements in any batch: they have no range."""
+        """Remove nodes from the plan whose tensors had no elements in any batch, because these have no range."""
         empty = {name for name in self.plan.tensors if not collectors[name].n_observed}
         self.unreached = tuple(
             node.name
@@ -232,7 +232,7 @@ class Quantizer:
             weight = self._weight_of(node)
             outputs = weight_axes(node, weight.ndim)
             scale = weight_scale(weight, None if options.per_tensor else outputs, options.weights, options.group_size)
-            # The bias of one node shall not make the steps of another's weight wider.
+            # The bias of one node must not widen the scale of a weight that another node shares.
             alone = options.needs_data and readers[node.input[1]] == 1
             if alone and (bias := bias_of(node, self._index)) is not None:
                 activation = self._activations[self._range_of(node.input[0])].scale
@@ -252,7 +252,7 @@ class Quantizer:
         return bool(self._sample)
 
     def _becomes_codes(self, node: NodeProto) -> bool:
-        """Whether nobody reads what a node makes but as codes."""
+        """Return whether the output of a node is read only as codes."""
         output = tail(node, self._index)
         if output in self.plan.outputs:
             return True
@@ -271,7 +271,7 @@ class Quantizer:
         corrected: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> ModelProto:
-        """Return the quantised model, in which some nodes stay in float, and biases are corrected if there is data."""
+        """Return the quantised model, with some nodes in float, and with biases corrected if there is data."""
         kept = tuple(float_nodes)
         left = (*kept, *self.unreached)
         chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=left)
@@ -281,19 +281,20 @@ class Quantizer:
             biases, left_out = self._helpful_biases(chosen, kept, progress)
             exact, n = with_biases(exact, biases), (len(biases), left_out)
         result = self._written(exact, chosen, kept, n)
-        # Many a model that runs has always had a fault, such as an output without a shape; there shall be no new one.
+        # Many models that run have a fault from the start, such as an output without a shape.  Allow no new fault.
         if self._is_faulty:
             session_of(result)
         elif (fault := fault_of(result)) is not None:
-            raise InvalidArgumentError(f"model: quantised it would not be valid: {fault}; please report this")
+            raise InvalidArgumentError(f"model: the quantised model would not be valid: {fault}; please report this")
         return result
 
     def _helpful_biases(
         self, chosen: Plan, kept: tuple[str, ...], progress: Callable[[int], None] | None
     ) -> tuple[dict[str, npt.NDArray[Any]], int]:
-        """Return corrected biases that help, by the names of their nodes, and how many do not.
+        """Return the corrected biases that help, by the names of their nodes, and how many do not help.
 
-        Those help that bring the outputs nearer to the float model's on samples that they were not computed from.
+        A correction helps if it brings the outputs nearer to the float model's.  That is judged on samples from which
+        the correction was not computed.
         """
 
         def written(exact: ModelProto, *, all_activations: bool = False) -> ModelProto:
@@ -316,7 +317,7 @@ class Quantizer:
         tried = [node.name for node in chosen.nodes if node.name in biases]
         names = set(helpful(tried, errors)) if tried else set()
         helped = [node for node in chosen.nodes if node.name in names]
-        # From all samples, now that they are known to help.
+        # Compute those that help again, from all samples.
         result = corrected(helped, self._sample, n) if helped else {}
         if progress is not None:
             progress(2 * n)
@@ -331,10 +332,10 @@ class Quantizer:
         *,
         all_activations: bool = False,
     ) -> ModelProto:
-        """Return a model with codes for what is chosen; it tells how many biases were corrected, and how many not."""
+        """Return a model with codes for the plan; its metadata hold how many biases were `corrected` and left out."""
         options = self.options
         rewriter = Rewriter(exact, self._shapes)
-        # Those first that other nodes read in codes.
+        # Outputs come first, because other nodes read them in codes.
         tensors = {name: self._range_of(name) for name in {**chosen.outputs, **chosen.inputs}}
         for node in chosen.nodes:
             weight = self._weights[node.name]
@@ -379,7 +380,7 @@ class Quantizer:
 
 
 def _decibels(value: float) -> float | None:
-    """Return decibels as JSON can have them, which has no infinity."""
+    """Return decibels as JSON can hold them: None for infinities and NaN."""
     return round(value, 2) if math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""From what was observed of activations, and from weights, to scales."""
+"""Choose the scales of observed activations and of weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .rewriting import Scale, as_stored, passes
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """How an activation becomes codes, by which method, and the SQNR in dB that this promises."""
+    """The scale of an activation, the method that chose it, and the SQNR in dB that it promises."""
 
     scale: Scale
     method: CalibMethod
     sqnr: float
 
 
-#: Codes of activations: what their ranges are chosen for, and what is added to zero points.
+#: Formats of activations: the bits that ranges are chosen for, what is added to zero points, and the type of codes.
 ACTIVATIONS = {
     "uint8": (QuantBits.INT8, 128, "uint8"),
     "int8": (QuantBits.INT8, 0, "int8"),
@@ -43,14 +43,14 @@ WEIGHTS = {
 }
 
 
-#: Representable scales that are tried for one whose codes a Clip lets pass.
+#: How many neighbouring scales are tried to find one whose codes stay inside the bounds of a Clip.
 _STEPS_TO_CLIP = 4
-#: Percent of the values of a tensor that the percentile method keeps, unless told otherwise.
+#: Percent of the values of a tensor that the percentile method keeps by default.
 PERCENTILE = 99.99
 
 
 def as_percentile(value: object) -> float:
-    """Return percent of values to keep."""
+    """Return a percentile as a float, above 0 and at most 100."""
     percentile = as_number(value, "percentile")
     if not 0.0 < percentile <= 100.0:
         raise InvalidArgumentError(f"percentile: expected more than 0 and at most 100, got {value}")
@@ -64,16 +64,16 @@ def activation_scales(
     kind: str,
     types: dict[str, np.dtype[Any]],
 ) -> dict[str, Activation]:
-    """Return how each tensor becomes codes, with 0 among their values.
+    """Return the scale of each tensor; each range includes 0.
 
     Raises
     ------
     InvalidArgumentError
-        If a tensor has had no finite value.
+        If a tensor had no finite value.
     """
     for name, collector in collectors.items():
         if not collector.n_elements:
-            raise InvalidArgumentError(f"calibration: no finite value of {name} was seen; exclude the nodes about it")
+            raise InvalidArgumentError(f"calibration: no finite value of {name} was seen; exclude its nodes")
     chosen: dict[str, Activation] = {}
 
     def choose(name: str) -> None:
@@ -86,7 +86,7 @@ def activation_scales(
 def activation_scale(
     collector: CalibrationCollector, method: CalibMethod, percentile: float, kind: str, dtype: np.dtype[Any]
 ) -> Activation:
-    """Return how what a collector has seen, of this type, becomes codes."""
+    """Return the scale of the values that a collector has seen; they have this type."""
     bits, offset, codes = ACTIVATIONS[kind]
     symmetric = bits is QuantBits.FP8
     target = Target(bits, symmetric, include_zero=True)
@@ -97,10 +97,10 @@ def activation_scale(
 
 
 def inside_clip(scale: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> Scale:
-    """Return the scale of what a Clip to these bounds lets pass, so that its codes stand for nothing beyond them.
+    """Return the scale, or one a few least steps smaller, whose codes stay inside the bounds of a Clip.
 
-    A range that ends where the Clip does may be beyond it by the rounding of the scale, and ONNX Runtime computes what
-    comes before the Clip in integers only if it is not.  A few of the least steps make up for that.
+    The rounding of the scale may move the end of a range beyond the bound of the Clip.  ONNX Runtime computes what
+    comes before the Clip in integers only if the range stays inside.  If no scale tried does that, the scale stays.
     """
     tried = scale
     for _ in range(_STEPS_TO_CLIP):
@@ -113,8 +113,8 @@ def inside_clip(scale: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[An
 def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, group_size: int) -> Scale:
     """Return the scale of a weight, symmetric and with the least squared error.
 
-    One for all of it without axes; otherwise one for each output channel, or, of int4, for each group along the axis
-    that is summed over.
+    Without axes the whole weight has one scale.  Otherwise each output channel has one.  With int4, each group along
+    the axis that is summed over has one, unless the group size is 0.
     """
     bits, dtype = WEIGHTS[kind]
     if axes is not None and kind == "int4" and group_size and weight.shape[axes.summed] > 1:
@@ -127,7 +127,7 @@ def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, g
 
 
 def _grouped(weight: npt.NDArray[Any], axis: int, bits: QuantBits, dtype: str, size: int) -> Scale:
-    """Return the scales of blocks along an axis; zeros that fill the last one cost nothing."""
+    """Return the scales of blocks along an axis; the zeros that fill up the last block add no error."""
     collector = CalibrationCollector(tuple(range(weight.ndim)), groups=size)
     collector.observe(whole_blocks(weight, axis, size))
     blocks = np.moveaxis(_least_error(collector, bits, weight.dtype), -1, axis)
@@ -135,9 +135,9 @@ def _grouped(weight: npt.NDArray[Any], axis: int, bits: QuantBits, dtype: str, s
 
 
 def _least_error(collector: CalibrationCollector, bits: QuantBits, dtype: np.dtype[Any]) -> npt.NDArray[np.float64]:
-    """Return a symmetric scale for each channel; as fine as the finest of the others where all weights are 0.
+    """Return a symmetric scale for each channel; a channel of zeros gets the smallest scale of the others.
 
-    Any scale stands for 0, but ONNX Runtime's products with weights of 4 and 8 bits have errors in proportion to it.
+    Any scale can represent 0, but ONNX Runtime's products with 4-bit and 8-bit weights have errors in proportion to it.
     """
     scale = np.asarray(collector.mse_scale(bits=bits, symmetric=True)[0])
     idle = np.asarray((collector.min_val == 0.0) & (collector.max_val == 0.0))
@@ -146,6 +146,6 @@ def _least_error(collector: CalibrationCollector, bits: QuantBits, dtype: np.dty
 
 
 def whole_blocks(array: npt.NDArray[Any], axis: int, size: int) -> npt.NDArray[Any]:
-    """Return an array with an axis as the last one, which zeros lengthen to a multiple of a size."""
+    """Return an array with this axis as the last one, padded with zeros to a multiple of the size."""
     moved = np.moveaxis(array, axis, -1)
     return np.pad(moved, [(0, 0)] * (array.ndim - 1) + [(0, -moved.shape[-1] % size)])

@@ -1,4 +1,4 @@
-"""Putting QuantizeLinear and DequantizeLinear into a model (QDQ, which every runtime for quantised models reads)."""
+"""Put QuantizeLinear and DequantizeLinear into a model (QDQ, which every runtime for quantised models reads)."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
 from .protos import is_a, subgraphs
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
-#: Codes that a bias may have: as much is left of 32 bits for the products that are added to it. Runtimes compute those
-#: of float16 in float16.
+#: The greatest code of a bias.  The rest of the 32 bits is for the products that are added to it.  Runtimes compute the
+#: codes of float16 biases in float16.
 _GREATEST = {"float32": 2.0**30, "float16": 2.0**15}
-#: Where a scale is chosen for a bias, which may be corrected later.
+#: The greatest code where a scale is chosen to fit a bias.  It leaves room for a later correction of the bias.
 _ROOMY = 2.0**29
-#: Of a bias: products of no more may lose their precision to it.
+#: Products below this part of a bias are negligible, and may lose their precision to it.
 _NEGLIGIBLE = 2.0**-16
-#: What runtimes change the order with, or take away where it has no effect.
+#: Operators that runtimes move codes past, or remove where they have no effect.
 _PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather"}
 _PASSED |= {"Identity", "Mul", "Pad", "Pow", "Resize", "Split", "Sub", "Sum", "Tile"}
-#: Of a weight: with scales of activations far from vanishing.
+#: The least scale of a weight.  Its product with the scale of an activation is still far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """How a tensor becomes codes: what QuantizeLinear needs to know.
+    """The parameters of QuantizeLinear for a tensor.
 
     Attributes
     ----------
     dtype : str
-        Of the codes.
+        The type of the codes.
     scale : ndarray, float32 or float16
     zero_point : ndarray of int32
-        Of the shape of `scale`.
+        Has the shape of `scale`.
     axis, block_size : int or None
     """
 
@@ -54,14 +54,16 @@ class Scale:
 
 
 class Rewriter:
-    """Collects what has to be put into a copy of a model, and does so at the end: weights, biases, then activations.
+    """Puts codes into a copy of a model.
+
+    Call `weight`, `bias` and `activation` in this order, and `finished` at the end.
 
     Parameters
     ----------
     model : ModelProto
-        Is left as it is.
+        The float model.  It is not changed.
     shapes : mapping of str to list of int
-        Of its tensors, as far as they are known (`known_shapes`).
+        The shapes of its tensors, as far as they are known (`known_shapes`).
     """
 
     def __init__(self, model: ModelProto, shapes: Mapping[str, list[int]]) -> None:
@@ -70,10 +72,10 @@ class Rewriter:
         self._shapes = shapes
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
-        self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" for what reads only constants
+        self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" if only constants
         self._weights: dict[tuple[str, int | None, int | None], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
-        # What runtimes may compute beforehand, and what comes of that by an If: they know its branch.
+        # Tensors that runtimes may compute beforehand, and those behind an If whose branch is then known.
         self._fixed, self._chosen = set(self._index.constants), set[str]()
         tensors = {value.name for value in (*model.graph.input, *model.graph.initializer)} | set(self._index.makers)
         for node in self.model.graph.node:
@@ -83,19 +85,19 @@ class Rewriter:
                 self._fixed.update(node.output)
             elif not is_a(node, OPERATORS) and self._chosen >= read - self._fixed:
                 self._chosen.update(node.output)
-        # Gemm and MatMul with weights in codes; of those that runtimes compute in integers the type of the scales.
+        # Gemm and MatMul with weights in codes: the type of the scales, or None if runtimes do not use integers.
         self._products: dict[str, np.dtype[Any] | None] = {}
-        self._biased: set[str] = set()  # those of them whose bias has codes
-        self._codes: dict[str, Scale] = {}  # of tensors that are read in codes and not otherwise
-        # Of nodes with weights in codes: whether the bias is in codes, or could be.
+        self._biased: set[str] = set()  # nodes whose bias has codes
+        self._codes: dict[str, Scale] = {}  # of tensors that are read only in codes
+        # For nodes with weights in codes: whether the bias has codes, or could have them.
         self._in_codes: dict[str, bool] = {}
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
-        """Let nodes, by their names, read what the codes of a tensor stand for; all of them if there are none named."""
+        """Let the named readers of a tensor read its dequantised codes; all of its readers if `readers` is None."""
         source, parameters = name, self._parameters(name, scale)
         ahead = [*parameters]
         if self._must_not_be_joined(name, scale):
-            # Divisions by 1, or nearly 1, are taken away.
+            # Runtimes remove divisions by 1, or nearly 1; then divide by twice the scale, and quantise with 0.5.
             rest = np.where(np.abs(scale.scale - 1) < 0.01, 0.5, 1.0).astype(scale.scale.dtype)
             source, ahead[0] = self._name(f"{name}_scaled"), self._constant(f"{name}_rest", rest)
             divisor = self._constant(f"{name}_divisor", np.asarray(scale.scale / rest))
@@ -111,10 +113,11 @@ class Rewriter:
             self._codes[name] = scale
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None, *, alone: bool) -> None:
-        """Let a node read what the codes of its weight stand for; stored once if others have the same channels.
+        """Let a node read the dequantised codes of its weight; nodes that use the same channels share them.
 
-        Beside activations in codes ONNX Runtime multiplies a Gemm in integers only if the weights have zero points, of
-        the scales' shape.  Of weights alone it reads codes in a MatMul only, before 1.27: a Gemm becomes one.
+        If activations have codes, ONNX Runtime computes a Gemm in integers only if the weights have zero points, in the
+        shape of the scales.  If only weights have codes, ONNX Runtime before 1.27 uses them in a MatMul only, so a Gemm
+        becomes a MatMul.
         """
         reader = self._nodes[node]
         name = reader.input[1]
@@ -124,12 +127,12 @@ class Rewriter:
         if reader.op_type in {"Gemm", "MatMul"}:
             self._products[node] = scale.scale.dtype if integers else None
         if key not in self._weights:
-            if transposed:  # stored as it is multiplied
+            if transposed:  # store it as it is multiplied
                 codes, scale = np.ascontiguousarray(codes.T), _transposed(scale)
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             values = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
-            # Of matrices only: products of stacks of them take no zero point for each column.
+            # For matrices only: products of stacks of matrices take no zero point for each column.
             zero = integers and not alone and (codes.ndim == 2 or reader.op_type != "MatMul")
             inputs = [stored, *self._parameters(name, scale, zero=zero)]
             self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
@@ -142,10 +145,10 @@ class Rewriter:
             self._become_matmul(reader, scale.scale.dtype)
 
     def bias(self, node: str, activation: Scale, weight: Scale) -> None:
-        """Store the bias of a node in codes as int32 codes in the scale of its products, if they can hold it.
+        """Store the bias of a quantised node as int32 codes in the scale of its products, if they can hold it.
 
-        ONNX Runtime gives such codes also to a bias that is float in the model, and cuts off what they cannot hold.
-        What is added to a product it makes the bias of a Gemm, where it knows the shape, and multiplies that in
+        ONNX Runtime gives such codes also to a bias that is float in the model, and clips what they cannot hold.
+        If it knows the shape, it turns what is added to a product into the bias of a Gemm.  It computes that Gemm in
         integers only if the bias has codes already.
         """
         reader = self._nodes[node]
@@ -162,18 +165,18 @@ class Rewriter:
             self._in_codes[node] = False
         if bias is None:
             return
-        # As runtimes multiply, in the type of both.
+        # Multiply as runtimes do, in the type of both scales.
         scale = np.asarray(activation.scale * weight.scale)
         if reader.op_type == "ConvTranspose" and scale.size > 1:
             scale = np.tile(scale, attribute(reader, "group", 1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            codes = np.rint(bias.astype(np.float64) / scale)  # one for each channel, also of a bias that all share
+            codes = np.rint(bias.astype(np.float64) / scale)  # one for each channel, even if all share the bias
         if not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
             return
         self._in_codes[node] = True
         if bias.dtype != np.float32 or not integers or (not own and bias.ndim > 2):
             return
-        # Under the node's name: others may share the bias, with other scales.
+        # Name the codes after the node: other nodes may share the bias, with other scales.
         stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
         values = self._name(f"{node}_bias_dequantized")
         one = scale.reshape(-1)[0] if scale.size == 1 else scale
@@ -183,7 +186,7 @@ class Rewriter:
         self._biased.add(node)
 
     def finished(self, *, all_activations: bool = False) -> ModelProto:
-        """Return the model with all of it, but for a Relu or Clip that codes make up for, unless all shall stay."""
+        """Return the model with codes, without a Relu or Clip that changes no code unless `all_activations`."""
         graph = self.model.graph
         dropped = set() if all_activations else {id(node) for node in self._drop_activations()}
         for node in self._products:
@@ -211,13 +214,13 @@ class Rewriter:
         return self.model
 
     def _keep_apart(self, node: str) -> None:
-        """Write what follows a product so that ONNX Runtime leaves the product in integers.
+        """Rewrite what follows a product so that ONNX Runtime computes the product in integers.
 
-        It joins a MatMul and an Add to a Gemm where both are matrices, or where it knows all sizes and a row is added.
-        Without codes for what is added, it computes that Gemm in float; with int4 weights beside int8 activations it
-        even makes a model that it cannot load.  A Sum is not joined.
+        ONNX Runtime joins a MatMul and an Add to a Gemm if both are matrices, or if it knows all sizes and a row is
+        added.  If what is added has no codes, it computes that Gemm in float.  With int4 weights beside int8
+        activations it even makes a model that it cannot load.  It does not join a Sum.
 
-        It also computes a product in float that a Relu or Clip follows, unless codes make up for that node.
+        It also computes a product in float if a Relu or Clip follows, unless that node changes no code.
         """
         product, dtype = self._nodes[node], self._products[node]
         follower = self._follower(product)
@@ -243,9 +246,9 @@ class Rewriter:
                 self._add(follower.output[0], "Min", [follower.output[0], high], output, {})
 
     def _drop_activations(self) -> list[NodeProto]:
-        """Let what makes the input of a redundant Relu or Clip make its output, and return these nodes.
+        """Bypass each redundant Relu or Clip, so that the node before makes its output, and return them.
 
-        ONNX Runtime 1.23 and 1.27 make invalid models where they do that themselves, and 1.20 does not do it.
+        ONNX Runtime 1.23 and 1.27 make invalid models when they do this themselves, and 1.20 does not do it.
         """
         dropped = []
         for node in reversed(self.model.graph.node):
@@ -258,7 +261,7 @@ class Rewriter:
         return dropped
 
     def _is_redundant(self, node: NodeProto) -> bool:
-        """Whether a node is a Relu or Clip that changes no code, and only codes are read of what it makes."""
+        """Return whether a node is a Relu or Clip that changes no code, and its output is read only as codes."""
         codes = self._codes.get(node.output[0])
         if codes is None or not is_a(node, ACTIVATIONS):
             return False
@@ -269,24 +272,24 @@ class Rewriter:
         return known and passes(codes, self._index.value_of(low), self._index.value_of(high))
 
     def _adds_a_row(self, node: NodeProto) -> bool:
-        """Whether an Add has a constant of one dimension, or one that runtimes compute and may be so."""
+        """Return whether an Add adds a constant of one dimension, or one of unknown shape that runtimes compute."""
         constants = [name for name in node.input if name in self._fixed]
         known = [self._index.constants[name] for name in constants if name in self._index.constants]
         return len(constants) > len(known) or any(len(tensor.dims) == 1 for tensor in known)
 
     def _follower(self, node: NodeProto) -> NodeProto | None:
-        """Return the only node that reads what a node makes, past those without effect."""
+        """Return the only node that reads the output of a node, past nodes without effect."""
         follower = self._index.only_reader(node.output[0])
         while follower is not None and is_a(follower, {"Identity", "Dropout"}):
             follower = self._index.only_reader(follower.output[0])
         return follower
 
     def _must_not_be_joined(self, name: str, scale: Scale) -> bool:
-        """Whether a division of its own has to keep ONNX Runtime from changing what comes before a QuantizeLinear.
+        """Return whether a separate division must keep ONNX Runtime from changing what precedes a QuantizeLinear.
 
-        It takes away Relu and Clip before FP8, as if its codes were unsigned.  It gives codes to the weights, with one
-        scale for all, and the biases of nodes between codes that have none, also past an If whose branch it knows.
-        It takes codes past a MaxPool, also one whose places are read, which would then be those of codes.
+        ONNX Runtime removes Relu and Clip before FP8, as if the codes were unsigned.  Between tensors with codes, it
+        also quantises the weights, with one scale for all, and the biases of float nodes, even past an If whose branch
+        it knows.  It moves codes past a MaxPool, even if the indices are read, which would then be indices of codes.
         """
         while (maker := self._index.makers.get(name)) is not None:
             if is_a(maker, OPERATORS):
@@ -305,7 +308,7 @@ class Rewriter:
         return False
 
     def _add_apart(self, node: NodeProto, operator: str, dtype: np.dtype[Any]) -> None:
-        """Let an Add or Sum add to a Gemm what keeps runtimes from multiplying in integers."""
+        """Let an Add or Sum add the bias of a Gemm, which would keep runtimes from computing it in integers."""
         [output], term, beta = node.output, node.input[2], attribute(node, "beta", 1.0)
         product = node.output[0] = self._name(f"{output}_product")
         del node.input[2:]
@@ -316,7 +319,7 @@ class Rewriter:
         self._add(product, operator, [product, term], output, {})
 
     def _become_matmul(self, node: NodeProto, dtype: np.dtype[Any]) -> None:
-        """Make a MatMul of a Gemm, whose weights are as they are multiplied, and a Sum that adds the bias."""
+        """Turn a Gemm into a MatMul and a Sum that adds the bias; its weights must not be transposed."""
         if len(node.input) > 2 and node.input[2]:
             self._add_apart(node, "Sum", dtype)
         if attribute(node, "transA", 0):
@@ -326,7 +329,7 @@ class Rewriter:
         node.op_type = "MatMul"
 
     def _added_to(self, node: NodeProto) -> tuple[NodeProto, str]:
-        """Return which node adds next to a product what is constant, of which runtimes make its bias, if it does."""
+        """Return the next node behind a product and the constant that it adds, from which runtimes make a bias."""
         if node.op_type not in {"Gemm", "MatMul"}:
             return node, ""
         follower = self._follower(node)
@@ -364,25 +367,26 @@ class Rewriter:
 def with_room_for_bias(
     scale: Scale, weight: npt.NDArray[Any], bias: npt.NDArray[Any], activation: Scale, *, in_codes: bool
 ) -> Scale:
-    """Return the scales of a weight's channels, those that the bias's codes need where it is all that counts.
+    """Return the scales of a weight; if its weights are negligible beside its bias, a channel's scale fits the bias.
 
-    There are such channels without weights, or hardly any, in many a trained model.
+    Many trained models have channels in which all weights are 0, or nearly so.
 
     Parameters
     ----------
     scale : Scale
+        The scales chosen for the weight alone.
     weight, bias : ndarray
-        The latter has a value for each channel.
+        The bias has a value for each channel.
     activation : Scale
-        Of what the weight is multiplied with.
+        The scale of the tensor that is multiplied by the weight.
     in_codes : bool
-        Whether there is only room for codes of few bits in what comes of it, and so none for products beside a bias of
-        more than 29 bits.
+        Whether the output is read only as codes.  These have few bits, so beside a bias of more than 29 bits they have
+        no room for products.
     """
     largest = np.abs(bias.astype(np.float64)).reshape(-1)
     if scale.axis is None or scale.block_size is not None or largest.size != scale.scale.size:
         return scale
-    if "float" in activation.dtype or weight.dtype != np.float32:  # whose biases get no codes
+    if "float" in activation.dtype or weight.dtype != np.float32:  # their biases get no codes
         return scale
     largest[~np.isfinite(largest)] = 0.0
     step = float(activation.scale)
@@ -395,7 +399,7 @@ def with_room_for_bias(
 
 
 def passes(codes: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> bool:
-    """Return whether a Clip to these bounds changes no code of integers: they saturate where it does, or before."""
+    """Return whether a Clip to these bounds changes no integer code: the codes saturate at its bounds, or inside."""
     ends = as_code_format(codes.dtype, "codes").ends
     return not codes.dtype.startswith("float") and all(
         bound is None or sign * (np.rint(bound / codes.scale) + codes.zero_point) >= sign * end
@@ -404,16 +408,16 @@ def passes(codes: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | 
 
 
 def as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return scales in the type of what they scale, not as small as to vanish in it."""
+    """Return scales in the type of what they scale, limited to its normal numbers."""
     least = np.finfo(dtype).smallest_normal
     return np.ascontiguousarray(np.clip(scale, least, np.finfo(dtype).max)).reshape(scale.shape).astype(dtype)
 
 
 def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:
-    """Return the tensor that a QuantizeLinear makes codes of, its scale's name, and what gives the codes' values.
+    """Return the names of the tensor that a QuantizeLinear quantises, of its scale, and of the dequantised tensor.
 
-    Tensor and scale are those that `Rewriter.activation` was given, also where the division is a node of its own; the
-    last is empty if nothing dequantises.
+    Tensor and scale are those that `Rewriter.activation` was given, even if a separate node divides.  The last name is
+    empty if nothing dequantises the codes.
     """
     tensor, scale = quantize.input[:2]
     readers = [node for node in index.readers.get(quantize.output[0], []) if node.op_type == "DequantizeLinear"]

@@ -1,4 +1,4 @@
-"""From weights to codes and back, so that the weights of an output keep their sum."""
+"""Turn weights into codes and back, so that the weights of an output keep their sum."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from .rewriting import Scale
 
 
 def weight_codes(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -> npt.NDArray[Any]:
-    """Return the codes of a weight; of integers the next ones above or below, so that sums are kept.
+    """Return the codes of a weight; integer codes are rounded up or down so that sums are kept.
 
-    What an output is off by is the sum of its weights' errors times their inputs.  Inputs behind a rectifier, or of an
-    even background, have much in common, and what counts then is the sum of the errors: of weights rounded to nearest
-    that is a random walk, of many steps if there are many.  So as many weights as there are steps too many, those
-    nearest to a tie, go the other way: the sum is off by half a step at most, and the squared error hardly grows.
+    The error of an output is the sum of its weights' errors times their inputs.  Inputs behind a rectifier, or of an
+    even background, are much alike, so that the sum of the weights' errors counts.  With weights rounded to nearest,
+    this sum is a random walk, which is many steps long if there are many weights.
+
+    So if the sum is wrong by n steps, the n weights nearest to a tie are rounded the other way.  Then the sum is wrong
+    by at most half a step, and the squared error hardly grows.
 
     Parameters
     ----------
     weight : ndarray of float32 or float16
     scale : Scale
     channels : int or None
-        The axis of the outputs; without one weights are rounded to nearest.  In blocks each one keeps its sum.
+        The axis of the outputs; without one, weights are rounded to nearest.  If there are blocks, each block keeps its
+        sum.
     """
     code_format = as_code_format(scale.dtype, "dtype")
     if code_format.parameters is not None:
         return _nearest(weight, scale, code_format)
-    nearest = _nearest(weight, scale, code_format.symmetric())  # as many runtimes want it
+    nearest = _nearest(weight, scale, code_format.symmetric())  # many runtimes need symmetric codes
     if channels is None:
         return nearest
     most = code_format.greatest
@@ -40,7 +43,7 @@ def weight_codes(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -
     codes, rest = (_rows(array, scale, channels) for array in (integers, exact - integers))
     missing = np.rint(rest.sum(axis=1, keepdims=True))
     step = np.sign(missing).astype(np.int32)
-    # Not what is exact: what is clipped, or only fills up a block.
+    # Exact values stay: clipped weights, and the zeros that fill up a block.
     free = rest * step > 0.0
     order = np.argsort(np.where(free, -step * rest, np.inf), axis=1, kind="stable")
     moved = np.zeros(codes.shape, bool)
@@ -49,7 +52,7 @@ def weight_codes(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -
 
 
 def weight_values(codes: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
-    """Return what the codes of a weight stand for."""
+    """Return the values that the codes of a weight stand for."""
     if scale.block_size is None:
         values: npt.NDArray[Any] = dequantize(codes, scale.scale, scale.zero_point, axis=scale.axis)
         return values
@@ -70,7 +73,7 @@ def _nearest(weight: npt.NDArray[Any], scale: Scale, code_format: CodeFormat) ->
 
 
 def _scale_of_each(scale: Scale, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Return the scale of each element, or what is broadcast to it."""
+    """Return the scale of each element, or an array that broadcasts to that."""
     if scale.axis is None:
         return scale.scale
     if scale.block_size is None:
@@ -79,7 +82,7 @@ def _scale_of_each(scale: Scale, shape: tuple[int, ...]) -> npt.NDArray[Any]:
 
 
 def _rows(array: npt.NDArray[Any], scale: Scale, channels: int) -> npt.NDArray[Any]:
-    """Return what has a sum of its own as rows: all of an output, or a block, the last one filled up with zeros."""
+    """Return as rows the elements whose sum is kept: an output's, or a block's, filled up with zeros."""
     if scale.block_size is None or scale.axis is None:
         moved = np.moveaxis(array, channels, 0)
         return moved.reshape(moved.shape[0], -1)
@@ -87,7 +90,7 @@ def _rows(array: npt.NDArray[Any], scale: Scale, channels: int) -> npt.NDArray[A
 
 
 def _from_rows(rows: npt.NDArray[Any], shape: tuple[int, ...], scale: Scale, channels: int) -> npt.NDArray[Any]:
-    """Return an array of a shape that has these rows."""
+    """Return the array of this shape that has these rows."""
     if scale.block_size is None or scale.axis is None:
         others = [n for axis, n in enumerate(shape) if axis != channels]
         return np.moveaxis(rows.reshape(shape[channels], *others), 0, channels)

@@ -1,4 +1,4 @@
-"""Which nodes quantisation hurts: each one quantised alone, and the fewest kept in float for a drop that is allowed."""
+"""Find the nodes that quantisation hurts most, and the few to keep in float for an allowed drop."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from .plan import multiply_adds
 from .quantization import Quantizer
 from .session import Tap, run, session_of
 
-#: Batches that nodes are tried on, one by one.
+#: The number of batches that each node is tried on.
 BATCHES = 8
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What quantising one node alone does to the outputs.
+    """How much quantising one node alone changes the outputs.
 
     Attributes
     ----------
     node, op : str
-        Its name and operator.
+        The node's name and operator.
     sqnr : float
-        Signal-to-quantisation-noise ratio of the outputs in dB, of the powers relative to each output's own, added up.
+        The signal-to-quantisation-noise ratio (SQNR) of the outputs in dB.  The noise of each output is relative to the
+        output's power, and summed over the outputs.
     multiply_adds : int
-        Multiplications of the node in the first batch.
+        The number of the node's multiplications for the first batch.
     share : float
-        The same as a part of those of all nodes that are quantised.
+        The node's part of the multiplications of all nodes that are quantised, 0 to 1.
     """
 
     node: str
@@ -50,22 +51,22 @@ def node_sensitivities(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sensitivity]:
-    """Return the sensitivity of each node of the plan, the most sensitive first; no bias is corrected for that.
+    """Return the sensitivity of each node of the plan, the most sensitive first.
 
-    The outputs of the float model for the data are kept in memory.  Those that with some node are of another shape, as
-    their size depends on values, count with none.
+    No bias is corrected.  The outputs of the float model for the data are kept in memory.  If some node changes the
+    shape of an output, because its size depends on values, that output does not count.
 
     Raises
     ------
     IncomparableError
-        If none is left.
+        If no output counts.
     """
     batches = list(data)
     noises = _noises(quantizer, batches, progress)
     places = set[int].intersection(*(noise.comparable for noise in noises.values()))
     if not places:
-        reason = "no output of floats has a shape that does not depend on values, and values but 0"
-        raise IncomparableError(f"model: sensitivities are of outputs, and {reason}", reason)
+        reason = "no output has floats other than 0 and a shape that does not depend on values"
+        raise IncomparableError(f"model: expected an output to measure sensitivities on, but {reason}", reason)
     for noise in noises.values():
         noise.choose(places)
     work = node_multiply_adds(quantizer.float_model, quantizer.plan.nodes, batches[0])
@@ -80,9 +81,10 @@ def node_sensitivities(
 def most_sensitive(
     quantizer: Quantizer, data: Iterable[Batch], metric: Metric, *, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """Return the nodes of the plan, the most sensitive first, as outputs of floats tell or a metric.
+    """Return the names of the plan's nodes, the most sensitive first.
 
-    The metric tells where outputs have sizes that depend on values, and where there is no noise in any of them.
+    The noise of the float outputs decides.  If the size of an output depends on values, or no output has any noise, the
+    metric decides.
     """
     batches = list(data)
     noises = _noises(quantizer, batches, progress)
@@ -91,7 +93,7 @@ def most_sensitive(
         return order
     drops = dict.fromkeys(order, 0.0)
     for name, alone in _each_alone(quantizer, progress):
-        # These batches may lack what others have; whether anything can be compared is for the search to find.
+        # These batches may hold nothing to compare; the search finds out whether all of the data does.
         with contextlib.suppress(IncomparableError):
             drops[name] = scored(quantizer.float_model, alone, batches, metric.fresh()).drop
     return sorted(order, key=lambda name: -drops[name])
@@ -122,7 +124,7 @@ def _each_alone(quantizer: Quantizer, progress: Callable[[int], None] | None) ->
 
 
 def node_multiply_adds(model: ModelProto, nodes: Sequence[NodeProto], batch: Batch) -> dict[str, int]:
-    """Return how many multiplications nodes of a prepared model, whose weights are constant, do for a batch."""
+    """Return how many multiplications nodes with constant weights of a prepared model do for a batch."""
     index = Graph(model)
     tap = Tap(model, [name for node in nodes for name in (node.input[0], node.output[0])])
     values = tap.values(batch)
@@ -152,10 +154,10 @@ def within_drop(
     *,
     progress: Callable[[int, float], None] | None = None,
 ) -> Search:
-    """Return a quantised model that loses at most so many percent, with as few nodes in float as were found to do.
+    """Return a quantised model that loses at most `most` percent, with as few nodes in float as were found to do.
 
-    The first nodes of `order` stay in float: none, 1, 2, 4 and so on, until the drop is allowed, and then by halves
-    between.
+    The first nodes of `order` stay in float.  The search tries 0, 1, 2, 4 and so on of them until the drop is allowed,
+    and then halves the steps between.
     """
 
     def tried(n: int) -> Search:
@@ -188,12 +190,12 @@ def scored(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Metric:
-    """Return a metric that has seen what two models answer to all of the data.
+    """Return a metric that has seen the outputs of two models for all of the data.
 
     Raises
     ------
     IncomparableError
-        If what they answer cannot be compared.
+        If the outputs cannot be compared.
     """
     for batch, a, b in answers_of(exact, other, data, progress):
         metric.add(a, b, batch)

@@ -1,4 +1,4 @@
-"""Running models in ONNX Runtime."""
+"""Run models in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .graph import Graph
 from .notices import notice
 from .protos import all_nodes
 
-#: The first version of ONNX Runtime that loads models with FP8 beside activations in codes, all but a few.
+#: The first version of ONNX Runtime that loads nearly all models with FP8 and quantised activations.
 FP8_RUNTIME = (1, 32)
-#: A protocol buffer cannot be larger; the rest of a model is small beside its weights.
+#: The most bytes of weights in a protocol buffer, which is limited to 2 GiB: the rest of a model is small beside them.
 LARGEST_MESSAGE = 2**31 - 2**26
 
 
@@ -32,17 +32,17 @@ def weight_bytes(model: ModelProto) -> int:
 def session_of(
     model: ModelProto, *, as_written: bool = False, optimized_path: str = ""
 ) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU that runs a model, optimised or node by node as it is written.
+    """Return a session on the CPU that runs a model, optimised, or node by node if `as_written`.
 
-    Where there is a path, the optimised model is written there.
+    If there is an `optimized_path`, ONNX Runtime writes the optimised model there.
 
     Raises
     ------
     InvalidArgumentError
-        If ONNX Runtime cannot.
+        If ONNX Runtime cannot load the model.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is worth telling is raised
+    options.log_severity_level = 4  # fatal errors only: other errors are raised
     options.optimized_model_filepath = optimized_path
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -53,7 +53,7 @@ def session_of(
             path = os.path.join(folder, "model.onnx")
             save_with_data(model, path, "model.data")
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no base but this
+    except Exception as error:  # its exceptions share no narrower base class
         raise InvalidArgumentError(
             f"model: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}"
         ) from error
@@ -65,12 +65,12 @@ def lacks_fp8() -> bool:
 
 
 def check_loads(model: ModelProto) -> None:
-    """Raise unless ONNX Runtime can load a quantised model; only warn if it has operators of other makers.
+    """Raise unless ONNX Runtime can load a quantised model; only warn if it lacks a domain of its operators.
 
     Raises
     ------
     InvalidArgumentError
-        If ONNX Runtime cannot, though it has operators of all domains of the model.
+        If ONNX Runtime cannot load the model, though it has operators of all of the model's domains.
     """
     try:
         session_of(model)
@@ -80,8 +80,8 @@ def check_loads(model: ModelProto) -> None:
         if not others:
             raise InvalidArgumentError(f"quantised {error}") from error
         notice(
-            f"model: it has operators of {', '.join(others)}, which ONNX Runtime lacks, and so was not loaded there; "
-            "try it where it is to run"
+            f"model: it has operators of {', '.join(others)}, which ONNX Runtime lacks, so it was not loaded there; "
+            "try it where it will run"
         )
 
 
@@ -104,12 +104,12 @@ def run(session: onnxruntime.InferenceSession, names: Sequence[str] | None, batc
 def named_run(
     session: onnxruntime.InferenceSession, names: Sequence[str], batch: dict[str, Any]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return what `run` does, by the names of the outputs."""
+    """Return the result of `run` as a dict, by the names of the outputs."""
     return dict(zip(names, run(session, names, batch), strict=True))
 
 
 class Tap:
-    """Gives tensors of a model, its inputs too, and computes nothing that only others need.
+    """Computes some tensors of a model, also inputs, and nothing that only other tensors need.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class Tap:
 
 
 def save_with_data(model: ModelProto, path: str, data: str) -> None:
-    """Write a model whose weights are in a file beside it."""
+    """Write a model, with its weights in a file beside it."""
     copy = ModelProto()
     copy.CopyFrom(model)
     onnx.save_model(copy, path, save_as_external_data=True, location=data)

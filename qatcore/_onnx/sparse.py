@@ -1,4 +1,4 @@
-"""Sparse constants made dense: neither ONNX's conversion of operators nor codes know them."""
+"""Make sparse constants dense: neither ONNX's conversion of opsets nor quantisation supports them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def make_dense(model: ModelProto) -> None:
 
 
 def _dense(sparse: SparseTensorProto) -> TensorProto:
-    """Return a sparse tensor with its zeros; it has the name of its values."""
+    """Return a sparse tensor as a dense one, under the name of its values."""
     values, places, shape = (
         numpy_helper.to_array(sparse.values),
         numpy_helper.to_array(sparse.indices).astype(np.int64),
         tuple(sparse.dims),
     )
-    if places.ndim == 2:  # coordinates; positions otherwise
+    if places.ndim == 2:  # coordinates; otherwise positions in the flat tensor
         places = np.ravel_multi_index(tuple(places.T), shape)
     dense = np.zeros(math.prod(shape), values.dtype)
     dense[places] = values.reshape(-1)

@@ -1,4 +1,4 @@
-"""Why a quantised model is slower than the float one in ONNX Runtime, and what can be tried."""
+"""Why a quantised model is slower than the float one in ONNX Runtime, and what to try."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .plan import OPERATORS
 from .quantised import converts
 from .session import LARGEST_MESSAGE, session_of, weight_bytes
 
-#: Of two times of the same: what is less is chance.
+#: A ratio of two times that is less than this may be chance.
 _BY_CHANCE = 1.05
 _FLOAT8 = frozenset({TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2})
 
 
 def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | None:
-    """Return a line on what ONNX Runtime makes of a quantised model that is slower, and what has helped such models.
+    """Return a line on how ONNX Runtime runs a quantised model that is slower, and what has helped such models.
 
-    None if it is not slower than the float model, but for chance, or too large to be looked at.
+    Return None if the model is not slower than the float model, except by chance, or is too large to examine.
 
     Parameters
     ----------
     quantized : ModelProto
     latency : tuple of float
-        Of the float model and of this one.
+        The times of the float model and of the quantised one, in the same unit.
     """
     before, after = latency
     if after <= before * _BY_CHANCE or weight_bytes(quantized) >= LARGEST_MESSAGE:
@@ -36,11 +36,11 @@ def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | Non
     index = Graph(quantized)
     kinds = {_kind_of_codes(node, index) for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
     if kinds & _FLOAT8:
-        return "ONNX Runtime has no products of FP8; try --weights int8 --activations uint8"
+        return "ONNX Runtime has no FP8 products; try --weights int8 --activations uint8"
     if not any(map(converts, quantized.graph.node)):
         return "no node is quantised; allow a larger --max-drop"
     if not kinds:
-        return "weights alone save memory, seldom time; try --activations uint8 or int8"
+        return "quantised weights alone save memory, but seldom time; try --activations uint8 or int8"
     products = sum(node.op_type in OPERATORS for node in quantized.graph.node)
     nodes = list(_optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
@@ -56,8 +56,8 @@ def _kind_of_codes(node: NodeProto, index: Graph) -> int:
 
 
 def _optimized(model: ModelProto) -> ModelProto:
-    """Return what ONNX Runtime runs in place of a model."""
+    """Return the optimised model that ONNX Runtime runs."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "optimized.onnx")
         session_of(model, optimized_path=path)
-        return onnx.load(path, load_external_data=False)  # which some versions keep in memory
+        return onnx.load(path, load_external_data=False)  # some versions keep weights in memory

@@ -1,4 +1,4 @@
-"""Tensors as models store them: read from files beside a model, and checked to have the values that they say."""
+"""Tensors as models store them: read them from files beside a model, and check that all values are there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from .._base.errors import InvalidArgumentError
 from .protos import all_nodes, graphs_within
 
-#: The bits of types of which several share a byte.
+#: The bits of types that pack several values into a byte.
 _SMALL = {"float4e2m1": 4, "uint4": 4, "int4": 4, "uint2": 2, "int2": 2}
 
 
 def tensors_within(model: ModelProto) -> Iterator[TensorProto]:
-    """Yield all tensors that a model stores: initializers, and attributes of nodes; of sparse ones both parts."""
+    """Yield all tensors that a model stores: initializers, attributes of nodes, and both parts of sparse tensors."""
     for graph in graphs_within(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -34,22 +34,22 @@ def tensors_within(model: ModelProto) -> Iterator[TensorProto]:
 
 
 def places_of(model: ModelProto, path: str) -> set[str]:
-    """Return the files, with links resolved, in which a model from a path has tensors."""
+    """Return the files, with links resolved, that hold tensors of the model at this path."""
     folder = os.path.dirname(path)
     locations = (_external(tensor).get("location", "") for tensor in tensors_within(model) if _is_elsewhere(tensor))
     return {os.path.realpath(os.path.join(folder, location)) for location in locations}
 
 
 def read_elsewhere(model: ModelProto, path: str) -> None:
-    """Read what tensors of a model from a path have in other files, also through links, where ONNX Runtime does.
+    """Read the tensors that the model at this path stores in other files, from where ONNX Runtime reads them too.
 
-    Files are looked for where the path says that the model is.  Links may lead to the folder of the model, or to that
-    of the file which the path is a link to: hubs keep their files so.
+    Files are looked for in the folder of the path.  Links may lead to that folder.  If the path is a link itself, they
+    may also lead to the folder of its target, because hubs store models in this way.
 
     Raises
     ------
     InvalidArgumentError
-        If a file is missing, too short or elsewhere.
+        If a file is missing, is too short, or lies in another folder.
     """
     allowed = {os.path.dirname(os.path.realpath(path)), os.path.realpath(os.path.dirname(path) or ".")}
     for tensor in tensors_within(model):
@@ -68,7 +68,7 @@ def read_elsewhere(model: ModelProto, path: str) -> None:
         real = os.path.realpath(place)
         if not any(os.path.commonpath([real, folder]) == folder for folder in allowed):
             raise InvalidArgumentError(
-                f"{place}: it is outside of the model's folder, where ONNX Runtime reads no weights either; "
+                f"{place}: it is outside of the model's folder, and ONNX Runtime reads no weights there; "
                 "put a copy of it beside the model"
             )
         tensor.raw_data = _read(place, offset, size)
@@ -77,12 +77,12 @@ def read_elsewhere(model: ModelProto, path: str) -> None:
 
 
 def check_stored(model: ModelProto) -> None:
-    """Raise unless all tensors of a model are in it and have as many values as their shapes say.
+    """Raise unless a model holds all of its tensors, with as many values as their shapes need.
 
     Raises
     ------
     InvalidArgumentError
-        If one has not.
+        If a tensor is in another file, or its values do not fit its shape.
     """
     for tensor in tensors_within(model):
         if _is_elsewhere(tensor):
@@ -94,10 +94,10 @@ def check_stored(model: ModelProto) -> None:
             if any(size < 0 for size in tensor.dims):
                 raise ValueError("a dimension is less than 0")
             numpy_helper.to_array(tensor)
-        except Exception as error:  # what it raises depends on what is wrong
+        except Exception as error:  # the exception depends on the fault
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise InvalidArgumentError(
-                f"model: tensor {tensor.name!r}: its data are no {_type_of(tensor)} of shape {list(tensor.dims)}, "
+                f"model: tensor {tensor.name!r}: its data are no {_type_of(tensor)} of shape {list(tensor.dims)}; "
                 f"the file is damaged: {lines[0]}"
             ) from error
 

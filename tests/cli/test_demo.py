@@ -134,7 +134,7 @@ def test_table(report):
     assert len({len(line) for line in table}) == 1
     assert [line[:18].rstrip() for line in table[1:]] == [row.format for row in report.rows]
     assert lines[2 + len(table)] == ""
-    assert "scales (3, int4 394)" in lines[-1]
+    assert "3 scales (int4: 394)" in lines[-1]
 
 
 def test_importing_qatcore_does_not_import_scikit_learn():

@@ -107,10 +107,10 @@ def test_without_resuming_batches_are_added():
 def test_fewer_batches_than_were_seen_are_told():
     partial = qatcore.onnx.calibrate(MODEL, BATCHES[:5])
     partial.unfinished = 20
-    with pytest.raises(InvalidArgumentError, match="it has seen 20 samples, 8 more than there are"):
+    with pytest.raises(InvalidArgumentError, match="it has seen 20 samples, 8 more than the data has"):
         qatcore.onnx.calibrate(MODEL, BATCHES[:3], calibration=partial, resume=True)
     whole = {"x": np.concatenate([batch["x"] for batch in BATCHES])}
-    with pytest.raises(InvalidArgumentError, match="20 samples, which do not end where a batch does"):
+    with pytest.raises(InvalidArgumentError, match="20 samples, which end inside of a batch"):
         qatcore.onnx.calibrate(MODEL, [whole], calibration=partial, resume=True)
     assert partial.samples == partial.unfinished == 20
 
@@ -195,9 +195,11 @@ def test_calibrations_of_other_models_are_refused():
     ):
         with pytest.raises(InvalidArgumentError, match="of another"):
             wrong()
-    with pytest.raises(InvalidArgumentError, match="of the same tensors; were other ops or nodes chosen"):
+    with pytest.raises(
+        InvalidArgumentError, match="of the same tensors, got other ones; choose the same ops and nodes"
+    ):
         qatcore.onnx.calibrate(MODEL, BATCHES, calibration=found, ops=["Gemm"])
-    with pytest.raises(InvalidArgumentError, match="expected the same tensors, x is not in both"):
+    with pytest.raises(InvalidArgumentError, match="expected the same tensors in both, but x differs"):
         found.merge(qatcore.onnx.calibrate(MODEL, BATCHES, tensors=["r1", "r2"]))
     with pytest.raises(TypeError, match="expected a Calibration, got dict"):
         found.merge({})
@@ -245,7 +247,7 @@ def test_a_calibration_serves_fewer_nodes_and_every_format():
         helped.append(about["corrected_biases"] > 0)
     assert sum(helped) > 3
     fewer = qatcore.onnx.calibrate(MODEL, BATCHES, exclude=["first"])
-    with pytest.raises(InvalidArgumentError, match="x was not observed, one of 1 such tensors that get codes"):
+    with pytest.raises(InvalidArgumentError, match="tensors that get codes, but 1 were not observed, such as x"):
         qatcore.onnx.quantize_model(MODEL, calibration=fewer)
 
 
@@ -254,7 +256,7 @@ def test_files_of_collectors_are_read_by_both(tmp_path):
     found.save(tmp_path / "c.npz")
     assert qatcore.load_calibration(tmp_path / "c.npz") == found.collectors
     qatcore.save_calibration(tmp_path / "plain.npz", found.collectors)
-    with pytest.raises(InvalidArgumentError, match="expected the calibration of a model, got collectors only"):
+    with pytest.raises(InvalidArgumentError, match="expected a file of qatcore calibrate, got only collectors"):
         Calibration.load(tmp_path / "plain.npz")
 
 

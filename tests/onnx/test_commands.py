@@ -232,7 +232,7 @@ def test_shards_merge_to_what_one_machine_sees(folder, capsys):
     run(capsys, "quantize", "model.onnx", *data, "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
     out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", "-o", "q.onnx")
-    assert lines(out)["corrected"] == "no bias: that takes --data as well as --calibration"
+    assert lines(out)["corrected"] == "no bias; give --data as well as --calibration to correct biases"
     run(capsys, "quantize", "model.onnx", *data, "--no-bias-correction", "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
 
@@ -275,27 +275,27 @@ def faulty_models():
         ("missing.onnx --data batches -o q.onnx", "missing.onnx: No such file or directory"),
         ("data.npz --data batches -o q.onnx", "data.npz: not an ONNX model"),
         ("batches --data batches -o q.onnx", "batches: Is a directory"),
-        ("model.onnx -o q.onnx", "give --data to observe activations with, or --activations none"),
-        ("model.onnx --data missing -o q.onnx", "missing is no such file or directory"),
+        ("model.onnx -o q.onnx", "give --data to observe activations on, or --activations none"),
+        ("model.onnx --data missing -o q.onnx", "missing is no file or directory that exists"),
         ("model.onnx --data no.module:f -o q.onnx", "there is no function no.module:f"),
-        ("model.onnx --data batches -o model.onnx", "model.onnx is what is read; give another name"),
-        ("model.onnx --data data.npz -o ./data.npz", "data.npz is what is read"),
+        ("model.onnx --data batches -o model.onnx", "model.onnx belongs to the inputs; give another name"),
+        ("model.onnx --data data.npz -o ./data.npz", "data.npz belongs to the inputs"),
         ("model.onnx --data batches -o batches", "batches: Is a directory"),
-        ("model.onnx --data batches -o batches/1.npy", "batches/1.npy is what is read"),
-        ("model.onnx --data batches -o batches/new.npz", "batches/new.npz is what is read"),
-        ("external.onnx --data batches -o external.data", "external.data is what is read"),
+        ("model.onnx --data batches -o batches/1.npy", "batches/1.npy belongs to the inputs"),
+        ("model.onnx --data batches -o batches/new.npz", "batches/new.npz belongs to the inputs"),
+        ("external.onnx --data batches -o external.data", "external.data belongs to the inputs"),
         ("model.onnx --data batches -o missing/q.onnx", "missing/q.onnx: No such file or directory"),
         ("model.onnx --data batches -o /proc/q.onnx", "/proc/q.onnx: "),
         ("model.onnx --data batches -o q.onnx --ops Relu", "expected some of Conv, ConvTranspose, Gemm, MatMul"),
         ("model.onnx --data batches -o q.onnx --exclude nobody", "there is no node 'nobody'; qatcore inspect"),
-        ("model.onnx --data batches -o q.onnx --labels label", "there are no labels 'label' in it, only x"),
+        ("model.onnx --data batches -o q.onnx --labels label", "expected labels named 'label', got only x"),
         ("model.onnx --data batches -o q.onnx --metric os:nothing", "there is no function os:nothing"),
         ("model.onnx --data batches -o q.onnx --max-drop 101", "expected percent from 0 to 100, got 101"),
         ("model.onnx --data batches -o q.onnx --method percentile --percentile 0", "percentile: expected more than 0"),
-        ("model.onnx --data batches -o q.onnx --percentile 99", "--percentile is of --method percentile"),
-        ("model.onnx --data batches -o q.onnx --group-size 32", "--group-size is of --weights int4 only"),
+        ("model.onnx --data batches -o q.onnx --percentile 99", "--percentile needs --method percentile"),
+        ("model.onnx --data batches -o q.onnx --group-size 32", "--group-size needs --weights int4"),
         ("model.onnx --activations none -o q.onnx --labels label", "give --data to measure --labels on"),
-        ("model.onnx --activations none -o q.onnx --calibration c.npz", "--calibration is of activations"),
+        ("model.onnx --activations none -o q.onnx --calibration c.npz", "--calibration is for activations"),
         ("model.onnx --data batches -o q.onnx --max-drop 1 --no-check", "leave out --no-check"),
         ("model.onnx --activations none -o q.onnx --max-drop 1", "give --data to measure --max-drop on"),
         ("model.onnx --data batches -o q.onnx --weights int4 --group-size 3", "group_size: expected a power of two"),
@@ -303,13 +303,16 @@ def faulty_models():
         ("model.onnx --calibration model.onnx -o q.onnx", "model.onnx: not a calibration file"),
         (
             "model.onnx --data batches -o q.onnx --labels label --no-check",
-            "--labels has to compare: leave out --no-chec",
+            "--labels needs a comparison of both models; leave out --no-chec",
         ),
-        ("model.onnx --data batches -o q.onnx --metric os:sep --no-check", "--metric has to compare"),
-        ("model.onnx --activations none -o q.onnx --method kl", "--method is of activations"),
+        (
+            "model.onnx --data batches -o q.onnx --metric os:sep --no-check",
+            "--metric needs a comparison of both models",
+        ),
+        ("model.onnx --activations none -o q.onnx --method kl", "--method is for activations"),
         (
             "model.onnx --data batches -o q.onnx --weights int4 --per-tensor --group-size 32",
-            "--group-size is of groups",
+            "--group-size gives each group a scale",
         ),
         ("model.onnx --data batches -o q.onnx --metric score", "metric: expected module:function, got 'score'"),
         ("model.onnx --data= -o q.onnx", "data: expected a directory, a file or module:function, got an empty name"),
@@ -317,18 +320,24 @@ def faulty_models():
         ("empty.onnx --data batches -o q.onnx", "empty.onnx: there is no node in the model"),
         ("cut.onnx --data batches -o q.onnx", "cut.onnx: its weights cannot be read: "),
         ("alone.onnx --data batches -o q.onnx", "alone.data: no such file; put it beside the model, under this name"),
-        ("model.onnx --data mine:batches -o mine.py", "mine.py is what is read"),
-        ("model.onnx --data data.npz --metric mine:score -o mine.py", "mine.py is what is read"),
+        ("model.onnx --data mine:batches -o mine.py", "mine.py belongs to the inputs"),
+        ("model.onnx --data data.npz --metric mine:score -o mine.py", "mine.py belongs to the inputs"),
         ("model.onnx --data mine:leaves -o q.onnx", "mine:leaves raised SystemExit: 3"),
         ("model.onnx --data data.npz --metric mine:leaves -o q.onnx", "metric: mine:leaves raised SystemExit: 3"),
         ("model.onnx --data leaves:batches -o q.onnx", "there is no function leaves:batches: 4"),
         ("model.onnx --data batches -o q.onnx --batch-size 2", "got a directory, which has batches already"),
-        ("model.onnx --data mine:batches -o q.onnx --batch-size 2", "got what yields them, which has batches already"),
-        ("model.onnx --activations none -o q.onnx --batch-size 2", "--batch-size is of --data, of which there is none"),
-        ("model.onnx --activations none -o q.onnx --no-check", "--no-check is of --data"),
-        ("model.onnx --activations none -o q.onnx --no-bias-correction", "--no-bias-correction is of --data"),
-        ("linked.onnx --data batches -o elsewhere", "elsewhere is what is read"),
-        ("linked.onnx --data batches -o linked.data", "linked.data is what is read"),
+        (
+            "model.onnx --data mine:batches -o q.onnx --batch-size 2",
+            "got a function or an iterable, which has batches already",
+        ),
+        ("model.onnx --activations none -o q.onnx --batch-size 2", "--batch-size needs --data, but there is none"),
+        ("model.onnx --activations none -o q.onnx --no-check", "--no-check needs --data, but there is none"),
+        (
+            "model.onnx --activations none -o q.onnx --no-bias-correction",
+            "--no-bias-correction needs --data, but there is none",
+        ),
+        ("linked.onnx --data batches -o elsewhere", "elsewhere belongs to the inputs"),
+        ("linked.onnx --data batches -o linked.data", "linked.data belongs to the inputs"),
         ("model.onnx --data batches -o linked.data", "linked.data is a link, and nothing is written through links"),
         ("odd.onnx --data data.npz -o q.onnx", r"the model takes x\x1b[31m"),
     ],
@@ -425,7 +434,7 @@ def test_merging_what_does_not_belong_together(folder, capsys):
     fails(capsys, "merge", "a.npz", "b.npz", "-o", "m.npz", says="b.npz: expected the same tensors")
     fails(capsys, "merge", "a.npz", "c.npz", "-o", "m.npz", says="c.npz: expected a calibration of the same model")
     fails(capsys, "merge", "a.npz", "batches/0.npy", "-o", "m.npz", says="batches/0.npy: not a calibration file")
-    fails(capsys, "merge", "a.npz", "a.npz", "-o", "a.npz", says="a.npz is what is read")
+    fails(capsys, "merge", "a.npz", "a.npz", "-o", "a.npz", says="a.npz belongs to the inputs")
     fails(capsys, "merge", "a.npz", "./a.npz", "-o", "m.npz", says="./a.npz: given twice")
     fails(capsys, "quantize", "other.onnx", "--calibration", "a.npz", "-o", "q.onnx", says="of this model, got one of")
     fails(
@@ -449,7 +458,7 @@ def test_merging_what_does_not_belong_together(folder, capsys):
         "a.npz",
         "-o",
         "m.npz",
-        says="expected inputs, got a file with header",
+        says="expected only .npy files in it, got header",
     )
 
 
@@ -475,7 +484,10 @@ def test_ctrl_c_saves_a_calibration_that_is_resumed(folder, capsys, monkeypatch)
     Path("interrupt").touch()
     assert main([*arguments, "-o", "c.npz"]) == 130
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "qatcore: interrupted; 20 samples were seen, saved in c.npz: go on with --resume\n")
+    assert (out, err) == (
+        "",
+        "qatcore: interrupted; the calibration of 20 samples is saved in c.npz; go on with --resume\n",
+    )
     fails(capsys, *arguments, "-o", "c.npz", says="c.npz holds an interrupted calibration; go on with --resume")
     run(capsys, "calibrate", "model.onnx", "--data", "batches", "-o", "other.npz")
     for files in (["c.npz"], ["c.npz", "other.npz"], ["other.npz", "c.npz"]):
@@ -498,8 +510,10 @@ def test_ctrl_c_in_quantize_says_how_to_go_on(folder, capsys, monkeypatch):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     saved = "q.onnx.calibration.npz"
-    assert f"is saved in {saved}: go on with qatcore calibrate model.onnx {' '.join(data)} -o {saved} --resume" in err
-    assert err.endswith(f"--exclude first, then quantize with --calibration {saved} as well\n")
+    assert (
+        f"is saved in {saved}; to go on, run qatcore calibrate model.onnx {' '.join(data)} -o {saved} --resume" in err
+    )
+    assert err.endswith(f"--exclude first, then give this command --calibration {saved} as well\n")
     assert not Path("q.onnx").exists()
     run(capsys, "calibrate", "model.onnx", *data, "-o", saved, "--resume", *excluded)
     run(capsys, "quantize", "model.onnx", *data, "--calibration", saved, "-o", "q.onnx", *excluded)
@@ -535,7 +549,7 @@ def test_values_that_are_not_finite_are_told(folder, capsys):
     onnx.save(model, "log.onnx")
     np.savez("logged.npz", x=np.array([[0.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]], np.float32))
     said = lines(run(capsys, "quantize", "log.onnx", "--data", "logged.npz", "-o", "q.onnx"))
-    assert said["not"] == "finite   2 values of l: their range knows nothing of them"
+    assert said["not"] == "finite   2 values of l; the ranges leave them out"
     run(capsys, "calibrate", "log.onnx", "--data", "logged.npz", "-o", "c.npz")
     [row] = json.loads(run(capsys, "inspect", "c.npz", "--json"))["tensors"]
     assert (row["values"], row["not_finite"]) == (6, 2)
@@ -567,7 +581,7 @@ def test_a_signal_from_outside(folder):
         process.send_signal(signal.SIGINT)
         err = process.stderr.read()
     assert process.returncode == 130
-    assert "samples were seen, saved in c.npz" in err
+    assert "samples is saved in c.npz" in err
     found = qatcore.onnx.Calibration.load("c.npz")
     assert found.samples > 0
     assert found.collectors["x"].n_elements == found.samples * 192

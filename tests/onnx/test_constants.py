@@ -43,7 +43,7 @@ SHAPES = {"w": [48, 24], "v": [24, 5], "half": []}
 @pytest.mark.parametrize("ir_version", [4, 8, 10])
 def test_inputs_that_have_initializers_are_taken_for_constants(ir_version):
     model, batches = products(ir_version), onnx_models.rows()
-    with pytest.warns(ModelWarning, match=r"no inputs any more: w, v, half; keep_inputs \(--keep-inputs\) leaves"):
+    with pytest.warns(ModelWarning, match=r"no longer inputs: w, v, half; keep_inputs \(--keep-inputs\) keeps"):
         made = qatcore.onnx.quantize_model(model, batches)
     assert [each.name for each in made.graph.input] == ["x"]
     assert list(description(made)["nodes"]) == ["first", "second"]
@@ -77,7 +77,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(command) == 0
     assert "w, v, half" in json.loads(capsys.readouterr().out)["notices"][0]
     assert main([*command, "--keep-inputs"]) == 2
-    assert "whose weights are an input, which keep_inputs keeps" in capsys.readouterr().err
+    assert "its weights are an input, which keep_inputs keeps" in capsys.readouterr().err
     assert main(["inspect", "model.onnx", "--json"]) == 0
     assert [row["node"] for row in json.loads(capsys.readouterr().out)["nodes"]] == ["first", "second"]
 

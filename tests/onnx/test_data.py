@@ -94,10 +94,10 @@ def test_a_model_of_fixed_size_takes_whole_batches(tmp_path):
     data = Data(tmp_path / "all.npy", spec)
     same(data, [{"x": x[:2]}, {"x": x[2:4]}])
     assert data.left_out == 1
-    with pytest.raises(InvalidArgumentError, match="batch_size: expected 2, as the model takes, got 3"):
+    with pytest.raises(InvalidArgumentError, match="batch_size: expected 2, which the model fixes, got 3"):
         Data(tmp_path / "all.npy", spec, batch_size=3)
     np.save(tmp_path / "few.npy", x[:1])
-    with pytest.raises(InvalidArgumentError, match="has 1 samples, the model takes 2 at a time"):
+    with pytest.raises(InvalidArgumentError, match="has 1 samples, but the model takes 2 at a time"):
         Data(tmp_path / "few.npy", spec)
 
 
@@ -128,7 +128,7 @@ def test_functions_and_iterables():
     same(data, expected)
     once = Data(batches(), SPEC)
     same(once, expected)
-    with pytest.raises(InvalidArgumentError, match="can be gone through again, got an iterator"):
+    with pytest.raises(InvalidArgumentError, match="can be read again, got an iterator"):
         list(once)
 
 
@@ -182,7 +182,7 @@ def with_value(value):
         ([batch(), with_value(np.nan)], "batch 1: 1 of 8 values of x are NaN or infinite"),
         ([with_value(-np.inf)], "batch 0: 1 of 8 values of x are NaN or infinite"),
         ([{"x": np.zeros((0, 4), np.float32), "z": np.zeros((0, 1), np.float32)}], r"x is empty, of shape \(0, 4\)"),
-        ([], "not a single batch"),
+        ([], "expected at least one batch, got none"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(given, message):
@@ -193,7 +193,7 @@ def test_batches_that_do_not_fit_are_refused(given, message):
 def test_an_array_is_no_batch_of_two_inputs():
     with pytest.raises(TypeError, match="batch 0: expected a dict with x"):
         list(Data([batch()["x"]], SPEC))
-    with pytest.raises(TypeError, match="expected a path, a function or an iterable of batches, or arrays, got int"):
+    with pytest.raises(TypeError, match="expected a path, a function, arrays, or an iterable of batches, got int"):
         Data(3, SPEC)
 
 
@@ -204,11 +204,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(InvalidArgumentError, match=message):
             list(Data(tmp_path / name, SPEC))
 
-    refused("missing", "is no such file or directory")
-    refused("missing.npz", "is no such file or directory")
+    refused("missing", "is no file or directory that exists")
+    refused("missing.npz", "is no file or directory that exists")
     refused("other.npz", "has no input 'x' in it, only 'q'", q=np.zeros(3))
-    refused("uneven.npz", "expected as many samples of each array", x=np.zeros((3, 4)), z=np.zeros((2, 1)))
-    refused("scalar.npz", "expected as many samples of each array", x=np.zeros((3, 4)), z=np.zeros(()))
+    refused("uneven.npz", "expected equally many samples of each array", x=np.zeros((3, 4)), z=np.zeros((2, 1)))
+    refused("scalar.npz", "expected equally many samples of each array", x=np.zeros((3, 4)), z=np.zeros(()))
     refused("none.npz", "has 0 samples", x=np.zeros((0, 4), np.float32), z=np.zeros((0, 1), np.float32))
     (tmp_path / "folder").mkdir()
     refused("folder", "no .npz or .npy file in")
@@ -272,8 +272,8 @@ def test_arrays_have_an_axis_of_samples():
     [
         (batch()["x"], r"data: expected a dict with x \(float32"),
         ({"x": batch()["x"]}, "has no input 'z' in it, only 'x'"),
-        ({**batch(), "z": np.ones((3, 1), np.float32)}, r"expected as many samples of each array .* z \(3, 1\)"),
-        ({**batch(), "z": np.float32(1)}, r"expected as many samples of each array .* z \(\)"),
+        ({**batch(), "z": np.ones((3, 1), np.float32)}, r"expected equally many samples of each array .* z \(3, 1\)"),
+        ({**batch(), "z": np.float32(1)}, r"expected equally many samples of each array .* z \(\)"),
         ({}, "has no input 'x' in it, only nothing"),
         (batch(0), "has 0 samples"),
     ],

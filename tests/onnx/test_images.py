@@ -123,14 +123,16 @@ def test_signed_bytes_by_their_mean(tmp_path):
     array = save(tmp_path / "a.png", pixels(6, 5, 3))
     given = spec("N", 6, 5, 3, kind=TensorProto.INT8)
     same(only(tmp_path, given, mean=128), (array.astype(int) - 128).astype(np.int8))
-    with pytest.raises(InvalidArgumentError, match=r"takes int8, which cannot hold pixels .* from 0 to 255; 'raw'"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"takes int8, which cannot hold the prepared pixels, from 0 to 255; preset 'raw'"
+    ):
         Data(tmp_path, given)
 
 
 @pytest.mark.parametrize("options", [{"preset": "unit"}, {"mean": 0.5}, {"scale": 1 / 255}, {"preset": "imagenet"}])
 def test_bytes_are_not_scaled(tmp_path, options):
     photos(tmp_path, 1)
-    with pytest.raises(InvalidArgumentError, match="takes uint8, which cannot hold pixels as they were to be made"):
+    with pytest.raises(InvalidArgumentError, match="takes uint8, which cannot hold the prepared pixels"):
         Data(ImageFolder(tmp_path, **options), spec("N", 3, 4, 4, kind=TensorProto.UINT8))
 
 
@@ -279,7 +281,9 @@ def test_sizes_that_are_missing_or_do_not_fit(tmp_path, given, size, says):
 def test_models_that_take_no_images(tmp_path, given):
     photos(tmp_path, 1)
     *shape, kind = given if len(given) == 5 and given[1] == 3 else (*given, TensorProto.FLOAT)
-    with pytest.raises(InvalidArgumentError, match=r"for a model with one input, .* the model takes x \("):
+    with pytest.raises(
+        InvalidArgumentError, match=r"expected a model with one input of images .*; the model takes x \("
+    ):
         Data(tmp_path, spec(*shape, kind=kind))
 
 
@@ -313,12 +317,15 @@ def test_models_of_several_inputs_or_of_any_shape(tmp_path):
         ({"scale": float("nan")}, "scale"),
         ({"std": (1.0, 0.0, 1.0)}, "std: expected numbers above 0, got 1, 0, 1"),
         ({"mean": ()}, "mean: expected a number, or one for each channel, got none"),
-        ({"mean": (0.5, 0.5)}, "mean: expected one number, or 3 as the model has channels, got 2: 0.5, 0.5"),
+        (
+            {"mean": (0.5, 0.5)},
+            r"mean: expected one number, or 3 \(one for each of the model's channels\), got 2: 0.5, 0.5",
+        ),
         ({"mean": float("nan")}, "mean: expected numbers from 0 to 1, .* got nan"),
-        ({"mean": -0.5}, "mean: expected numbers from 0 to 1, as pixels are with scale 0.00392157, got -0.5$"),
+        ({"mean": -0.5}, "mean: expected numbers from 0 to 1, like pixels with scale 0.00392157, got -0.5$"),
         ({"mean": 127.5}, "got 127.5; give scale 1 as well"),
         ({"preset": "raw", "mean": 300}, "mean: expected numbers from 0 to 255, .* got 300$"),
-        ({"preset": "raw", "std": 1e-40}, "cannot hold pixels as they were to be made"),
+        ({"preset": "raw", "std": 1e-40}, "cannot hold the prepared pixels"),
     ],
 )  # fmt: skip
 def test_options_that_are_wrong(tmp_path, options, says):
@@ -539,14 +546,14 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(tmp_path, size):
     same(np.concatenate(found), expected)
     [message] = [str(each.message) for each in told]
     assert message == (
-        f"images: {n} of {7 + n} images in {tmp_path} cannot be read: 0.jpg (no kind of image that Pillow can read), "
-        "1.png (no kind of image that Pillow can read), 2.png (No such file or directory) and 3 more; they are left out"
+        f"images: {n} of {7 + n} images in {tmp_path} cannot be read: 0.jpg (not an image that Pillow can read), "
+        "1.png (not an image that Pillow can read), 2.png (No such file or directory) and 3 more; they are left out"
     )
     assert told[0].filename == __file__
     assert str(data.images).startswith("7 images,")
     same(np.concatenate([batch["x"] for batch in data]), expected)  # and told once
     (tmp_path / "03.png").write_bytes(b"")
-    with pytest.raises(InvalidArgumentError, match=r"03\.png can be read no more"):
+    with pytest.raises(InvalidArgumentError, match=r"03\.png could be read before, but not now"):
         list(data)
 
 
@@ -598,7 +605,9 @@ def test_a_directory_of_arrays_stays_one(tmp_path):
     [found] = data
     same(found["x"], expected)
     assert data.images is None
-    with pytest.raises(InvalidArgumentError, match=r"options are of .* images, and .* is a directory of arrays"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"options for images need a folder of images, but .* is a directory of arrays"
+    ):
         Data(ImageFolder(tmp_path), spec("N", 3, 4, 4))
 
 
@@ -606,9 +615,11 @@ def test_what_is_no_folder_of_images(tmp_path):
     save(tmp_path / "photos" / "a.png", pixels(4, 4, 3))
     with pytest.raises(InvalidArgumentError, match=r"data: there is no folder .*none$"):
         Data(ImageFolder(tmp_path / "none"), spec("N", 3, 4, 4))
-    with pytest.raises(InvalidArgumentError, match=r"options are of a folder of images, and .* is no directory"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"options for images need a folder of images, but .* is no directory"
+    ):
         Data(ImageFolder(tmp_path / "photos" / "a.png"), spec("N", 3, 4, 4))
-    with pytest.raises(InvalidArgumentError, match="give the folder that an image is in, or module:function"):
+    with pytest.raises(InvalidArgumentError, match="give the folder of the image, or module:function"):
         Data(tmp_path / "photos" / "a.png", spec("N", 3, 4, 4))
     (tmp_path / "photos" / "a.png").unlink()
     with pytest.raises(InvalidArgumentError, match=r"no \.npz or \.npy file in .*photos, and no image; .* \.jpg, "):
@@ -653,9 +664,9 @@ def test_batches_of_the_size_that_a_model_fixes(tmp_path):
     data = Data(ImageFolder(tmp_path, preset="raw"), spec(4, 11, 14, 3))
     same(np.concatenate([batch["x"] for batch in data]), expected[:8])
     assert data.left_out == 2
-    with pytest.raises(InvalidArgumentError, match="batch_size: expected 4, as the model takes, got 3"):
+    with pytest.raises(InvalidArgumentError, match="batch_size: expected 4, which the model fixes, got 3"):
         Data(tmp_path, spec(4, 11, 14, 3), 3)
-    with pytest.raises(InvalidArgumentError, match=r"the model takes 12 images at a time, there are 10$"):
+    with pytest.raises(InvalidArgumentError, match=r"the model takes 12 images at a time, but there are 10$"):
         list(Data(tmp_path, spec(12, 11, 14, 3)))
 
 
@@ -665,7 +676,7 @@ def test_an_image_is_a_sample_without_an_axis_of_samples(tmp_path):
     found = list(Data(ImageFolder(tmp_path, preset="raw"), given))
     assert [batch["x"].shape for batch in found] == [(3, 11, 14)] * 3
     assert sum(map(given.samples_of, found)) == 3
-    with pytest.raises(InvalidArgumentError, match="batch_size: expected 1, as the model takes, got 2"):
+    with pytest.raises(InvalidArgumentError, match="batch_size: expected 1, which the model fixes, got 2"):
         Data(tmp_path, given, 2)
 
 
@@ -771,9 +782,9 @@ def test_accuracy_on_folders(classified):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("label", "labels: the classes of images have the name 'labels', got 'label'"),
-        ("few", r"has folders of 2 classes, the model tells 5 apart: name each folder by the number of its class"),
-        ("flat", "labels: not all images in .* lie in folders, whose names would be their classes"),
+        ("label", "labels: expected 'labels', the name of the images' classes, got 'label'"),
+        ("few", r"has folders of 2 classes, but the model has 5; name each folder by the number of its class"),
+        ("flat", "labels: expected all images in .* to lie in subfolders with the names of their classes"),
     ],
 )
 def test_labels_that_cannot_be_right(tmp_path, given, says):
@@ -899,14 +910,23 @@ def test_options_of_the_command_are_those_of_the_function(folder, capsys):
             "quantize model.onnx --data photos --scale 1/0 -o q.onnx",
             "expected a number such as 0.5 or 1/255, got '1/0'",
         ),
-        ("quantize --data photos -o q.onnx --crop model.onnx", "expected a part such as 0.875, or an option behind it"),
+        (
+            "quantize --data photos -o q.onnx --crop model.onnx",
+            "expected a part such as 0.875, or another option after --crop",
+        ),
         ("quantize model.onnx --data photos --mean 127.5 -o q.onnx", "got 127.5; give scale 1 as well"),
-        ("quantize model.onnx --data photos -o photos/03.png", "photos/03.png is what is read"),
-        ("quantize model.onnx --data photos -o photos/new.png", "photos/new.png is what is read"),
-        ("quantize model.onnx --data model.onnx --bgr -o q.onnx", "options are of a folder of images, and model.onnx"),
-        ("quantize model.onnx --activations none --bgr -o q.onnx", "--bgr is of --data, of which there is none"),
+        ("quantize model.onnx --data photos -o photos/03.png", "photos/03.png belongs to the inputs"),
+        ("quantize model.onnx --data photos -o photos/new.png", "photos/new.png belongs to the inputs"),
+        (
+            "quantize model.onnx --data model.onnx --bgr -o q.onnx",
+            "options for images need a folder of images, but model.onnx",
+        ),
+        ("quantize model.onnx --activations none --bgr -o q.onnx", "--bgr needs --data, but there is none"),
         ("calibrate model.onnx --data photos --crop 2 -o c.npz", "crop: expected a number above 0, at most 1"),
-        ("compare model.onnx model.onnx --data photos --labels labels", "not all images in photos lie in folders"),
+        (
+            "compare model.onnx model.onnx --data photos --labels labels",
+            "expected all images in photos to lie in subfolders",
+        ),
         ("quantize rows.onnx --data photos -o q.onnx", "the model takes x (float32[?, 48])"),
     ],
 )
@@ -918,9 +938,7 @@ def test_what_is_wrong_is_told_in_one_line(folder, capsys, arguments, says):
 
 def test_what_cannot_be_read_is_a_note(folder, capsys):
     n = damaged(Path("photos"))
-    note = (
-        f"note         {n} of {40 + n} images in photos cannot be read: 0.jpg (no kind of image that Pillow can read)"
-    )
+    note = f"note         {n} of {40 + n} images in photos cannot be read: 0.jpg (not an image that Pillow can read)"
     for command in (
         "calibrate model.onnx --data photos -o c.npz",
         "quantize model.onnx --data photos -o q.onnx",
@@ -950,7 +968,7 @@ def test_ctrl_c_says_how_to_go_on_with_the_same_images(folder, capsys, monkeypat
     assert main(["quantize", "model.onnx", "--data", "photos", *options, "-o", "q.onnx"]) == 130
     err = capsys.readouterr().err
     assert "the calibration of 10 samples is saved" in err
-    command = err.partition("go on with qatcore ")[2].partition(", then")[0].split()
+    command = err.partition("to go on, run qatcore ")[2].partition(", then")[0].split()
     run(capsys, *command)
     saved = qatcore.onnx.Calibration.load("q.onnx.calibration.npz")
     whole = ImageFolder("photos", preset="unit", mean=(0.1, 0.2, 0.3), bgr=True)

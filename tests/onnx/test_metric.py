@@ -200,7 +200,7 @@ def test_a_function_that_raises_is_told_by_its_name(tmp_path, monkeypatch):
 def test_labels_are_of_the_output_they_fit():
     model = onnx_models.convolutions()
     data = onnx_models.images(3)
-    with pytest.raises(InvalidArgumentError, match=r"expected label of shape \(3,\), as y has, got \(2,\)"):
+    with pytest.raises(InvalidArgumentError, match=r"expected label of shape \(3,\) to fit y, got \(2,\)"):
         qatcore.onnx.compare(model, model, [{**data[0], "label": np.zeros(2, int)}], labels="label")
 
 
@@ -217,7 +217,7 @@ def test_labels_are_of_outputs_that_they_fit_in_all_batches():
             other = {"places": np.arange(places[start] + (start == 3)), "box": exact["box"], "y": logits[some]}
             metric.add(exact, other, {"label": labels[some]})
         assert metric.scores == (pytest.approx(100.0 * np.mean(logits.argmax(1) == labels)),) * 2
-    with pytest.raises(InvalidArgumentError, match=r"expected label of shape \(3,\), as y has, got \(2,\)"):
+    with pytest.raises(InvalidArgumentError, match=r"expected label of shape \(3,\) to fit y, got \(2,\)"):
         metric.add(exact, other, {"label": labels[:2]})
 
 
@@ -284,5 +284,5 @@ def test_scores(scores):
 
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), np.array([0.5, 1.0]), np.array([-1, 0]), np.array([0, 5])])
 def test_labels_that_are_no_classes_are_refused(labels):
-    with pytest.raises(InvalidArgumentError, match="expected label to be classes from 0 to 4, as y has"):
+    with pytest.raises(InvalidArgumentError, match="expected label to be integers from 0 to 4, the classes of y"):
         Metric(labels="label").add({"y": np.ones((2, 5))}, {"y": np.ones((2, 5))}, {"label": labels})

@@ -186,7 +186,7 @@ def with_node(domain):
 
 
 def test_operators_of_other_makers_are_told():
-    with pytest.warns(ModelWarning, match="operators of org.example, which ONNX Runtime lacks, and so was not loaded"):
+    with pytest.warns(ModelWarning, match="operators of org.example, which ONNX Runtime lacks, so it was not loaded"):
         made = qatcore.onnx.quantize_model(with_node("org.example"), activations="none")
     assert [node.op_type for node in made.graph.node] == ["DequantizeLinear", "MatMul", "Nonsense"]
 

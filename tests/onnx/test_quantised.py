@@ -168,7 +168,7 @@ def test_codes_at_the_borders_are_taken_over(dtype, codes_in, activations):
     x = np.random.default_rng(0).integers(-28, 100, (64, 48)).astype(dtype) if codes_in else onnx_models.normal(64, 48)
     batches = [{"x": x}]
     with pytest.warns(
-        ModelWarning, match=r"[12] DequantizeLinear.* of its inputs and outputs stay as they are"
+        ModelWarning, match=r"[12] DequantizeLinear.* at its inputs and outputs stay as they are"
     ) as told:
         made = qatcore.onnx.quantize_model(model, batches, activations=activations, bias_correction=False)
     assert [each.filename for each in told] == [__file__]

@@ -446,8 +446,8 @@ def test_models_larger_than_a_message_have_their_weights_beside_them(tmp_path, m
         ({"max_drop": -1.0}, InvalidArgumentError, "max_drop: expected percent from 0 to 100"),
         ({"metric": 3}, TypeError, "metric: expected a function"),
         ({"metric": "no_module_of_test:f"}, InvalidArgumentError, "metric: there is no function"),
-        ({"metric": len, "labels": "label"}, InvalidArgumentError, "labels: expected none where there is a metric"),
-        ({"labels": "label", "max_drop": 1.0}, InvalidArgumentError, "there are no labels 'label' in it, only x"),
+        ({"metric": len, "labels": "label"}, InvalidArgumentError, "labels: expected none beside a metric"),
+        ({"labels": "label", "max_drop": 1.0}, InvalidArgumentError, "expected labels named 'label', got only x"),
         ({"output": "/nonexistent/x.onnx"}, OSError, "/nonexistent/x.onnx"),
     ],
 )
@@ -458,7 +458,7 @@ def test_wrong_arguments_are_refused(options, error, message):
 
 def test_data_is_asked_for_where_it_is_needed():
     model = onnx_models.product()
-    with pytest.raises(InvalidArgumentError, match="data: expected some to observe activations with"):
+    with pytest.raises(InvalidArgumentError, match="data: expected data to observe activations on, got none"):
         qatcore.onnx.quantize_model(model)
     with pytest.raises(InvalidArgumentError, match="max_drop: expected data"):
         qatcore.onnx.quantize_model(model, max_drop=1.0, activations="none")
