@@ -127,8 +127,8 @@ def main() -> int:
     print(f"{tensors} tensors, {batches} batches of {values:,} float32, one thread\n")
     print("| | seconds | peak memory | beyond inference alone |\n|---|---:|---:|---:|")
     for name, run in (("inference alone", bare), ("with qatcore, KL", ours), ("ONNX Runtime, entropy", theirs)):
-        beyond = "" if run is bare else f"{run['memory'] - bare['memory']:.1f} MB"
-        print(f"| {name} | {run['seconds']:.2f} | {run['memory']:.1f} MB | {beyond} |")
+        beyond = "" if run is bare else f"{run['memory'] - bare['memory']:.1f} MiB"
+        print(f"| {name} | {run['seconds']:.2f} | {run['memory']:.1f} MiB | {beyond} |")
     saved = (theirs["memory"] - bare["memory"]) / max(ours["memory"] - bare["memory"], 0.1)
     print(f"\nqatcore takes 1/{theirs['seconds'] / ours['seconds']:.1f} of the time and 1/{saved:.0f} of the memory.")
     return 0
