@@ -441,7 +441,9 @@ def set_mode(model: nn.Module, mode: RangeMode | str) -> None:
     Parameters
     ----------
     model : Module
+        It is changed in place.
     mode : RangeMode or str
+        The mode of every `FakeQuantize` in the model.
 
     Raises
     ------
