@@ -29,8 +29,8 @@ LINK = re.compile(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
 def pieces(text: str) -> Iterator[tuple[int, str, str]]:
     """Yield the number, the kind and the text of each line that is read.
 
-    Kinds are "prose", "item" (the first line of a list's item), "formula", "alone" (a cell or an alt text), and "end"
-    for lines that end every sentence, such as a heading.
+    Kinds are "prose", "item" (the first line of a list's item), "formula", and "alone" (a cell or an alt text).
+    The kind "end" is for lines that end every sentence, such as a heading.
     """
     fence, comment, blank, formula, list_indent = "", False, True, False, -1
     for number, line in enumerate(text.splitlines(), 1):
