@@ -1,11 +1,11 @@
-# What the parts share.  $root is the repository, $work a directory for everything that is made.
+# Functions that the parts share.  $root is the repository, and $work a directory for everything that they make.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 checks=$root/.ci/checks
 work=$CI_WORK
 
-# Nothing of the user's may help or hinder; pip's cache only saves time.
+# The user's settings must not change a result.  pip's cache only saves time.
 for name in $(compgen -e); do
     case $name in PYTHON* | QATCORE_* | VIRTUAL_ENV | CC | CFLAGS | LDFLAGS) unset "$name" ;; esac
 done
@@ -15,7 +15,7 @@ export PYENV_ROOT=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "${HOME:-/root}
 export HOME=$work/home
 mkdir -p "$HOME"
 
-# The directory of an interpreter of this minor version.
+# Print the directory of an interpreter of this minor version.
 interpreter() {
     local found
     found=$(printf '%s\n' "$PYENV_ROOT"/versions/"$1".*/bin | sort -V | tail -n 1)
@@ -26,12 +26,12 @@ interpreter() {
     echo "$found"
 }
 
-# A fresh clone as $work/NAME.
+# Make a fresh clone as $work/NAME.
 clone() {
     git clone --quiet "$root" "$work/$1"
 }
 
-# A fresh environment as $work/NAME with these packages, if any.
+# Make a fresh environment as $work/NAME, with these packages if there are any.
 environment() {
     local name=$1 version=$2
     shift 2
@@ -39,7 +39,7 @@ environment() {
     (($# == 0)) || "$work/$name/bin/pip" install "$@"
 }
 
-# The sdist, made once.  Parts run at the same time, so what several need is made under a lock.
+# Make the sdist, once.  Parts run at the same time, so a lock guards everything that several parts need.
 sdist() {
     {
         flock 9
@@ -53,7 +53,7 @@ sdist() {
     } 9>"$work/sdist.lock"
 }
 
-# An environment $work/pyVERSION with the wheel made of the sdist, made once.
+# Make an environment $work/pyVERSION, once, with the wheel that is built from the sdist.
 wheel_environment() {
     sdist
     {
@@ -66,7 +66,7 @@ wheel_environment() {
     } 9>"$work/py$1.lock"
 }
 
-# The environment $work/torch: the same with PyTorch, what exports its models, and what the examples need.
+# Make the environment $work/torch: the same, with PyTorch, its ONNX exporter and the packages of the examples.
 torch_environment() {
     wheel_environment 3.11
     {
@@ -78,19 +78,19 @@ torch_environment() {
     } 9>"$work/torch.lock"
 }
 
-# The suite of the sdist, away from any source, in the environment $work/NAME, on two processes: the TESTS that a marker
-# expression tells.
+# Run the tests of the sdist on two processes, in the environment $work/NAME, in a folder without the package's sources.
+# TESTS is an expression of markers that selects the tests.
 suite() {
     local name=$1 tests=$2
     shift 2
     sdist
     mkdir "$work/tests-$name"
     cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$work/tests-$name"
-    # Without theft one process may be left with the slowest tests and a thousand others.
+    # Without work stealing, one process may keep the slowest tests and a thousand others.
     (cd "$work/tests-$name" && "$@" "$work/$name/bin/python" -P -m pytest -q -n 2 --dist worksteal -m "$tests")
 }
 
-# The block of code in a document, of a language, below a marker.
+# Print the block of code in a DOCUMENT, in a LANGUAGE, below a MARKER.
 marked_block() {
     local block
     block=$(awk -v marker="<!-- $3 -->" -v fence="\`\`\`$2" '
@@ -103,7 +103,7 @@ marked_block() {
     echo "$block"
 }
 
-# Run them as a reader of the document would, in $work/NAME.
+# Run the commands below a MARKER of a DOCUMENT, as a reader would, in $work/NAME.
 follow() {
     local commands
     commands=$(marked_block "$1" sh "$2")
@@ -111,7 +111,7 @@ follow() {
     (cd "$work/$3" && PATH="$(interpreter 3.11):$PATH" bash -euo pipefail -c "$commands")
 }
 
-# An environment $work/NAME with a build made with switches of setup.py on.
+# Make an environment $work/NAME with a build that has switches of setup.py on.
 special_environment() {
     local name=$1
     shift

@@ -1,1 +1,1 @@
-"""Benchmarks against the peers: ``python -m bench``.  README.md says how to read them."""
+"""Benchmarks of qatcore and of its peers: ``python -m bench``.  README.md says how to read the results."""

@@ -13,14 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# NumPy, and all that loads it, is imported by the functions below: after the environment is set.
+# The functions below import NumPy, and modules that load it, only after they have set the environment.
 
 PARTS = ["elementwise", "formats", "training", "observe", "search", "gemm", "layer", "threads", "package"]
 
-#: For each level, how far oneDNN is limited when PyTorch calls it.
+#: For each CPU level, the limit on oneDNN when PyTorch calls it.
 ONEDNN_ISA = {"v2": "SSE41", "v3": "AVX2_VNNI", "v4": "AVX512_CORE_VNNI", "amx": "AVX512_CORE_AMX"}
 
-#: Variables that would limit or slow one contender and not the others.
+#: Variables that limit or slow only one contender.
 UNWANTED = [
     "ATEN_CPU_CAPABILITY",
     "DNNL_MAX_CPU_ISA",
@@ -31,16 +31,16 @@ UNWANTED = [
     "QATCORE_CPU",
 ]
 
-#: Seconds a row, and least and most repetitions of a contender.
+#: Seconds for each row, and the least and greatest number of repetitions of a contender.
 FULL, SHORT = (3.0, 5, 101), (0.1, 2, 5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and return the exit code: 1 for a wrong result, 2 for what is missing or misspelt."""
+    """Run the benchmark and return the exit code: 1 for a wrong result, 2 for something missing or misspelt."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     if arguments.source and (arguments.parts or arguments.peers or arguments.level or arguments.short):
-        parser.error("--from runs nothing: it goes with --markdown, --json and --plot only")
+        parser.error("--from runs nothing: use it with --markdown, --json and --plot only")
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         print("bench: matplotlib is not installed: pip install -r bench/requirements.txt", file=sys.stderr)
         return 2
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stored = json.loads(pathlib.Path(arguments.source).read_text())
             show(stored, markdown=arguments.markdown)
         except (ValueError, KeyError, TypeError):
-            print(f"bench: {arguments.source} holds no results of this benchmark", file=sys.stderr)
+            print(f"bench: {arguments.source} holds no results; make some with --json FILE", file=sys.stderr)
             return 2
     else:
         set_environment(arguments.threads, arguments.level)
@@ -72,29 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Unavailable(Exception):
-    """The machine or the environment lacks what was asked for."""
+    """Raised if the machine or the environment lacks something that the command line asks for."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments."""
     parser = argparse.ArgumentParser("python -m bench", description="Benchmarks of qatcore; see bench/README.md.")
     add = parser.add_argument
-    add("parts", nargs="*", type=_part, metavar="PART", help=f"all, if left out: {', '.join(PARTS)}")
+    add("parts", nargs="*", type=_part, metavar="PART", help=f"parts to run (default: all): {', '.join(PARTS)}")
     add("--peers", action="store_true", help="compare with the packages of bench/requirements.txt")
-    add("--threads", type=_positive, default=1, metavar="N", help="of every contender (default: 1)")
-    add("--level", choices=list(ONEDNN_ISA), help="CPU level of qatcore, and of oneDNN where torch calls it")
-    add("--short", action="store_true", help="small sizes, few repetitions: only to see that everything runs")
-    add("--wheel", type=_file, metavar="FILE", help="a wheel whose size is to be judged")
-    add("--markdown", action="store_true", help="print Markdown")
-    add("--json", type=_new_file, metavar="FILE", help="keep the results")
-    add("--from", type=_file, dest="source", metavar="FILE.json", help="take kept results, run nothing")
-    add("--plot", type=_new_file, metavar="FILE.svg", help="draw the results")
+    add("--threads", type=_positive, default=1, metavar="N", help="number of threads of every contender (default: 1)")
+    add("--level", choices=list(ONEDNN_ISA), help="CPU level of qatcore, and of oneDNN when PyTorch calls it")
+    add("--short", action="store_true", help="run small sizes a few times, only to see that everything runs")
+    add("--wheel", type=_file, metavar="FILE", help="judge the size of this wheel")
+    add("--markdown", action="store_true", help="print the results as Markdown")
+    add("--json", type=_new_file, metavar="FILE", help="write the results to a file")
+    add("--from", type=_file, dest="source", metavar="FILE.json", help="read results of --json, and run nothing")
+    add("--plot", type=_new_file, metavar="FILE.svg", help="draw the results as a chart")
     return parser
 
 
 def _part(text: str) -> str:
     if text not in PARTS:
-        raise argparse.ArgumentTypeError(f"no part {text!r}; parts are: {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"there is no part {text!r}; choose from: {', '.join(PARTS)}")
     return text
 
 
@@ -106,19 +106,19 @@ def _positive(text: str) -> int:
 
 def _file(text: str) -> str:
     if not pathlib.Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"no file {text!r}")
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
     return text
 
 
 def _new_file(text: str) -> str:
     if not os.access(pathlib.Path(text).parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"no folder to write {text!r} to")
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: its folder does not exist or is not writable")
     return text
 
 
 def set_environment(threads: int, level: str | None) -> None:
-    """Set what libraries read when they are loaded."""
-    assert "numpy" not in sys.modules, "too late: NumPy has read its environment"
+    """Set the environment variables that libraries read when they are loaded."""
+    assert "numpy" not in sys.modules, "NumPy has read its environment already"
     for name in UNWANTED:
         os.environ.pop(name, None)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -129,7 +129,7 @@ def set_environment(threads: int, level: str | None) -> None:
 
 
 def run(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Run the parts, print each row when it is done, and return everything as plain data."""
+    """Run the parts, print each row when it is done, and return all results as plain data."""
     qatcore = _import_qatcore()
     from . import machine, peers, report
     from .settings import Settings
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace, command: str) -> dict[str, Any]:
 
 
 def results(parts: list[str], settings: Any) -> Iterator[dict[str, Any]]:
-    """Yield the timed rows of the parts."""
+    """Time the rows of the parts, and yield each result."""
     import qatcore
 
     from .timing import alternate, result
@@ -159,7 +159,7 @@ def results(parts: list[str], settings: Any) -> Iterator[dict[str, Any]]:
     for part in parts:
         for row in importlib.import_module(f".{part}", __package__).rows(settings):
             alternate(row.contenders, budget, least if settings.short else max(least, row.least), most)
-            # The bars are for the full sizes.
+            # The bars hold for the full sizes only.
             yield result(part, row, judge=not settings.short)
         qatcore.set_num_threads(settings.threads)
 
@@ -167,13 +167,13 @@ def results(parts: list[str], settings: Any) -> Iterator[dict[str, Any]]:
 def _import_qatcore() -> Any:
     try:
         import qatcore
-    except (ImportError, ValueError) as error:  # not built, or the level is none of this machine's
+    except (ImportError, ValueError) as error:  # the kernels are not built, or the machine lacks the CPU level
         raise Unavailable(str(error)) from error
     return qatcore
 
 
 def show(stored: dict[str, Any], *, markdown: bool) -> None:
-    """Print kept results."""
+    """Print stored results."""
     from . import report
 
     printed = report.Printer(stored, markdown=markdown)

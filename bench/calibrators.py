@@ -1,8 +1,9 @@
-"""Calibrating from start to end, against ONNX Runtime's entropy calibrator: time and memory.
+"""Measure time and memory of a whole calibration, with qatcore and with ONNX Runtime's entropy calibrator.
 
-``python -m bench.calibrators`` makes a model with 50 tensors and runs 100 batches through it three times, each in a
-process of its own: inference alone, inference with our collectors and their KL scales, and ONNX Runtime's calibrator,
-which runs the model itself.  Memory is the peak beyond what the process had when its model was loaded.
+``python -m bench.calibrators`` makes a model with 50 tensors and runs 100 batches through it three times.  Each run has
+a process of its own.  The first run is inference alone.  The second feeds qatcore's collectors and chooses KL scales.
+The third is ONNX Runtime's calibrator, which runs the model itself.  Memory is the peak of the process, less its peak
+when the model had been loaded.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ def inputs(batches: int, values: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def peak() -> float:
-    """Return the most memory this process has had, in MB."""
+    """Return the peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def calibrate(what: str, path: pathlib.Path, batches: int, values: int) -> dict[str, object]:
-    """Run one of the three, and return seconds, memory and, of calibrators, the clips."""
+    """Do one of the three runs; return its seconds, its memory in MiB and the clips that it chose, if any."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -98,9 +99,9 @@ def calibrate(what: str, path: pathlib.Path, batches: int, values: int) -> dict[
 
 
 def main() -> int:
-    """Run all three and print them, as Markdown."""
+    """Do all three runs and print a table in Markdown."""
     parser = argparse.ArgumentParser("python -m bench.calibrators", description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="few batches: only to see that everything runs")
+    parser.add_argument("--short", action="store_true", help="run few batches, only to see that everything runs")
     parser.add_argument("--run", nargs=2, metavar=("WHAT", "MODEL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     tensors, batches, values = (5, 4, 4096) if arguments.short else (50, 100, 1 << 16)
@@ -117,17 +118,17 @@ def main() -> int:
             command += ["--short"] if arguments.short else []
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found[what] = json.loads(done.stdout.splitlines()[-1])
-    # Both clip normal data near its ends; how well is the subject of bench.ranges.
+    # Both clip normal data near its ends.  bench.ranges measures how good the clips are.
     for name, clip in found["qatcore"]["clips"].items():
         if not 0.3 < clip / found["ORT"]["clips"][name] < 3:
-            print(f"{name}: clips at {clip} and {found['ORT']['clips'][name]}", file=sys.stderr)
+            print(f"{name}: expected similar clips, got {clip} and {found['ORT']['clips'][name]}", file=sys.stderr)
             return 1
     bare, ours, theirs = (found[what] for what in ("inference", "qatcore", "ORT"))
     print(f"{tensors} tensors, {batches} batches of {values:,} float32, one thread\n")
     print("| | seconds | peak memory | beyond inference alone |\n|---|---:|---:|---:|")
     for name, run in (("inference alone", bare), ("with qatcore, KL", ours), ("ONNX Runtime, entropy", theirs)):
-        beyond = "" if run is bare else f"{run['memory'] - bare['memory']:.1f} MB"
-        print(f"| {name} | {run['seconds']:.2f} | {run['memory']:.1f} MB | {beyond} |")
+        beyond = "" if run is bare else f"{run['memory'] - bare['memory']:.1f} MiB"
+        print(f"| {name} | {run['seconds']:.2f} | {run['memory']:.1f} MiB | {beyond} |")
     saved = (theirs["memory"] - bare["memory"]) / max(ours["memory"] - bare["memory"], 0.1)
     print(f"\nqatcore takes 1/{theirs['seconds'] / ours['seconds']:.1f} of the time and 1/{saved:.0f} of the memory.")
     return 0

@@ -1,4 +1,4 @@
-"""Compares results before anything is timed: a fast wrong answer is not worth a row."""
+"""Compare results before anything is timed: a wrong result must not be reported as fast."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import numpy.typing as npt
 
 
 class MismatchError(Exception):
-    """Ours and an oracle or a peer disagree; the message names the row."""
+    """Raised if qatcore disagrees with an oracle or a peer; the message names the row."""
 
 
 def same(work: str, got: npt.ArrayLike, expected: npt.ArrayLike) -> None:
-    """Require the same shape, type and bits; for numbers computed exactly or by the same roundings."""
+    """Require the same shape, type and bits, as exact numbers and numbers with the same roundings have."""
     got, expected = np.asarray(got), np.asarray(expected)
     if got.shape != expected.shape or got.dtype != expected.dtype:
         raise MismatchError(f"{work}: expected {expected.dtype} {expected.shape}, got {got.dtype} {got.shape}")
-    bits = f"u{got.itemsize}"  # which tell the zeros apart
+    bits = f"u{got.itemsize}"  # bits tell 0.0 from -0.0
     different = np.flatnonzero(got.view(bits) != expected.view(bits))
     if different.size:
         i = different[0]
@@ -26,8 +26,8 @@ def same(work: str, got: npt.ArrayLike, expected: npt.ArrayLike) -> None:
 
 
 def near(work: str, got: npt.ArrayLike, expected: npt.ArrayLike, tolerance: float, *, unless: float = 0.0) -> None:
-    """Require a difference within the tolerance, save for a fraction of the values; the caller says why."""
-    # float32 differences of float32 values a step apart are exact enough, and half the memory.
+    """Require differences within the tolerance, except for the fraction `unless` of the values; callers say why."""
+    # For float32 values that are a step apart, float32 differences are exact enough and take half the memory.
     difference = np.abs(np.subtract(got, expected, dtype=np.result_type(got, expected, np.float32)))
     beyond = np.count_nonzero(~(difference <= tolerance))
     if beyond > unless * difference.size:
@@ -38,6 +38,6 @@ def near(work: str, got: npt.ArrayLike, expected: npt.ArrayLike, tolerance: floa
 
 
 def require(work: str, condition: bool, what: str) -> None:
-    """Require what is neither of the above."""
+    """Require any other condition."""
     if not condition:
         raise MismatchError(f"{work}: {what}")

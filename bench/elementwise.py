@@ -1,4 +1,4 @@
-"""Arrays to codes and back, against copying the same bytes."""
+"""Time arrays to codes and back, beside copying the same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .timing import Row, faster, within
 SCALE, ZERO_POINT = 0.0371, 3
 E4M3 = ml_dtypes.float8_e4m3fn
 
-#: PyTorch multiplies by the reciprocal, so a value next to a tie may fall to the other side: one step, rarely.
+#: PyTorch multiplies by the reciprocal, so a value next to a tie may rarely get the neighbouring code.
 TIES = 1e-4
 
 
@@ -36,12 +36,12 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def int8_codes(x: np.ndarray, scale: np.ndarray | float, zero_point: np.ndarray | int) -> np.ndarray:
-    """QuantizeLinear as ONNX defines it, in NumPy: the oracle."""
+    """Return int8 codes by ONNX's definition of QuantizeLinear, in NumPy: the oracle."""
     return np.clip(np.rint(x / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
 
 
 def fake_quantize(x: np.ndarray, settings: Settings) -> Iterator[Row]:
-    """Rows: float32 to float32 through int8, into an array that is there, and into a new one, as torch does it."""
+    """Rows: float32 to float32 through int8, into an existing array, and into a new one as torch does."""
     out, copy = np.empty_like(x), x.copy()
     codes = int8_codes(x, SCALE, ZERO_POINT).astype(np.float32)
     expected = (codes - np.float32(ZERO_POINT)) * np.float32(SCALE)
@@ -71,7 +71,7 @@ def fake_quantize(x: np.ndarray, settings: Settings) -> Iterator[Row]:
 
 
 def to_int8(x: np.ndarray, settings: Settings) -> Iterator[Row]:
-    """Rows: float32 to int8 codes, into an array that is there, and into a new one, as torch does it."""
+    """Rows: float32 to int8 codes, into an existing array, and into a new one as torch does."""
     out, copy = np.empty(x.shape, np.int8), x.copy()
     expected = int8_codes(x, SCALE, ZERO_POINT)
     row = Row(f"quantize float32 -> int8, {counted(x.size)}", chart=f"float32 to int8 codes, {counted(x.size)}")
@@ -129,7 +129,7 @@ def to_e4m3(x: np.ndarray, settings: Settings) -> Row:
     row = Row(
         f"quantize float32 -> float8_e4m3fn, {counted(x.size)}", chart=f"float32 to FP8 (E4M3) codes, {counted(x.size)}"
     )
-    x = np.clip(x * np.float32(40.0), -448.0, 448.0)  # where all agree: beyond it the peers' NaN is not our 448
+    x = np.clip(x * np.float32(40.0), -448.0, 448.0)  # beyond 448, the peers give NaN and qatcore gives 448
     out, copy = np.empty(x.shape, E4M3), x.copy()
     expected = x.astype(E4M3)
     qatcore.quantize(x, 1.0, dtype="float8_e4m3fn", out=out)
@@ -173,7 +173,7 @@ def from_e4m3(x: np.ndarray, settings: Settings) -> Row:
 
 
 def reference(settings: Settings) -> Iterator[Row]:
-    """Rows: the reference's own functions, which return a new array, against copying into a new array."""
+    """Rows: functions of qatcore.reference, which return a new array, beside copying into a new array."""
     x = np.random.default_rng(1).normal(scale=30.0, size=settings.size(2**23))
     quantize_int8, quantize_fp8 = qatcore.reference.quantize_int8, qatcore.reference.quantize_fp8
 
@@ -188,7 +188,7 @@ def reference(settings: Settings) -> Iterator[Row]:
 
     row = Row(f"reference.quantize_fp8 float64, {counted(x.size)}")
     magnitude = np.minimum(np.abs(x), 448.0)
-    # A binade has eight values, and the mantissa is clamped to the last of them instead of carried.
+    # A binade has eight values.  The mantissa is clipped to the last one; it does not carry into the exponent.
     step = np.ldexp(1.0, np.maximum(np.frexp(magnitude)[1] - 4, -9))
     first = np.where(magnitude < 2.0**-6, 0.0, 8.0)
     eighths = np.minimum(np.floor(magnitude / step - first + 0.5), 7.0) + first

@@ -1,4 +1,4 @@
-"""Every other number format, blocks, microscaling and packing, against copying the bytes that are read or written."""
+"""Time the other number formats, blocks, microscaling and packing, beside copying the bytes read or written."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMITS = {
     "uint16": (0, 65535),
 }
 
-#: torchao multiplies by reciprocals, so a value next to a tie may fall to the other side, rarely.
+#: torchao multiplies by reciprocals, so a value next to a tie may rarely get the neighbouring code.
 TIES = 1e-4
 
 
@@ -44,12 +44,12 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def zero_point_of(dtype: str) -> int:
-    """Return one that is not zero where there may be one."""
+    """Return a zero point for a format, other than 0 if the format allows one."""
     return sum(LIMITS.get(dtype, (0, 0))) // 3
 
 
 def codes_of(x: np.ndarray, dtype: str) -> np.ndarray:
-    """QuantizeLinear as ONNX defines it, in NumPy and ml_dtypes: the oracle."""
+    """Return codes by ONNX's definition of QuantizeLinear, in NumPy and ml_dtypes: the oracle."""
     steps = x / np.float32(SCALE)
     if dtype in FLOATS:
         return np.clip(steps, -FLOATS[dtype], FLOATS[dtype]).astype(dtype)
@@ -57,7 +57,7 @@ def codes_of(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def in_onnx_runtime(operator: str, given: np.ndarray, dtype: str, expected: np.ndarray, threads: int) -> OneNode:
-    """Return a session that has given what is expected."""
+    """Return a session of one operator, after checking that it computes `expected`."""
     theirs = np.empty_like(expected)
     scale, zero_point = np.array(SCALE, np.float32), np.array(zero_point_of(dtype), dtype)
     session = OneNode(operator, {"x": given, "scale": scale, "zero_point": zero_point}, theirs, threads)
@@ -74,7 +74,7 @@ def to_codes(x: np.ndarray, dtype: str, settings: Settings) -> Row:
     qatcore.quantize(x, SCALE, zero_point, dtype=dtype, out=out)
     same(row.work, out.view(f"u{out.itemsize}"), expected.view(f"u{out.itemsize}"))
     row.ours(lambda: qatcore.quantize(x, SCALE, zero_point, dtype=dtype, out=out))
-    if np.dtype(dtype).kind not in "iu":  # the cast alone, of what is in range
+    if np.dtype(dtype).kind not in "iu":  # the cast alone, of values that are in range
         clipped = np.clip(x, *(LIMITS.get(dtype, (-6.0, 6.0))))
         cast = np.empty_like(out)
         row.peer("ml_dtypes: as numpy.copyto", lambda: np.copyto(cast, clipped, casting="unsafe"))
@@ -110,7 +110,7 @@ def from_codes(x: np.ndarray, dtype: str, settings: Settings) -> Row:
 
 
 def blocks(x: np.ndarray, settings: Settings) -> Iterator[Row]:
-    """Rows: a scale for every 32 neighbours, along the last axis and along the first."""
+    """Rows: blocks of 32 elements, along the last axis and along the first."""
     x = x[: x.size // 4096 * 4096].reshape(-1, 4096)
     copy = x.copy()
     rng = np.random.default_rng(3)
@@ -152,7 +152,7 @@ def blocks(x: np.ndarray, settings: Settings) -> Iterator[Row]:
 
 
 def microscaling(x: np.ndarray, settings: Settings) -> Iterator[Row]:
-    """Rows: to and from OCP's microscaling formats."""
+    """Rows: float32 to the OCP microscaling formats and back."""
     x = x[: x.size // 32 * 32].reshape(-1, 32)
     copy = x.copy()
     largest = np.abs(x).max(axis=1, keepdims=True)
@@ -189,7 +189,7 @@ def microscaling(x: np.ndarray, settings: Settings) -> Iterator[Row]:
 
 
 def nvfp4(x: np.ndarray, settings: Settings) -> Iterator[Row]:
-    """Rows: to and from NVFP4."""
+    """Rows: float32 to NVFP4 and back."""
     x = x[: x.size // 4096 * 4096].reshape(-1, 4096)
     row = Row(f"quantize_nvfp4 float32, {counted(x.size)}")
     codes, scale, tensor_scale = qatcore.quantize_nvfp4(x)
@@ -217,7 +217,7 @@ def nvfp4(x: np.ndarray, settings: Settings) -> Iterator[Row]:
 
 
 def packing(n: int) -> Iterator[Row]:
-    """Rows: codes packed several a byte, and unpacked."""
+    """Rows: pack several codes into each byte, and unpack them."""
     for width, pack, unpack in (
         (4, qatcore.pack_int4, qatcore.unpack_int4),
         (2, qatcore.pack_int2, qatcore.unpack_int2),

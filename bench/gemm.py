@@ -1,4 +1,4 @@
-"""int8 matrix products, against PyTorch's, oneDNN's as PyTorch reaches it, and float32's."""
+"""Time int8 matrix products beside PyTorch, oneDNN as PyTorch calls it, and float32."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .checks import near, same
 from .settings import Settings
 from .timing import Bar, Row, faster, share
 
-#: As in a layer: activations have a zero point, weights do not, and each column has its scale and bias.
+#: As in a layer, activations have a zero point and weights have none.  Each column has a scale and a bias.
 A_ZERO_POINT = 5
 
 
 def rows(settings: Settings) -> Iterator[Row]:
     """Yield the rows."""
-    of_peak = share(0.40) if settings.threads == 1 else None  # the peak is one core's
+    of_peak = share(0.40) if settings.threads == 1 else None  # the peak is measured on one core
     for shape, bar, peak_bar, charted in (
         ((1024, 1024, 1024), faster(1.15), of_peak, True),
         ((64, 4096, 4096), faster(1.0), None, True),
@@ -37,14 +37,14 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 class Problem:
-    """Operands of ``(a - za) @ b * (a_scale * b_scale) + bias``, and its value in float64."""
+    """The operands of ``(a - za) @ b * (a_scale * b_scale) + bias``, and the result in float64."""
 
     def __init__(self, m: int, k: int, n: int) -> None:
         rng = np.random.default_rng(0)
         self.a = rng.integers(-128, 128, (m, k), np.int8)
-        # 7 bits of 8: without VNNI, oneDNN and FBGEMM add pairs of products in 16 bits, which must not saturate.
+        # Only 7 bits: without VNNI, oneDNN and FBGEMM add pairs of products in 16 bits, which must not saturate.
         self.b = rng.integers(-64, 64, (k, n), np.int8)
-        self.a_scale = 2.0**-7  # exact in float32, which is what the peers take
+        self.a_scale = 2.0**-7  # exact in float32, because the peers take float32
         self.b_scale = rng.uniform(0.005, 0.02, n).astype(np.float32)
         self.scale = self.a_scale * self.b_scale.astype(np.float64)
         self.bias = rng.normal(size=n).astype(np.float32)
@@ -53,16 +53,16 @@ class Problem:
         self.value = (self.product - A_ZERO_POINT * self.b.sum(axis=0, dtype=np.float64)) * self.scale + self.bias
 
     def by_columns(self) -> np.ndarray:
-        """Return b as the layers of others take it, of shape (n, k)."""
+        """Return b with shape (n, k), as the peers' layers take it."""
         return np.ascontiguousarray(self.b.T)
 
     def unsigned(self) -> np.ndarray:
-        """Return a offset to uint8, as the peers take it; its zero point is then 128 more."""
+        """Return a as uint8, as the peers take it; its codes and its zero point are greater by 128."""
         return self.a.view(np.uint8) ^ np.uint8(0x80)
 
 
 def linear(row: Row, problem: Problem, settings: Settings, bar: Bar | None, peak_bar: Bar | None) -> Row:
-    """Row: int8 to float32 with scales, zero point and bias, the weights packed beforehand."""
+    """Row: an int8 product to float32, with scales, zero point, bias and weights that are packed beforehand."""
     a, scale, bias, value = problem.a, problem.scale, problem.bias, problem.value
     packed, out = qatcore.PackedInt8Matrix(problem.b), np.empty(value.shape, np.float32)
 
@@ -73,13 +73,13 @@ def linear(row: Row, problem: Problem, settings: Settings, bar: Bar | None, peak
     row.ours(ours)
     if settings.peers:
         call = pointwise(problem)
-        # It scales and adds in float32: two roundings and those of the scales.
+        # oneDNN scales and adds in float32: two roundings more, and those of the scales.
         near(f"{row.work}, oneDNN", call().numpy(), value, 2.0**-22 * np.abs(value).max())
         row.peer("torch oneDNN: qlinear_pointwise", call, bar)
         for engine, name in settings.engines.items():
             step, zero_point = float(np.abs(value).max() / 127), 128
             call = quantized_linear(problem, step, zero_point, engine)
-            # Computed in float32 too, so a value next to a tie may fall to the other side.
+            # PyTorch computes in float32 as well, so a value next to a tie may get the neighbouring code.
             near(f"{row.work}, {name}", call().int_repr().numpy(), np.rint(value / step) + zero_point, 1)
             row.peer(f"{name}: quantized.linear, to uint8", call, bar if engine == "onednn" else None)
     left, right = a.astype(np.float32), problem.b.astype(np.float32)
@@ -91,8 +91,8 @@ def linear(row: Row, problem: Problem, settings: Settings, bar: Bar | None, peak
 def pointwise(problem: Problem) -> Callable[[], Any]:
     """Return oneDNN's product with packed weights, called as PyTorch's compiler calls it.
 
-    With uint8 activations: for int8 ones it falls back to a reference implementation that is thousands of times
-    slower, on a CPU without AMX.
+    The activations are uint8.  With int8 activations on a CPU without AMX, oneDNN falls back to a reference
+    implementation that is thousands of times slower.
     """
     import torch
 
@@ -106,10 +106,10 @@ def pointwise(problem: Problem) -> Callable[[], Any]:
         torch.from_numpy(problem.b_scale),
         torch.zeros(n, dtype=torch.int32),
         torch.from_numpy(problem.bias),
-        1.0,  # scale and zero point of the result, where it is quantised
+        1.0,  # scale and zero point of a quantised result
         0,
         torch.float32,
-        "none",  # what is done to the result: nothing
+        "none",  # no operation on the result
         [],
         "",
     )
@@ -117,7 +117,7 @@ def pointwise(problem: Problem) -> Callable[[], Any]:
 
 
 def quantized_linear(problem: Problem, step: float, zero_point: int, engine: str) -> Callable[[], Any]:
-    """Return PyTorch's quantised linear layer; its result is uint8, a quarter of the bytes of ours."""
+    """Return PyTorch's quantised linear layer; its uint8 result has a quarter of the bytes of qatcore's."""
     import torch
 
     weights = torch._make_per_channel_quantized_tensor(
@@ -135,7 +135,7 @@ def quantized_linear(problem: Problem, step: float, zero_point: int, engine: str
 
 
 def matmul(side: int, settings: Settings) -> Row:
-    """Row: the plain integer product, nothing packed beforehand."""
+    """Row: the plain integer product, with nothing packed beforehand."""
     row = Row(f"int8_matmul {side} x {side} x {side}, to int64", operations=2 * side**3)
     problem = Problem(side, side, side)
     a, b = problem.a, problem.b
@@ -155,10 +155,10 @@ def matmul(side: int, settings: Settings) -> Row:
 
 
 def add_limit(row: Row, problem: Problem, bar: Bar | None = None) -> None:
-    """Add the limit: for one row of a, reading b; else the peak of the instruction."""
+    """Add the limit: reading b if a has one row, else the peak rate of the multiply-add instruction."""
     unit = peak.of_level(qatcore.cpu_level())
     if problem.a.shape[0] == 1:
-        # NumPy's fastest way to read bytes, about three times as fast as copying them.
+        # This is NumPy's fastest way to read bytes, about three times as fast as copying them.
         words = problem.b.reshape(-1).view(np.int32)
         row.limit("numpy: max over b's bytes", words.max)
     elif unit.name is not None:

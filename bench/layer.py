@@ -1,4 +1,4 @@
-"""A calibrated int8 layer's inference, against PyTorch's dynamic one and float32."""
+"""Time the inference of a calibrated int8 layer, beside PyTorch's dynamic layer and float32."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def codes(x: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
-    """Codes by the layer's rounding, half away from zero, in NumPy."""
+    """Return codes by the layer's rounding, half away from zero, in NumPy."""
     v = x.astype(np.float64) / scale + zero_point
     return np.clip(np.where(v < 0.0, np.ceil(v - 0.5), np.floor(v + 0.5)), -128, 127)
 
 
 def exact_output(layer: qatcore.QatLayer, x: np.ndarray) -> np.ndarray:
-    """The oracle: sums of products of codes, which float64 holds exactly, then three operations and a rounding."""
+    """Return the oracle: the sums of products, exact in float64, then three operations and one rounding."""
     activations = codes(x, layer.activation_scale, layer.activation_zero_point) - layer.activation_zero_point
     weights = codes(layer.weights, layer.weight_scale, layer.weight_zero_point) - layer.weight_zero_point
     total = activations @ weights.T
@@ -53,7 +53,7 @@ def inference(layer: qatcore.QatLayer, x: np.ndarray, weights: np.ndarray, bias:
     same(row.work, layer.forward_infer(x), expected)
     row.ours(lambda: layer.forward_infer(x))
     floats = x @ weights.T + bias
-    # Both quantise to 8 bits, by ranges of their own.
+    # Both quantise to 8 bits, each with its own ranges.
     tolerance = 0.05 * np.abs(floats).max()
     near(row.work, expected, floats, tolerance)
     if settings.peers:

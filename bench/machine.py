@@ -1,4 +1,4 @@
-"""Describes the machine, the builds and the versions: what a number depends on."""
+"""Describe the machine, the builds and the versions that a result depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import qatcore
 
 from . import peak, peers
 
-#: Linux's names of what matters to int8, and the usual ones.
+#: CPU features that matter to int8, by Linux's names, and their usual names.
 FEATURES = {
     "avx2": "AVX2",
     "avx_vnni": "AVX-VNNI",
@@ -27,7 +27,7 @@ FEATURES = {
 
 
 def describe(*, with_peers: bool) -> dict[str, str]:
-    """Return what to print above the results, in order."""
+    """Return the lines to print above the results, in order, by their headings."""
     model, features = _cpu()
     level = qatcore.cpu_level()
     threads = f"{qatcore.get_num_threads()} thread{'s' * (qatcore.get_num_threads() > 1)}"
@@ -58,11 +58,11 @@ def _cpu() -> tuple[str, list[str]]:
 
 
 def _compiler() -> str:
-    """Return the compiler that the kernels name in their comment section, or else the one that is here."""
+    """Return the compiler that the kernels' comment section names, or else the compiler of this machine."""
     for library in sorted(pathlib.Path(qatcore.__file__).parent.glob("_kernels*.so")):
         if found := re.search(rb"GCC: \([^)]*\) ([\d.]+)|(clang version [\d.]+)", library.read_bytes()):
             return f"gcc {found[1].decode()}" if found[1] else found[2].decode()
     if gcc := shutil.which("gcc"):
         version = subprocess.run([gcc, "--version"], check=False, capture_output=True, text=True).stdout
-        return f"an unknown compiler ({version.splitlines()[0]} is here)"
+        return f"an unknown compiler ({version.splitlines()[0]} is installed)"
     return "an unknown compiler"

@@ -1,4 +1,4 @@
-"""What having the package costs: the time to import it, and the size of its wheel."""
+"""Measure what the package costs: the time to import it, and the size of its wheel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print((time.perf_counter() - start) * 1e3)
 
 def rows(settings: Settings) -> Iterator[Row]:
     """Yield the rows."""
-    row = Row("import qatcore, in a fresh process", least=21)  # the system interferes more
+    row = Row("import qatcore, in a fresh process", least=21)  # the operating system disturbs these times more
     row.ours(lambda: milliseconds(IMPORT), name="qatcore: beyond its requirements", bar=at_most(15, "ms"), measure=True)
     row.peer("numpy and ml_dtypes: its requirements", lambda: milliseconds(WITHOUT), measure=True)
     yield row
@@ -45,7 +45,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 def milliseconds(program: str) -> float:
     """Run a program in a fresh interpreter that finds the same qatcore, and return what it prints."""
     environment = dict(os.environ)
-    # An installed package has its bytecode: the first run writes it, and it is not timed.
+    # The first run, which is not timed, writes the bytecode that an installed package would have.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     directory = pathlib.Path(qatcore.__file__).parents[1]
     command = [sys.executable, "-c", program]

@@ -1,4 +1,4 @@
-"""The peak of int8 multiply-adds, measured on registers alone: the limit of every matrix product."""
+"""Measure the peak rate of int8 multiply-adds on registers alone: the limit of every matrix product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 SOURCE = pathlib.Path(__file__).with_name("peak.c.txt")
 
-#: Instructions, as numbered in the source.
+#: Instructions, and their numbers in the source.
 UNITS = {
     "pmaddwd, 128 bits": 0,
     "vpmaddwd, 256 bits": 1,
@@ -23,7 +23,7 @@ UNITS = {
     "tdpbssd, tiles": 5,
 }
 
-#: What exact int8 products can be made of at each level, the best first.
+#: The instructions that can compute exact int8 products at each CPU level, fastest first.
 OF_LEVEL = {
     "amx": ["tdpbssd, tiles"],
     "v4": ["vpdpbusd, 512 bits", "vpmaddwd, 512 bits"],
@@ -33,7 +33,7 @@ OF_LEVEL = {
 
 
 class Peak:
-    """Keeps the fastest instruction of a level busy; its name is None where there is none, with a reason."""
+    """The fastest instruction of a CPU level; `name` is None if there is none, and `reason` says why."""
 
     def __init__(self, level: str) -> None:
         self.name: str | None = None
@@ -47,7 +47,7 @@ class Peak:
             self.name = next((name for name in candidates if self._library.supported(UNITS[name])), None)
 
     def work(self, operations: int) -> Callable[[], int]:
-        """Return a call that does at least so many multiplications and additions, on one core."""
+        """Return a function that does at least this many multiplications and additions, on one core."""
         assert self.name is not None
         return functools.partial(self._library.run, UNITS[self.name], operations)
 
@@ -57,7 +57,7 @@ class Peak:
         return f"{self._rate() * 1e-9:,.0f} Gop/s on one core ({self.name})"
 
     def _rate(self) -> float:
-        """Return operations a second, the best of runs of about 20 ms."""
+        """Return operations per second: the best of five runs of about 20 ms."""
         operations, rates = 1 << 24, []
         while len(rates) < 5:
             start = time.perf_counter()
@@ -72,12 +72,12 @@ class Peak:
 
 @functools.cache
 def of_level(level: str) -> Peak:
-    """Return the peak of a level, compiled once a run."""
+    """Return the peak of a CPU level, made once in a run."""
     return Peak(level)
 
 
 def _compiled() -> ctypes.CDLL:
-    """Compile the source and load it; what is loaded outlives its file."""
+    """Compile the source and load it; the loaded library outlives its file."""
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise FileNotFoundError("neither gcc nor clang is installed")

@@ -1,4 +1,4 @@
-"""The packages that are compared with, and how they are set up alike."""
+"""The packages to compare with, and the same setup for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-#: Package as pip names it, module.
+#: The name of each package in pip, and its module.
 PACKAGES = {
     "torch": "torch",
     "torchao": "torchao",
@@ -26,15 +26,15 @@ def missing() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the installed ones."""
+    """Return the versions of the installed packages."""
     return {package: importlib.metadata.version(package) for package in PACKAGES if package not in missing()}
 
 
 def prepare(threads: int) -> None:
-    """Set the number of threads; ONNX Runtime has it in each session."""
+    """Set PyTorch's number of threads, and switch gradients off; ONNX Runtime takes its number in each session."""
     import torch
 
-    # Its quantized tensors are deprecated, and still what PyTorch's int8 layers are made of.
+    # Quantised tensors are deprecated, but PyTorch's int8 layers still use them.
     warnings.filterwarnings("ignore", module="torch")
     warnings.filterwarnings("ignore", message=".*quantize.*deprecated.*")
     torch.set_num_threads(threads)
@@ -43,7 +43,7 @@ def prepare(threads: int) -> None:
 
 @contextlib.contextmanager
 def engine(name: str) -> Iterator[None]:
-    """Make PyTorch pack weights for one of its engines."""
+    """Let PyTorch pack weights for one of its engines within a with block."""
     import torch
 
     before = torch.backends.quantized.engine
@@ -55,7 +55,7 @@ def engine(name: str) -> Iterator[None]:
 
 
 class OneNode:
-    """An ONNX Runtime session of one node, bound to arrays: a call computes and allocates nothing."""
+    """An ONNX Runtime session of one node that is bound to arrays, so that a call allocates nothing."""
 
     def __init__(self, operator: str, inputs: dict[str, Any], output: Any, threads: int, **attributes: Any) -> None:
         import onnx
@@ -75,7 +75,7 @@ class OneNode:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow who comes next
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they would slow the next contender
         self._session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

@@ -1,4 +1,4 @@
-"""Draws results as one SVG: how long each contender takes, in multiples of ours."""
+"""Draw results as one SVG: the time of each contender, in multiples of qatcore's."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import matplotlib as mpl
 
 from .report import digits
 
-#: Read on GitHub's light and on its dark background.
+#: Colours that are legible on GitHub's light and dark backgrounds.
 TEXT, OURS, PEER, LIMIT = "#768390", "#2f81f7", "#9aa4ae", "#e3742f"
 
-#: Longer bars are cut here; their number says how long they would be.
+#: Longer bars are cut here; their label gives the full ratio.
 LONGEST = 8.0
 CUT = ((0.0, 0.92 * LONGEST), (0.935 * LONGEST, 0.955 * LONGEST), (0.97 * LONGEST, LONGEST))
 
 WIDTH = 8.6  # inches; 826 pixels, as wide as GitHub shows a README
 LINE = 0.165  # inches; the height of a bar, and of a heading
-SPACE = 0.6  # lines between groups
-LABELS, BARS, VALUES = 1.15, 2.0, 1.0  # inches of a column
+SPACE = 0.6  # between groups, in lines
+LABELS, BARS, VALUES = 1.15, 2.0, 1.0  # widths in a column, in inches
 
 
 @dataclass
 class Group:
-    """The bars of one row: name, multiple of ours and value with unit, ours first."""
+    """The bars of one row, qatcore's first: name, multiple of qatcore's time, value with unit."""
 
     title: str
     bars: list[tuple[str, float, str]]
@@ -32,14 +32,14 @@ class Group:
 
     @property
     def lines(self) -> float:
-        """The height."""
+        """The height of the group, in lines."""
         return 1 + len(self.bars) + SPACE
 
 
 def draw(stored: dict[str, Any], path: str) -> None:
     """Draw the rows that have a place in the chart, in two columns."""
     mpl.use("svg")
-    # The same results give the same bytes; and text stays text, to be searched, scaled and read aloud.
+    # The same results give the same bytes.  Text stays text, so that it can be searched, scaled and read aloud.
     mpl.rcParams.update({"svg.hashsalt": "qatcore", "svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]})
     mpl.rcParams.update({"font.size": 8.5, "text.color": TEXT})
     from matplotlib import pyplot
@@ -50,7 +50,7 @@ def draw(stored: dict[str, Any], path: str) -> None:
     lines = legend + max(sum(group.lines for group in column) for column in columns)
     figure = pyplot.figure(figsize=(WIDTH, lines * LINE))
     for index, column in enumerate(columns):
-        # One unit is one multiple of our time across, and one line down.
+        # A unit across is one multiple of qatcore's time; a unit down is one line.
         left = index * WIDTH / 2 + LABELS
         axes = figure.add_axes((left / WIDTH, 0.0, BARS / WIDTH, 1.0))
         axes.set_axis_off()
@@ -76,7 +76,7 @@ def _across(inches: float) -> float:
 
 
 def _group(row: dict[str, Any]) -> Group:
-    """Take what the chart shows from a row: of one package, its fastest contender."""
+    """Return the group of a row; the chart shows the fastest contender of each package."""
     ours = row["contenders"][0]["median"]
     medians: dict[str, float] = {}
     for line in row["contenders"]:
@@ -89,7 +89,7 @@ def _group(row: dict[str, Any]) -> Group:
 
 
 def times(ratio: float) -> str:
-    """Return a multiple of ours with about three digits.
+    """Return a multiple of qatcore's time with about three digits.
 
     >>> times(0.951), times(4.1), times(226.3)
     ('0.95x', '4.10x', '226x')

@@ -1,8 +1,8 @@
-"""How good chosen ranges are, ours and those of ONNX Runtime's and PyTorch's calibrators.
+"""Compare the ranges that qatcore, ONNX Runtime and PyTorch choose.
 
-``python -m bench.ranges`` prints the table of docs/calibration.md: the mean squared error that each one's scale causes
-on the data itself, as a multiple of the least one that a brute-force search or anyone finds.  It ends with what was
-promised and is not so.
+``python -m bench.ranges`` prints the table of docs/calibration.md.  It holds the mean squared error that each scale
+causes on the data.  An error is a multiple of the least error that a brute-force search or any method finds.  The last
+lines name the promises that are not kept.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Scale = tuple[float, int]
 
 
 def ours(x: np.ndarray, bits: QuantBits, symmetric: bool) -> dict[str, Scale]:
-    """Return our scales."""
+    """Return qatcore's scales."""
     collector = qatcore.CalibrationCollector()
     collector.observe(x)
     options = {"bits": bits, "symmetric": symmetric}
@@ -46,7 +46,7 @@ def ours(x: np.ndarray, bits: QuantBits, symmetric: bool) -> dict[str, Scale]:
 def onnxruntimes(x: np.ndarray, bits: int, symmetric: bool) -> dict[str, Scale]:
     """Return the scales of ONNX Runtime's calibrators.
 
-    The entropy search gets 2,048 bins, not its default of 128, with which it tries one threshold only.
+    The entropy search gets 2,048 bins.  With its default of 128 it would try only one threshold.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
     from onnxruntime.quantization.quant_utils import compute_scale_zp
@@ -54,7 +54,7 @@ def onnxruntimes(x: np.ndarray, bits: int, symmetric: bool) -> dict[str, Scale]:
     least, greatest = -(2 ** (bits - 1)) + symmetric, 2 ** (bits - 1) - 1
     ranges = {"ORT min-max": (x.min(), x.max())}
     for method, bins, levels in (("entropy", 2048, 128), ("percentile", 2048, 2048)):
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports what it does
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
             collector = HistogramCollector(method, symmetric, bins, levels, 99.999, "same")
             collector.collect({"x": [x]})
             result = collector.compute_collection_result()["x"]
@@ -85,7 +85,7 @@ def torchs(x: np.ndarray, bits: int, symmetric: bool) -> dict[str, Scale]:
 
 
 def errors(x: np.ndarray, bits: QuantBits, symmetric: bool) -> dict[str, float]:
-    """Return everyone's error on x relative to the best."""
+    """Return the error of each method on x, as a multiple of the least one."""
     brute_force = load_brute_force()
     codes = brute_force.code_range(BITS[bits], symmetric)
     data = x.astype(np.float64)
@@ -97,24 +97,24 @@ def errors(x: np.ndarray, bits: QuantBits, symmetric: bool) -> dict[str, float]:
 
 
 def missed(row: str, name: str, found: dict[str, float]) -> list[str]:
-    """Return what a row does not keep of what is promised."""
+    """Return the promises that a row breaks."""
     missed = []
     if found["mse"] > 1.02:
         missed.append(f"{row}: mse is {found['mse']:.3f} times the best")
     if found["mse, with 0"] > 1.02 * min(found[other] for other in THEIRS):
-        missed.append(f"{row}: mse with 0 is worse than another by more than 2 %")
+        missed.append(f"{row}: mse with 0 is more than 2 % worse than another package")
     if name in LIGHT_TAILS and found["kl"] > 1.02 * found["min-max"]:
         missed.append(f"{row}: kl is {found['kl'] / found['min-max']:.3f} times min-max")
     return missed
 
 
 def main() -> int:
-    """Print the table; 1 if a promise is not kept."""
+    """Print the table, and return 1 if a promise is not kept."""
     parser = argparse.ArgumentParser("python -m bench.ranges", description=__doc__.splitlines()[0])
-    parser.add_argument("--values", type=int, default=120_000, metavar="N", help="default: 120,000")
+    parser.add_argument("--values", type=int, default=120_000, metavar="N", help="number of values (default: 120,000)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # torch's deprecation
+    warnings.simplefilter("ignore")  # PyTorch warns of deprecated functions
     data = load_brute_force().distributions(arguments.values, arguments.seed)
     columns = (*OURS, *THEIRS)
     print("| data | codes | " + " | ".join(columns) + " |")

@@ -1,11 +1,11 @@
-"""Prints results: as text of 120 columns, or as Markdown."""
+"""Print results as text of 120 columns, or as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-#: Columns and their widths in text.
+#: The columns of the text, and their widths.
 COLUMNS = {
     "": 44,
     "median": 11,
@@ -19,7 +19,7 @@ COLUMNS = {
 
 
 class Printer:
-    """Prints the header at once, and rows as they come."""
+    """Prints the header when it is made, and each row as it comes."""
 
     def __init__(self, stored: dict[str, Any], *, markdown: bool) -> None:
         self._markdown = markdown
@@ -30,7 +30,7 @@ class Printer:
         self._print(["```text", *lines, "```"] if markdown else lines)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Print a row, and a heading where a new part begins."""
+        """Print a row, and before it a heading if a new part begins."""
         if row["part"] != self._part:
             self._part = row["part"]
             self._print(_markdown_heading(row["part"]) if self._markdown else _text_heading(row["part"]))
@@ -42,7 +42,7 @@ class Printer:
 
 
 def _cells(row: dict[str, Any]) -> Iterator[list[str]]:
-    """Yield the cells of each contender of a row."""
+    """Yield the cells of each contender in a row."""
     for line in row["contenders"]:
         first, third = line["quartiles"]
         limit = line["ours_over_limit"]
@@ -94,7 +94,7 @@ def _markdown_heading(part: str) -> Iterator[str]:
 
 
 def _markdown_row(row: dict[str, Any]) -> Iterator[str]:
-    """One line: a README has no room for more."""
+    """Yield one line for all contenders, since a README has no room for more."""
     ours, *others = row["contenders"]
     cells: dict[str, list[str]] = {"peer": [], "limit": [], "other": []}
     for line in others:

@@ -1,4 +1,4 @@
-"""Choosing scales from what a collector has observed, against ONNX Runtime's entropy search."""
+"""Time the choice of scales from a collector, beside ONNX Runtime's entropy search."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .timing import Row, faster, within
 
 BINS, LEVELS = 2048, 128
 
-#: `mse_scale` finds the least error on the raw data to this factor: what the package promises.
+#: The package promises that `mse_scale` finds the least error on the raw data up to this factor.
 MSE_TOLERANCE = 1.02
-#: The KL search minimises a divergence, whose scale is not the least error's; on light tails it costs little.
+#: The KL search minimises a divergence and not the error; on light tails the difference is small.
 KL_TOLERANCE = 1.3
 
 
@@ -34,7 +34,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def searches(name: str, x: np.ndarray, symmetric: bool, settings: Settings) -> Iterator[Row]:
-    """Rows: both searches for one kind of codes."""
+    """Rows: both searches, for symmetric or affine codes."""
     observed = qatcore.CalibrationCollector()
     observed.observe(x)
     brute_force = load_brute_force()
@@ -59,7 +59,7 @@ def searches(name: str, x: np.ndarray, symmetric: bool, settings: Settings) -> I
 
 
 def chart(method: str, symmetric: bool) -> str:
-    """Return the name in the chart: the KL searches' only."""
+    """Return the name in the chart, which shows the KL searches only."""
     if method != "kl_divergence_scale":
         return ""
     return f"KL search, {'symmetric' if symmetric else 'affine'}"
@@ -68,7 +68,7 @@ def chart(method: str, symmetric: bool) -> str:
 def on_a_copy(
     observed: qatcore.CalibrationCollector, method: str, symmetric: bool
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return a search and, not to be timed, what gives it a collector that has not been asked before."""
+    """Return a search, and a function, not timed, that first gives it a collector without cached results."""
     fresh = copy.deepcopy(observed)
 
     def prepare() -> None:
@@ -81,7 +81,7 @@ def on_a_copy(
 def entropy_search(x: np.ndarray) -> Callable[[], object]:
     """Return ONNX Runtime's search on its own histogram, which is made beforehand.
 
-    It is given 2,048 bins: at its defaults, 128 for 128 levels, it tries one threshold.
+    The histogram has 2,048 bins.  With the default of 128 bins for 128 levels, the search tries only one threshold.
     """
     from onnxruntime.quantization.calibrate import HistogramCollector
 
@@ -99,7 +99,7 @@ def entropy_search(x: np.ndarray) -> Callable[[], object]:
 
 
 def load_brute_force() -> ModuleType:
-    """Import the tests' oracle, which is not part of any package."""
+    """Import the oracle of the tests from its file, since it is not in a package."""
     path = pathlib.Path(__file__).parents[1] / "tests" / "support" / "brute_force.py"
     spec = importlib.util.spec_from_file_location("brute_force", path)
     assert spec is not None

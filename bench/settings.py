@@ -1,4 +1,4 @@
-"""What the command line chose, as the parts need it."""
+"""The options of the command line, in the form that the parts need."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ class Settings:
     def engines(self) -> dict[str, str]:
         """PyTorch's engines for int8 layers, and their names in results.
 
-        `x86`, its default, chooses between oneDNN and FBGEMM, which cannot be limited to a level.
+        The default engine `x86` chooses between oneDNN and FBGEMM.  FBGEMM cannot be limited to a CPU level, so a run
+        with a level leaves `x86` out.
         """
         return {"onednn": "torch oneDNN"} | ({} if self.level else {"x86": "torch x86"})
 
     def size(self, n: int) -> int:
-        """Return a number of elements, a sixteenth of it in a short run."""
+        """Return a number of elements, divided by 16 in a short run."""
         return n // 16 if self.short else n
 
     def side(self, n: int) -> int:
-        """Return a side of a matrix, a quarter of it in a short run."""
+        """Return a side of a matrix, divided by 4 in a short run."""
         return max(1, n // 4) if self.short else n
 
 
 def counted(n: int) -> str:
-    """Return a number of elements as in `16 Mi`.
+    """Return a number of elements as text, such as `16 Mi`.
 
     >>> counted(2**24), counted(2**19)
     ('16 Mi', '512 Ki')

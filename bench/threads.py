@@ -1,4 +1,4 @@
-"""Two threads over one."""
+"""Time functions on two threads, beside one thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .timing import Bar, Row, faster
 def rows(settings: Settings) -> Iterator[Row]:
     """Yield the rows, if there are two CPUs to run on."""
     if len(os.sched_getaffinity(0)) < 2:
-        print("bench: threads: skipped, this process may run on one CPU only", file=sys.stderr)
+        print("bench: threads: skipped, because this process may use one CPU only", file=sys.stderr)
         return
     rng = np.random.default_rng(0)
     side = settings.side(2048)
@@ -41,7 +41,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def pair(work: str, call: Callable[[], object], settings: Settings, bar: Bar | None = None, operations: int = 0) -> Row:
-    """Row: a call on two threads and on one."""
+    """Row: the same call on two threads and on one."""
     row = Row(work, operations=operations)
     results = []
     for n in (1, 2):

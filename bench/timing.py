@@ -1,4 +1,4 @@
-"""Times contenders in alternation, so that a change of the clock or a busy neighbour meets all of them alike."""
+"""Time contenders in alternation, so that a change of the clock or a busy neighbour affects all of them alike."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 OURS, PEER, LIMIT, OTHER = "ours", "peer", "limit", "other"
 
-#: Shorter calls are timed several at a time, after one that is not timed and brings their data into the caches.
+#: Calls that take fewer seconds are timed several at a time, after an untimed call that fills the caches.
 SHORTEST = 2e-3
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a ratio is judged by; ``kind`` is one of those that the functions below make."""
+    """The bar that judges a ratio; the functions below make bars of each ``kind``."""
 
     kind: str
     value: float
@@ -30,7 +30,7 @@ class Bar:
         return f"{sign} {self.value * (100 if self.kind == 'share' else 1):g}{self.unit}"
 
     def met(self, ours: float, other: float) -> bool:
-        """Judge medians."""
+        """Return whether two medians meet the bar."""
         return {
             "faster": other / ours >= self.value,
             "within": ours / other <= self.value,
@@ -40,22 +40,22 @@ class Bar:
 
 
 def faster(value: float) -> Bar:
-    """The peer takes at least so many times ours."""
+    """Return the bar: the peer takes at least `value` times as long as qatcore."""
     return Bar("faster", value)
 
 
 def within(value: float) -> Bar:
-    """Ours takes at most so many times the limit."""
+    """Return the bar: qatcore takes at most `value` times as long as the limit."""
     return Bar("within", value)
 
 
 def share(value: float) -> Bar:
-    """Ours reaches at least this share of the limit's rate."""
+    """Return the bar: qatcore reaches at least this share of the limit's rate."""
     return Bar("share", value, " %")
 
 
 def at_most(value: float, unit: str) -> Bar:
-    """Ours is at most this, in the row's unit."""
+    """Return the bar: qatcore's value is at most this, in the row's unit."""
     return Bar("at_most", value, f" {unit}")
 
 
@@ -63,8 +63,8 @@ def at_most(value: float, unit: str) -> Bar:
 class Contender:
     """One way to do a row's work.
 
-    The name is ``package: function``.  What ``prepare`` does before each call is not timed.  With ``measure``
-    the call returns its own value in the row's unit.
+    ``name`` is ``package: function``.  ``prepare`` runs before each call and is not timed.  With ``measure`` the call
+    itself returns the value, in the row's unit.
     """
 
     name: str
@@ -74,10 +74,10 @@ class Contender:
     prepare: Callable[[], object] | None = None
     measure: bool = False
     values: list[float] = field(default_factory=list)
-    calls: int = 1  # timed together
+    calls: int = 1  # that are timed together
 
     def once(self) -> float:
-        """Return one value: milliseconds a call, unless the contender measures something else."""
+        """Return one value: milliseconds per call, unless the contender measures something else."""
         if self.measure:
             return float(self.call())  # type: ignore[arg-type]
         call, calls = self.call, self.calls
@@ -93,9 +93,10 @@ class Contender:
 
 @dataclass
 class Row:
-    """One piece of work and everything that does it.
+    """One piece of work, and all contenders that do it.
 
-    ``chart`` is its name in the chart, if it is to be there; ``least`` the repetitions that it needs more than others.
+    ``chart`` is the row's name in the chart; without a name it is not there.  ``least`` is the least number of
+    repetitions, if the row needs more than others.
     """
 
     work: str
@@ -106,7 +107,7 @@ class Row:
     contenders: list[Contender] = field(default_factory=list)
 
     def ours(self, call: Callable[[], object], *, name: str = "qatcore", **options: object) -> None:
-        """Add ours; the first of the contenders."""
+        """Add qatcore, which has to be the first contender."""
         self.contenders.append(Contender(name, OURS, call, **options))  # type: ignore[arg-type]
 
     def peer(self, name: str, call: Callable[[], object], bar: Bar | None = None, **options: object) -> None:
@@ -114,28 +115,28 @@ class Row:
         self.contenders.append(Contender(name, PEER, call, bar, **options))  # type: ignore[arg-type]
 
     def limit(self, name: str, call: Callable[[], object], bar: Bar | None = None, **options: object) -> None:
-        """Add what the machine needs at least."""
+        """Add the limit: work that the machine has to do at least."""
         self.contenders.append(Contender(name, LIMIT, call, bar, **options))  # type: ignore[arg-type]
 
     def other(self, name: str, call: Callable[[], object], bar: Bar | None = None, **options: object) -> None:
-        """Add another function of ours that is judged like a limit."""
+        """Add another function of qatcore, which is judged like a limit."""
         self.contenders.append(Contender(name, OTHER, call, bar, **options))  # type: ignore[arg-type]
 
 
 def alternate(contenders: list[Contender], budget: float, least: int, most: int) -> None:
-    """Fill the contenders' values: one each in turn, round by round, each round in an order of its own.
+    """Fill the contenders' values round by round, one value for each contender, in an order shuffled for each round.
 
-    In a fixed order everyone would always find the caches as the same predecessor leaves them: who comes after one
-    that only reads is 10 % faster than who comes after one that writes.
+    In a fixed order, each contender would always find the caches as the same predecessor leaves them.  A contender
+    after one that only reads is 10 % faster than a contender after one that writes.
 
-    Every contender gets an equal share of the budget in seconds.  One that is too slow to take part in every
-    round takes part in some, spread evenly; one that takes the whole budget for a call is timed once.
+    Every contender gets an equal share of the budget, which is in seconds.  A contender that is too slow for every
+    round takes part in some rounds, spread evenly.  If one call takes longer than the whole budget, it is timed once.
     """
     part = budget / len(contenders)
     turns = []
     for contender in contenders:
         start = time.perf_counter()
-        contender.once()  # a call that is only there to warm up, and to see how long it takes
+        contender.once()  # warms up, and shows about how long a call takes
         contender.values = [contender.once()]
         cost = (time.perf_counter() - start) / 2
         if not contender.measure and contender.prepare is None:
@@ -163,7 +164,7 @@ def alternate(contenders: list[Contender], budget: float, least: int, most: int)
 
 
 def result(part: str, row: Row, *, judge: bool) -> dict[str, object]:
-    """Return a timed row as plain data, ready for JSON."""
+    """Return a timed row as plain data for JSON."""
     medians = [float(np.median(c.values)) for c in row.contenders]
     ours = medians[0]
     lines = []

@@ -1,4 +1,4 @@
-"""Fake quantisation with what its gradient needs, and the gradients, against PyTorch's operators."""
+"""Time fake quantisation with its mask, and its gradients, beside PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .timing import Row, faster
 CHANNELS = 256
 LOW, HIGH = -128, 127
 
-#: PyTorch multiplies by the reciprocal, so a value next to a tie may fall to the other side.
+#: PyTorch multiplies by the reciprocal, so a value next to a tie may rarely get the neighbouring code.
 TIES = 1e-4
 
 
@@ -33,14 +33,14 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def column(parameter: np.ndarray) -> np.ndarray:
-    """Return a parameter as it goes with the rows of a matrix."""
+    """Return a parameter in a shape that broadcasts against the rows of a matrix."""
     return parameter[..., np.newaxis]
 
 
 def with_mask(
     x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int | None, what: str, settings: Settings
 ) -> Row:
-    """Row: values and what was not clipped, in one pass."""
+    """Row: the values, and the mask of values that were not clipped, in one pass."""
     row = Row(f"fake_quantize with mask, {what}")
     code = np.rint(x / column(scale)) + column(zero_point)
     values = (np.clip(code, LOW, HIGH).astype(np.float32) - column(zero_point).astype(np.float32)) * column(scale)
@@ -73,7 +73,7 @@ def backward(
     what: str,
     settings: Settings,
 ) -> Row:
-    """Row: the gradients for values, scales and zero points, in one pass."""
+    """Row: the gradients of values, scales and zero points, in one pass."""
     row = Row(f"fake_quantize_backward, {what}")
     v = x / column(scale)
     code = np.rint(v)
@@ -83,7 +83,7 @@ def backward(
     ours = partial(qatcore.fake_quantize_backward, grad, x, scale, zero_point, axis=axis, grad_factor=1.0)
     of_x, of_scale, of_zero_point = ours()
     same(row.work, of_x, np.where(passes, grad, np.float32(0.0)))
-    products = grad * slope  # in float64; NumPy adds them in another order
+    products = grad * slope  # in float64, but NumPy adds them in another order
     near(row.work, of_scale, products.sum(axis=None if axis is None else 1), 1e-12 * float(np.abs(products).sum()))
     clipped = (np.where(passes, 0.0, grad) * -column(scale).astype(np.float64)).sum(axis=None if axis is None else 1)
     near(row.work, of_zero_point, clipped, 1e-12 * float(np.abs(grad).sum(dtype=np.float64)))

@@ -1,10 +1,11 @@
-"""Quantise a real model, and see what is lost: magika tells the type of a file from its bytes.
+"""Quantise a real model, and compare the results: magika detects the type of a file from its bytes.
 
     pip install '.[onnx]' && pip install --no-deps magika==1.0.3
     python examples/quantise_magika.py
 
-The model comes with the package magika.  The data are files of this machine, whose suffixes tell their types: a few
-calibrate the model, and the others test it.  What is made goes to the folder ``magika``, or to the one that is given.
+The model comes with the package magika.  The data are files of this machine; their suffixes say their types.  A few
+files calibrate the model, and the others test it.  The results go to the folder ``magika``, or to another folder that
+you give.
 """
 
 import argparse
@@ -12,17 +13,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Behind what is installed: the checkout's own qatcore may have no compiled modules.
+# At the end, so that the installed qatcore comes first: the checkout may have no compiled modules.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from bench import onnx_data
 
 
 def main() -> None:
-    """Make the data, and run both commands."""
+    """Make the data, and run the two commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "directory", nargs="?", type=Path, default=Path("magika"), help="for the model and data (magika)"
+        "directory", nargs="?", type=Path, default=Path("magika"), help="folder for all files (default: magika)"
     )
     directory = parser.parse_args().directory
     onnx_data.write(onnx_data.magika(80), directory)
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 def run(*arguments: str | Path) -> None:
-    """Show and run a command of the installed package, and end as it does if it fails."""
+    """Show and run a command of the installed package; if it fails, exit with its status."""
     words = [str(argument) for argument in arguments]
     print("\n$ qatcore", *words, flush=True)
     status = subprocess.run([sys.executable, "-P", "-m", "qatcore", *words], check=False).returncode

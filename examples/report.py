@@ -1,18 +1,18 @@
-"""The table and the picture that both examples end with."""
+"""The table and the chart at the end of both training examples."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-#: Accuracies in percent, one a seed, by what was measured.
+#: Accuracies in percent, one for each seed, by the name of the model.
 Results = dict[str, list[float]]
-#: Loss and test accuracy in percent of each epoch, by what was trained.
+#: The loss and the test accuracy, in percent, of each epoch, by the name of the model.
 Curves = dict[str, list[tuple[float, float]]]
 
 
 def table(results: Results) -> str:
-    """Return mean and spread (standard deviation) of the accuracies, and how far each is from float, in points."""
+    """Return a table: mean and standard deviation of the accuracies, and their distance from float in points."""
     lines = ["| | test accuracy, mean ± spread | beside float |", "|---|---|---|"]
     base = np.mean(results["float"])
     for name, values in results.items():

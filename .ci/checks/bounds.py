@@ -1,4 +1,4 @@
-"""A write beyond the end is noticed in the debug build."""
+"""Check that the debug build notices a write beyond the end."""
 
 import numpy as np
 

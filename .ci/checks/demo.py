@@ -1,4 +1,4 @@
-"""The demo's table: quantised models lose no more than half a point."""
+"""Check the table of the demo: int8 models lose at most half a point."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""What README's example on a real model prints: how accurate it is, and how much of it is quantised."""
+"""Check the output of README's example on a real model: its accuracy, and the share of it that is quantised."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The requirements of building and testing, of pyproject.toml alone."""
+"""Print the requirements for building and testing, from pyproject.toml alone."""
 
 import sys
 import tomllib
@@ -10,7 +10,7 @@ extras = everything["project"]["optional-dependencies"]
 
 
 def expanded(requirements: Iterable[str]) -> Iterator[str]:
-    """Yield requirements, and in place of the package's own extras what these require."""
+    """Yield requirements, with the package's own extras replaced by their requirements."""
     for requirement in requirements:
         if requirement.startswith("qatcore["):
             for extra in requirement.removeprefix("qatcore[").removesuffix("]").split(","):

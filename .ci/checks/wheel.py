@@ -1,4 +1,4 @@
-"""What is in the wheel and in the sdist, and how large the wheel is."""
+"""Check the contents of the wheel and of the sdist, and the size of the wheel."""
 
 import subprocess
 import sys

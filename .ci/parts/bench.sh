@@ -1,7 +1,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# Only that it runs: times on a machine that tests something else as well mean nothing.  And the tests against peers that
-# are no requirements of the others.
+# See that the benchmarks run; times mean nothing while the machine runs other tests as well.  Also run the tests
+# against torchao, which other parts do not install.
 wheel_environment 3.11
 environment bench 3.11 -r "$work/unpacked/bench/requirements.txt" "$(echo "$work"/wheels3.11/qatcore-*.whl)" \
     pytest pytest-xdist hypothesis
@@ -11,13 +11,13 @@ cd "$work/bench-run"
 python=$work/bench/bin/python
 "$python" -P -m pytest -q tests/codes/test_microscaling.py -k torchao | tee torchao.txt
 if grep -q skipped torchao.txt; then exit 1; fi
-# Unquoted: without a word there is no argument.
+# Unquoted, so that an empty value gives no argument.
 "$python" -m bench --peers ${BENCH---short} --wheel "$work"/wheels3.11/qatcore-*.whl --json all.json --plot chart.svg
 "$python" -m bench --from all.json --markdown >all.md
 grep -q '^| fake_quantize' all.md
 grep -q '</svg>' chart.svg
 "$python" -m bench --short --level v2 gemm elementwise
-# Promises about ranges are kept or it fails.
+# This fails if a promise about ranges is not kept.
 "$python" -m bench.ranges >ranges.md
 "$python" -m bench.calibrators ${BENCH---short} | tee calibrators.md
 grep -q 'of the memory' calibrators.md

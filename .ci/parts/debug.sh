@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# Bounds checked, with the modules for AMX and AVX-VNNI on a machine without.
+# Test a build that checks bounds, and emulate AMX and AVX-VNNI on a machine without them.
 special_environment debug QATCORE_DEBUG QATCORE_EMULATE
 "$work/debug/bin/python" -P "$checks/bounds.py"
 "$work/debug/bin/python" -P -c 'import qatcore; qatcore.show_config()'

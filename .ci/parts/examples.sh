@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# The examples, for less time than they take.
+# Run the examples, the second one with fewer seeds and epochs.
 torch_environment
 mkdir "$work/torch-run"
 cp -r "$work"/unpacked/{tests,examples,pyproject.toml} "$work/torch-run"

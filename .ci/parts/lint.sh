@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# What reads the sources: style, types, prose.
+# Check the sources: style, types, prose.
 torch_environment
 clone lint-source
 PATH=$work/torch/bin:$PATH
@@ -8,7 +8,7 @@ sample=$work/lint-source/tests/typing/sample.py
 pip install ruff mypy cython-lint "pyright[nodejs]"
 cd "$work/lint-source"
 scripts/check
-# The stubs and a user's program against the installed package: the clone has no compiled modules.
+# Check the stubs and a user's program against the installed package, since the clone has no compiled modules.
 cd "$work"
 python -P -m mypy.stubtest qatcore._kernels --mypy-config-file "$work/lint-source/pyproject.toml"
 mypy --strict --config-file= "$sample"

@@ -1,5 +1,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# The tests on Python 3.13; 3.11 runs them as README.md says.
+# Run the tests on Python 3.13.  The part readme runs them on 3.11.
 wheel_environment 3.13
 suite py3.13 "not slow"

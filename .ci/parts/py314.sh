@@ -1,7 +1,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# Python 3.14 and its compiler are Debian unstable's, in a directory of their own.  What is mounted there is so only for
-# the processes in it, and the packages come from outside, where pip and the network are set up.
+# Run the tests on Python 3.14.  It and its compiler come from Debian unstable, in a directory of their own.  Only the
+# processes in this directory see what is mounted there.  pip downloads the packages outside of it, where the network is
+# set up.
 if [[ $EUID -ne 0 ]]; then
     echo "skipped: only root can make a Debian for Python 3.14 (debootstrap)"
     exit 0

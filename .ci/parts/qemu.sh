@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# Older CPUs, by emulation.
+# Test older CPUs by emulation.
 if ! command -v qemu-x86_64 >/dev/null; then
     sudo=()
     if [[ $EUID -ne 0 ]]; then sudo=(sudo); fi
@@ -10,13 +10,13 @@ fi
 wheel_environment 3.11
 python=$work/py3.11/bin/python
 tests=$work/unpacked/tests
-# OpenBLAS would obey its variable and not the CPU.
+# OpenBLAS would follow this variable instead of the CPU.
 unset OPENBLAS_CORETYPE
 for cpu in Nehalem:v2 Haswell:v3; do
     qemu-x86_64 -cpu "${cpu%:*}" "$python" "$tests/support/qemu_smoke.py" "${cpu#*:}" 2>"$work/qemu-warnings" ||
         { cat "$work/qemu-warnings" >&2; exit 1; }
 done
-# One digest of everything but the longest arrays, on both at a time.
+# Compare the digest, without the longest arrays; both emulated CPUs run at the same time.
 for level in v2 v3; do
     cpu=$([[ $level = v2 ]] && echo Nehalem || echo Haswell)
     qemu-x86_64 -cpu $cpu "$python" "$tests/digest.py" --short --sections >"$work/digest-$level" 2>&1 &

@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# README.md's commands, the demo and the tests, as a reader would run them.
+# Run the demo of docs/formats.md and README.md's tests, as a reader would.
 clone readme
 follow docs/formats.md "demo command" readme | tee "$work/demo.txt"
 "$work/readme/.venv/bin/python" "$checks/demo.py" "$work/demo.txt"

@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# What older versions of ONNX Runtime make of quantised models; the newest is the suite's.
+# Test quantised models in older versions of ONNX Runtime; the part suite has the newest.
 wheel_environment 3.11
 
 for version in 1.20.1 1.23.2 1.27.0; do

@@ -1,6 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# Under AddressSanitizer and UndefinedBehaviorSanitizer, each of which must end the process.
+# Test under AddressSanitizer and UndefinedBehaviorSanitizer.  First check that each of them ends a faulty process.
 must_die() {
     local program="import numpy as np, qatcore; k = qatcore._base.dispatch.load_kernels('$1'); $3"
     if "${runtime[@]}" "$work/sanitize/bin/python" -P -c "$program" >"$work/report" 2>&1; then
@@ -11,7 +11,7 @@ must_die() {
 }
 
 special_environment sanitize QATCORE_SANITIZE
-# -s below: else pytest keeps the report.  Leaks are the interpreter's own.
+# Without -s, pytest would swallow the report.  The interpreter itself leaks, so leaks are not detected.
 runtime=(
     env "LD_PRELOAD=$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
     ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTEST_ADDOPTS=-s

@@ -37,7 +37,7 @@ def fake_quantize(
     axis: int | None = None,
     grad_factor: FloatLike | None = None,
 ) -> torch.Tensor:
-    """Quantise and dequantise a tensor; gradients pass straight through, and to the scale as LSQ has them.
+    """Quantise and dequantise a tensor, with a straight-through gradient for it and LSQ's gradient for the scale.
 
     Parameters
     ----------
@@ -46,27 +46,29 @@ def fake_quantize(
         Positive and finite.
     zero_point : int or Tensor of integers, of the shape of `scale`
     dtype : str, dtype or QuantBits
-        Of the codes in between, one of those that `qatcore.quantize` gives, of PyTorch or not.
+        Type of the codes: one that `qatcore.quantize` returns, by name, or as a dtype of NumPy, ml_dtypes or PyTorch.
     axis : int, optional
-        Along which scales and zero points lie; without it there is one for all.
+        The axis along which scales and zero points lie.  Without it, one scale serves the whole tensor.
     grad_factor : float, optional
-        What the gradient of the scale is multiplied by; LSQ's factor if left out.
+        Factor on the gradient of the scale.  The default is LSQ's factor, see `qatcore.fake_quantize_backward`.
 
     Returns
     -------
     Tensor, like `x`
+        The values of the codes.
 
     Raises
     ------
     InvalidArgumentError
-        If a scale or zero point is out of its range or does not fit, `axis` is none of x's, or `dtype` is unknown.
+        If a scale or zero point is out of its range or has another shape, or `x` has no such `axis`.
+        If `dtype` is unknown, or `x` is on another device and PyTorch lacks the type.
     TypeError
-        If `x` is no floating tensor, or another argument has a wrong type.
+        If `x` is not a floating-point tensor, or another argument has a wrong type.
 
     Notes
     -----
-    `qatcore.fake_quantize` and `qatcore.fake_quantize_backward`, on the tensors' memory.  On other devices than the CPU
-    the same formula is computed by PyTorch's operators, and a warning says so, once a device.
+    On the CPU, `qatcore.fake_quantize` and `qatcore.fake_quantize_backward` compute on the tensors' memory.
+    On other devices PyTorch's operators compute the same formulas, and a warning says so once for each device.
 
     Examples
     --------
@@ -75,7 +77,7 @@ def fake_quantize(
     >>> x.grad
     tensor([1., 1., 0.])
     """
-    if torch.overrides.has_torch_function_unary(x):  # such as what torch.fx traces with
+    if torch.overrides.has_torch_function_unary(x):  # such as the proxies of torch.fx
         result: torch.Tensor = torch.overrides.handle_torch_function(
             fake_quantize, (x,), x, scale, zero_point, dtype=dtype, axis=axis, grad_factor=grad_factor
         )
@@ -94,20 +96,20 @@ def fake_quantize(
 
 @torch.compiler.assume_constant_result
 def _name_of(dtype: Any) -> str:
-    """Return the name of a format that is given in one of several ways, PyTorch's among them."""
+    """Return the name of a format that is given as a name, a dtype of NumPy or PyTorch, or a QuantBits."""
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     return str(as_code_format(dtype, "dtype").dtype)
 
 
 def check_floating(x: torch.Tensor) -> None:
-    """Refuse what the kernels do not take: no tensors, those of other types, and those without memory."""
+    """Raise TypeError if `x` is no tensor, has a type that the kernels do not take, or has no memory to read."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"x: expected a Tensor, got {type(x).__name__}")
     if x.dtype not in _FLOATS:
         raise TypeError(f"x: expected float32, float64, float16 or bfloat16, got {x.dtype}")
     if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(x):
-        raise TypeError("x: expected a Tensor, got one within torch.vmap, which is not supported: give it all samples")
+        raise TypeError("x: expected a Tensor, got one within torch.vmap, which is not supported: pass all samples")
 
 
 def fake_quantize_checked(
@@ -119,8 +121,8 @@ def fake_quantize_checked(
     axis: int | None,
     grad_factor: float | None = None,
 ) -> torch.Tensor:
-    """Do as `fake_quantize` does, for arguments of the right types; symmetric codes leave out the least one."""
-    if torch.compiler.is_exporting():  # in operators that a graph can hold; what is exported is not trained
+    """Fake-quantise as `fake_quantize` does, for checked arguments; symmetric codes leave out the least code."""
+    if torch.compiler.is_exporting():  # The graph needs operators that it can hold.  An exported model is not trained.
         return _by_operators(x, scale, zero_point, _format(dtype, symmetric), axis, False)[0]
     with_mask = x.requires_grad and not scale.requires_grad and torch.is_grad_enabled()
     arguments = x, scale, zero_point, dtype, symmetric, axis, grad_factor, with_mask
@@ -154,7 +156,7 @@ def _fake_quantize_values(
     grad_factor: float | None,
     with_mask: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return values, and if it is wanted what was not clipped."""
+    """Return the values, and a mask that is true where nothing was clipped; it is empty unless `with_mask`."""
     code_format = _format(dtype, symmetric)
     if x.device.type == "cpu":
         compute = _by_kernels
@@ -188,7 +190,7 @@ def _fake_quantize_gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Keep what the gradients take: for the scale's the values; without it a byte each is enough."""
+    """Keep the inputs of the gradients: the values if the scale needs a gradient, else only the mask of bytes."""
     x, scale, zero_point, *ctx.how, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.for_scale = ctx.needs_input_grad[1]
@@ -215,7 +217,7 @@ _fake_quantize_values.operator.register_autograd(
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """The operator without PyTorch's dispatcher."""
+    """The same operator without PyTorch's dispatcher, which costs time on small tensors."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:  # a setup_context would take longer
@@ -227,7 +229,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def as_numpy(x: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Return an array in a CPU tensor's memory."""
+    """Return an array that shares the memory of a CPU tensor."""
     x = x.detach().resolve_conj().resolve_neg()
     if x.dtype is torch.bfloat16:
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -235,12 +237,12 @@ def as_numpy(x: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def _memory_order(x: torch.Tensor) -> tuple[int, ...]:
-    """Return a tensor's axes as they lie in its memory: channels may be last there."""
+    """Return a tensor's axes in the order of its memory, where channels may be last."""
     return tuple(sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis)))
 
 
 def parameter(value: torch.Tensor, axis: int | None) -> Any:
-    """Return a scale or zero point as NumPy's functions take it: a single one as a scalar."""
+    """Return a scale or zero point as an array for the kernels; a single one has shape ()."""
     array = as_numpy(value.cpu())
     return array.reshape(()) if axis is None and array.size == 1 else array
 
@@ -253,7 +255,7 @@ def _by_kernels(
     axis: int | None,
     with_mask: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return values, and if it is wanted what was not clipped."""
+    """Return the values, and with `with_mask` a mask that is true where nothing was clipped."""
     out = torch.empty_like(x)
     order = _memory_order(out)
     result = fake_quantize_array(
@@ -302,7 +304,7 @@ def _say_that_kernels_are_for_cpu(device: str) -> None:
     if device not in _told:
         _told.add(device)
         warnings.warn(
-            f"qatcore's kernels are for CPU tensors; on {device} the same formula is computed by PyTorch's operators",
+            f"qatcore's kernels are for CPU tensors; on {device} PyTorch's operators compute the same formula",
             stacklevel=5,
         )
 
@@ -313,7 +315,7 @@ _told: set[str] = set()
 def _check_parameters(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, code_format: CodeFormat, axis: int | None
 ) -> None:
-    """Refuse what the kernels would refuse."""
+    """Raise the errors that the kernels would raise."""
     if code_format.parameters is not None and str(code_format.dtype) not in FLOAT_CODES:
         raise InvalidArgumentError(f"dtype: expected a format that PyTorch has, on {x.device}, got {code_format.dtype}")
     if not x.is_meta:
@@ -323,7 +325,7 @@ def _check_parameters(
 
 
 def broadcast(parameter: torch.Tensor, axis: int | None, ndim: int) -> torch.Tensor:
-    """Return a scale or zero point as it goes with a tensor of so many dimensions."""
+    """Return a scale or zero point in a shape that broadcasts against a tensor of `ndim` dimensions."""
     if axis is None:
         return parameter
     shape = [1] * ndim
@@ -334,7 +336,7 @@ def broadcast(parameter: torch.Tensor, axis: int | None, ndim: int) -> torch.Ten
 def _in_steps(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, code_format: CodeFormat, axis: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the scale as it goes with x, x in its steps, what that is rounded to and clipped, and what passes."""
+    """Return the broadcast scale, x / scale, that quotient rounded and clipped, and a mask of what is not clipped."""
     kind = torch.float64 if x.dtype is torch.float64 else torch.float32
     steps, zeros = (broadcast(p.to(x.device, kind), axis, x.ndim) for p in (scale, zero_point))
     v = x.to(kind) / steps

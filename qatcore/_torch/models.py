@@ -1,4 +1,4 @@
-"""Models of which the layers train under quantisation, and what is exported of them."""
+"""Prepare models for quantisation-aware training, and convert trained models to codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def _product(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Return a layer's output for other weights and another bias than its own."""
+    """Return the output that a layer has with the given weights and bias in place of its own."""
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(x, weight, bias)
     result: torch.Tensor = layer._conv_forward(x, weight, bias)
@@ -37,11 +37,11 @@ def _product(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 class _QatLayer:
-    """A layer that computes with fake-quantised inputs and weights; a batch norm may be folded into the latter.
+    """A layer that computes with fake-quantised inputs and weights; a batch norm may be folded into its weights.
 
-    The weights are quantised as they will be once the batch norm is gone, by its running statistics, and scaled back,
-    so that the batch norm, which goes on computing in its place, sees what it would see, and learns (Jacob et al. 2018,
-    as PyTorch has it).
+    With a batch norm, the weights are multiplied by its factor, from its running statistics, and quantised as `convert`
+    will quantise them.  Then they are divided by the factor again.  The batch norm stays in its place in the model: it
+    gets outputs of the usual size, and goes on learning (Jacob et al. 2018, in PyTorch's variant).
     """
 
     weight: nn.Parameter
@@ -53,21 +53,21 @@ class _QatLayer:
 
     @property
     def batch_norm(self) -> nn.Module | None:
-        """The batch norm that is folded: whatever is in its place in the model now.
+        """The batch norm that is folded: the module that is in its place in the model now.
 
-        It belongs to the model: a second place would be one more state.
+        The layer holds only the place, because a second reference would appear twice in a state_dict.
         """
         if self._place is None:
             return None
         parent, name = self._place
         norm = there = parent._modules.get(name)
-        while norm is not None and type(norm) not in _FOLDED and len(norm._modules) == 1:  # what wraps it
+        while norm is not None and type(norm) not in _FOLDED and len(norm._modules) == 1:  # a wrapper of it
             (norm,) = norm._modules.values()
         if type(norm) not in _FOLDED or norm.running_var is None or norm.num_features != len(self.weight):
             raise InvalidArgumentError(
-                "model: expected the batch norm that is folded into the layer before it, or a BatchNorm or "
-                f"SyncBatchNorm with running statistics of {len(self.weight)} channels in its place, {name!r}, got "
-                f"{type(there).__name__}; prepare_qat(..., fold_batch_norms=False) folds none"
+                f"model: expected at {name!r} the batch norm that is folded into a layer, or another BatchNorm or "
+                f"SyncBatchNorm with running statistics of {len(self.weight)} channels, got {type(there).__name__}.  "
+                "Put one there, or fold none: prepare_qat(..., fold_batch_norms=False)."
             )
         return norm
 
@@ -78,23 +78,23 @@ class _QatLayer:
         if norm is not None and isinstance(self, nn.Linear) and x.ndim != 2:
             raise InvalidArgumentError(
                 f"x: expected 2 dimensions for a Linear into which a batch norm is folded, got shape {tuple(x.shape)}; "
-                "prepare_qat(..., fold_batch_norms=False) folds none"
+                "reshape x, or fold none: prepare_qat(..., fold_batch_norms=False)"
             )
         given, x = x, self.input_quantizer(x)
         if norm is None:
             return _product(self, x, self.weight_quantizer(self.weight), self.bias)
         variance = norm.running_var
-        if norm.training:  # it moves its statistics
+        if norm.training:  # its forward pass changes its running statistics
             variance = _variance(given.detach(), variance, self._calls)
         factor = broadcast(_norm_factor(norm, variance), 0, self.weight.ndim)
-        lost = factor == 0.0  # such a channel has no weights once it is folded, and cannot be scaled back
+        lost = factor == 0.0  # the folded weights of such a channel are 0, and cannot be scaled back
         quantised = self.weight_quantizer(self.weight * factor) / torch.where(lost, 1.0, factor)
         return _product(self, x, torch.where(lost, self.weight, quantised), self.bias)
 
 
 @operator(lambda x, variance, calls: torch.empty_like(variance), changes=("calls",))
 def _variance(x: torch.Tensor, variance: torch.Tensor, calls: torch.Tensor) -> torch.Tensor:
-    """Return the variance to fold with: what it is, or, in a backward pass, what it was in the forward pass."""
+    """Return the variance to fold with: its value now, or in a backward pass its value in the forward pass."""
     key = sample(x)
     if in_backward():
         used = recall(calls, key)
@@ -104,13 +104,13 @@ def _variance(x: torch.Tensor, variance: torch.Tensor, calls: torch.Tensor) -> t
 
 
 def _norm_factor(norm: nn.Module, variance: torch.Tensor) -> torch.Tensor:
-    """Return what a batch norm with a variance multiplies each channel by."""
+    """Return the factor by which a batch norm with this variance multiplies each channel."""
     factor = torch.rsqrt(variance + norm.eps)
     return factor if norm.weight is None else factor * norm.weight
 
 
 class _QuantizedLayer(KeepsTypes):
-    """A layer that has the codes of its weights, and a frozen scale for its input."""
+    """A layer that holds the codes of its weights, and a frozen scale for its input."""
 
     kept = ("weight_codes", "weight_scale", "weight_zero_point")
 
@@ -140,27 +140,27 @@ class _QuantizedLayer(KeepsTypes):
 
 
 class QatLinear(_QatLayer, nn.Linear):
-    """What `prepare_qat` makes of a Linear."""
+    """A Linear after `prepare_qat`."""
 
 
 class QatConv1d(_QatLayer, nn.Conv1d):
-    """What `prepare_qat` makes of a Conv1d."""
+    """A Conv1d after `prepare_qat`."""
 
 
 class QatConv2d(_QatLayer, nn.Conv2d):
-    """What `prepare_qat` makes of a Conv2d."""
+    """A Conv2d after `prepare_qat`."""
 
 
 class QuantizedLinear(_QuantizedLayer, nn.Linear):
-    """What `convert` makes of a Linear."""
+    """A Linear after `convert`."""
 
 
 class QuantizedConv1d(_QuantizedLayer, nn.Conv1d):
-    """What `convert` makes of a Conv1d."""
+    """A Conv1d after `convert`."""
 
 
 class QuantizedConv2d(_QuantizedLayer, nn.Conv2d):
-    """What `convert` makes of a Conv2d."""
+    """A Conv2d after `convert`."""
 
 
 _QAT = {nn.Linear: QatLinear, nn.Conv1d: QatConv1d, nn.Conv2d: QatConv2d}
@@ -183,42 +183,47 @@ def prepare_qat(
     Parameters
     ----------
     model : Module
+        It stays as it is.
     config : QatConfig, optional
-        `bits` for inputs and weights; `per_channel` and `symmetric` describe the weights, inputs have one scale and a
-        zero point.
+        `bits` holds for inputs and weights.  `per_channel` and `symmetric` hold for weights; inputs have one scale and
+        one zero point.
     mode : RangeMode or str
-        Of all scales.  Where they are followed those of the weights are set from their range at each step.
+        Where all scales come from.  In the mode `MOVING_AVERAGE` each step sets the weights' scales from their current
+        range, without averaging.
     averaging_constant : float
-        For the inputs' moving averages.
+        The weight of a new batch in the moving averages of the inputs, above 0 and at most 1.
     overrides : mapping of str to QatConfig or None, optional
-        Other configurations for layers by their names; None leaves a layer in floating point.
+        Other configurations for single layers, by name; None leaves a layer in floating point.
     fold_batch_norms : bool
-        Whether a batch norm that alone follows a layer is folded into it: the layer computes it then.
+        Whether to fold a batch norm into the layer before it, if nothing else reads the layer's output.
 
     Returns
     -------
     Module
-        With the same parameters, in the same places of its state_dict, and scales beside them, in the mode, training or
-        evaluation, of the given one.
+        The prepared copy.  Its state_dict has the model's parameters under the same names, and the scales as well.  It
+        is in training or evaluation mode, as the given model is.
 
     Warns
     -----
     UserWarning
-        If the model cannot be traced and some batch norms are not folded for it.
+        If `torch.fx` cannot trace the model and some batch norms are therefore not folded.
 
     Raises
     ------
     InvalidArgumentError
-        If `mode` is unknown, `averaging_constant` out of its range, there is nothing to quantise, the model is prepared
-        or converted already, or a name is none of a layer.
+        If `mode` is unknown, `averaging_constant` is out of its range, or `overrides` names no layer.
+        If the model is prepared or converted already, or has nothing to quantise.
+        If PyTorch cannot copy the model, because one of its weights is computed from others.
     TypeError
         If an argument has a wrong type.
 
     Notes
     -----
-    Layers of these very classes are prepared, not of classes derived from them.  Which batch norm follows which layer
-    is found by tracing the model with `torch.fx`, or, where that fails, in its Sequentials.  In evaluation PyTorch's
-    TransformerEncoderLayer would compute with the float weights, by a fast path, which is switched off.
+    Layers of exactly these classes are prepared, not layers of derived classes.  Tracing the model with `torch.fx`
+    finds which batch norm follows which layer.  If tracing fails, the order in Sequentials says so.
+
+    PyTorch's TransformerEncoderLayer has a fast path for evaluation that computes with the float weights.
+    `prepare_qat` switches this path off.
 
     Examples
     --------
@@ -235,7 +240,7 @@ def prepare_qat(
     averaging_constant = as_share(averaging_constant, "averaging_constant")
     fold = as_flag(fold_batch_norms, "fold_batch_norms")
     if any(isinstance(module, (_QatLayer, _QuantizedLayer)) for module in model.modules()):
-        raise InvalidArgumentError("model: expected one that is not prepared or converted already")
+        raise InvalidArgumentError("model: expected one not prepared or converted already; give the float model")
     prepared = _copy(model)
     layers = {name: layer for name, layer in prepared.named_modules() if type(layer) in _QAT}
     configs: dict[str, QatConfig | None] = dict.fromkeys(layers, config)
@@ -245,11 +250,11 @@ def prepare_qat(
         if not isinstance(override, QatConfig | None):
             raise TypeError(f"overrides[{name!r}]: expected a QatConfig or None, got {type(override).__name__}")
         if name not in layers:
-            raise InvalidArgumentError(f"overrides: expected names of layers, {', '.join(layers)}, got {name!r}")
+            raise InvalidArgumentError(f"overrides: expected names of layers ({', '.join(layers)}), got {name!r}")
         configs[name] = override
     if not any(configs.values()):
         raise InvalidArgumentError(
-            "model: expected a Linear, Conv1d or Conv2d to quantise, got none, or none but in classes derived from them"
+            "model: expected a Linear, Conv1d or Conv2d to quantise, got none; layers of derived classes do not count"
         )
     norms = _followers(prepared) if fold else {}
     for name, layer in layers.items():
@@ -262,12 +267,12 @@ def prepare_qat(
             _prepare(layer, own, mode, averaging_constant, place)
     for module in prepared.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # what its fast path asks for
+            module.activation_relu_or_gelu = 0  # the fast path requires another value
     return prepared
 
 
 def _copy(model: ModuleT) -> ModuleT:
-    """Return a copy of a model, or say what PyTorch cannot copy in it."""
+    """Return a copy of a model; raise InvalidArgumentError if PyTorch cannot copy a tensor in it."""
     for name, module in model.named_modules():
         computed = [key for key, value in vars(module).items() if isinstance(value, torch.Tensor) and not value.is_leaf]
         if type(module) in (*_QAT, *_QUANTIZED) and "weight" not in module._parameters:
@@ -276,8 +281,8 @@ def _copy(model: ModuleT) -> ModuleT:
             key = computed[0]
             raise InvalidArgumentError(
                 f"model: expected parameters, got {key!r} of {name or 'the model'!r}, which is computed from others "
-                "and cannot be copied; end its pruning or its norm first: torch.nn.utils.prune.remove, "
-                "remove_spectral_norm or remove_weight_norm; delete what a forward pass has left"
+                "and cannot be copied.  End pruning or normalised weights first: torch.nn.utils.prune.remove, "
+                "remove_spectral_norm or remove_weight_norm.  Delete tensors that a forward pass has left."
             )
     return copy.deepcopy(model)
 
@@ -309,7 +314,7 @@ def _prepare(
     if norm is not None:
         layer._calls = no_calls(SAMPLES + norm.num_features)
         weight = weight * broadcast(_norm_factor(norm, norm.running_var), 0, weight.ndim)
-    # For those who evaluate at once; what is followed or learned begins anew with the first batch.
+    # A scale for evaluation before any training; the first batch in training replaces it.
     weights.calibrate(weight.detach(), CalibMethod.MSE if mode is RangeMode.LEARNED else CalibMethod.MIN_MAX)
     weights.forget_range()
     for quantizer in (weights, inputs):
@@ -317,14 +322,14 @@ def _prepare(
 
 
 def _followers(model: nn.Module) -> dict[str, str]:
-    """Return the batch norms that follow a layer, and nothing else does, by the names of the layers."""
+    """Return the names of batch norms that alone read a layer's output, by the name of the layer."""
     modules = dict(model.named_modules())
     names = [name for name, _ in model.named_modules(remove_duplicate=False)]
     reason = None
     try:
-        # A branch may be for one mode only, and may read what a batch norm would have had alone.
+        # A branch that runs in one mode only may also read the layer's output.
         pairs = set.intersection(*(_called_in_a_row(model, training) for training in (True, False)))
-    except Exception as error:  # whatever a model's own code raises when it is given no tensors
+    except Exception as error:  # the model's code may raise anything when it gets proxies in place of tensors
         reason = error
         pairs = {
             (f"{prefix}{first}", f"{prefix}{second}")
@@ -332,7 +337,7 @@ def _followers(model: nn.Module) -> dict[str, str]:
             if type(module).forward is nn.Sequential.forward
             for first, second in itertools.pairwise(module._modules)
         }
-        # What has another name as well may be used elsewhere.
+        # A module with a second name may be used elsewhere as well.
         once = {name for name in modules if sum(model.get_submodule(n) is modules[name] for n in names) == 1}
         pairs = {pair for pair in pairs if once.issuperset(pair)}
     found = {
@@ -350,9 +355,9 @@ def _followers(model: nn.Module) -> dict[str, str]:
 
 
 def _called_in_a_row(model: nn.Module, training: bool) -> set[tuple[str, str]]:
-    """Return the pairs of modules of which the first one is called once, and only the second one reads its result."""
+    """Return the pairs of modules, each called once, where only the second one reads the result of the first."""
     with torch.random.fork_rng():
-        # A copy, in which tracing may leave what it likes.
+        # Tracing may leave its objects in the model, so it gets a copy.
         nodes = torch.fx.symbolic_trace(copy.deepcopy(model).train(training)).graph.nodes
     calls = collections.Counter(node.target for node in nodes if node.op == "call_module")
     read = collections.Counter(node.target for node in nodes if node.op == "get_attr")
@@ -371,14 +376,15 @@ def convert(model: ModuleT) -> ModuleT:
     Parameters
     ----------
     model : Module
-        As `prepare_qat` returned it, trained or calibrated.
+        A model that `prepare_qat` returned, trained or calibrated; it stays as it is.
 
     Returns
     -------
     Module
-        In evaluation mode.  It computes what the trained one does in that mode, and ``torch.onnx.export`` makes of it
-        a model with QuantizeLinear and DequantizeLinear, of opset 19 or later: weights are stored as int8 codes, those
-        of fewer bits too, or as float8_e4m3fn.
+        The copy, in evaluation mode.  It computes what the trained model computes in that mode.
+
+        ``torch.onnx.export`` exports it with QuantizeLinear and DequantizeLinear, for opset 19 or later.  The exported
+        model stores weights as int8 codes, also those of fewer bits, or as float8_e4m3fn.
 
     Warns
     -----
@@ -388,9 +394,10 @@ def convert(model: ModuleT) -> ModuleT:
     Raises
     ------
     InvalidArgumentError
-        If the model has no layer that `prepare_qat` has made, or is converted already.
+        If the model has no layer that `prepare_qat` made, or is converted already.
+        If a folded batch norm is no longer in the model, or PyTorch cannot copy the model.
     TypeError
-        If `model` is no Module.
+        If `model` is not a Module.
 
     Examples
     --------
@@ -404,7 +411,7 @@ def convert(model: ModuleT) -> ModuleT:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a Module, got {type(model).__name__}")
     if any(isinstance(module, _QuantizedLayer) for module in model.modules()):
-        raise InvalidArgumentError("model: expected one that is not converted already")
+        raise InvalidArgumentError("model: expected one not converted already; give the trained one")
     if not any(isinstance(module, _QatLayer) for module in model.modules()):
         raise InvalidArgumentError("model: expected one that prepare_qat returned, got one without its layers")
     converted = _copy(model).eval()
@@ -421,27 +428,29 @@ def convert(model: ModuleT) -> ModuleT:
             module.freeze()
     if unseen:
         warnings.warn(
-            f"no range was observed for the inputs of {', '.join(unseen)}: their scales are what they were set to, or "
-            "those of a unit range",
+            f"no range was observed for the inputs of {', '.join(unseen)}: they keep the scale that was set, or the "
+            "scale of a unit range; train or calibrate the model first",
             stacklevel=2,
         )
     return converted
 
 
 def set_mode(model: nn.Module, mode: RangeMode | str) -> None:
-    """Let all scales of a model be followed, frozen or learned from now on.
+    """Set whether all scales of a model follow the data, stay frozen or are learned.
 
     Parameters
     ----------
     model : Module
+        It is changed in place.
     mode : RangeMode or str
+        The mode of every `FakeQuantize` in the model.
 
     Raises
     ------
     InvalidArgumentError
         If `mode` is unknown.
     TypeError
-        If `model` is no Module.
+        If `model` is not a Module.
 
     Examples
     --------
@@ -459,17 +468,17 @@ def set_mode(model: nn.Module, mode: RangeMode | str) -> None:
 
 
 def _remove(norm: nn.Module, model: nn.Module, layer: str) -> None:
-    """Put an Identity in each place of a batch norm that a layer computes now."""
+    """Put an Identity in each place of a batch norm that is now part of a layer."""
     names = [
         name
         for name, module in model.named_modules(remove_duplicate=False)
-        # Two places of one batch norm become two that share their statistics by convert_sync_batchnorm.
+        # convert_sync_batchnorm turns one batch norm in two places into two that share their statistics.
         if type(module) in _FOLDED and module.running_var is norm.running_var
     ]
     if not names:
         raise InvalidArgumentError(
-            f"model: expected the batch norm that is folded into {layer!r}, got one without it: give the model that "
-            "holds both, and replace batch norms in it, not in one made of its parts"
+            f"model: expected one with the batch norm that is folded into {layer!r}, got one without it.  Give the "
+            "model that holds both; if you replace batch norms, replace them in that model."
         )
     for name in names:
         parent, _, child = name.rpartition(".")
@@ -478,7 +487,7 @@ def _remove(norm: nn.Module, model: nn.Module, layer: str) -> None:
 
 @torch.no_grad()
 def _convert(layer: nn.Module, norm: nn.Module | None) -> None:
-    """Turn a trained layer, and the batch norm that is folded into it, into one that has codes."""
+    """Turn a trained layer, and the batch norm that is folded into it, into a layer that holds codes."""
     weight, bias, quantizer = layer.weight, layer.bias, layer.weight_quantizer
     if norm is not None:
         factor = _norm_factor(norm, norm.running_var)

@@ -25,13 +25,16 @@ from .observing import begin, calibrate, follow
 class RangeMode(enum.Enum):
     """Where the scale of a `FakeQuantize` comes from."""
 
-    MOVING_AVERAGE = "moving_average"  # of the least and the greatest value, followed while training
-    FROZEN = "frozen"  # it stays as it is
-    LEARNED = "learned"  # it is a parameter (LSQ)
+    MOVING_AVERAGE = "moving_average"  # moving averages of the least and the greatest value, updated in training
+    FROZEN = "frozen"  # the scale stays as it is
+    LEARNED = "learned"  # the scale is a trained parameter (LSQ)
 
 
 class KeepsTypes:
-    """A module of which some tensors keep their types when it is cast: codes, and scales that float16 may not hold."""
+    """A module that keeps the types of some tensors when it is cast.
+
+    Codes keep their type, and so do scales, because float16 may not hold them.
+    """
 
     kept: tuple[str, ...] = ()
 
@@ -46,46 +49,48 @@ class KeepsTypes:
 
 
 class FakeQuantize(KeepsTypes, nn.Module):
-    """Fake quantisation with a scale that is followed, frozen or learned.
+    """Fake-quantise tensors with a scale that follows the data, stays frozen or is learned.
 
     Parameters
     ----------
     bits : QuantBits or str
-        Format of the codes in between.
+        Format of the codes.
     axis : int, optional
-        Along which scales lie; without it there is one for all.
+        The axis along which scales lie.  Without it, one scale serves the whole tensor.
     channels : int, optional
         How many scales there are; needed with `axis`.
     symmetric : bool
-        Whether the zero point is 0; otherwise it is chosen with the scale.  FP8 is symmetric either way.
+        Whether the zero point is 0; otherwise it is chosen with the scale.  FP8 is always symmetric.
     mode : RangeMode or str
-        Where the scale comes from.  A learned one begins as what has the least mean squared error for the first batch,
-        unless `calibrate` was called.
+        Where the scale comes from.  A learned scale starts with the least mean squared error on the first batch, unless
+        `calibrate` was called before.
     averaging_constant : float
-        Above 0, at most 1: the share of a new batch in the moving averages.
+        The weight of a new batch in the moving averages, above 0 and at most 1.
 
     Attributes
     ----------
     scale : Parameter of float32, shape () or (channels,)
-        Has a gradient only if it is learned.
+        It has a gradient only in the mode `LEARNED`.
     zero_point : Tensor of int32, of the shape of `scale`
     low, high : Tensor of float32, of the shape of `scale`
-        The range that was observed last, or its moving average; inf and -inf if none was.
+        The range: its moving average, or the range that set a learned or calibrated scale.  Without a range they are
+        inf and -inf.
 
     Raises
     ------
     InvalidArgumentError
-        If an argument is out of its range, or there is only one of `axis` and `channels`.
+        If an argument is out of its range, or only one of `axis` and `channels` is given.
     TypeError
         If an argument has a wrong type.
 
     Notes
     -----
-    Ranges are followed, and learned scales begin, in training mode only: validation leaves no trace.  Zeros, one value
-    or no finite ones are no range to begin with.  What a backward pass computes again, as activation checkpointing
-    does, has the range that it had in the forward pass, and is not observed again.  While a model is
-    exported to ONNX the module becomes a QuantizeLinear and a DequantizeLinear.  Scale and range stay float32 when a
-    model is cast.  The mode is no part of a state_dict; states of other codes are refused.
+    Only batches in training mode update ranges and start learned scales, so validation changes nothing.  A first batch
+    sets no lasting range if it holds only zeros, a single value or no finite values.  Activation checkpointing computes
+    a forward pass again within the backward pass.  That repetition uses the range of the first computation, and
+    observes nothing.  While a model is exported to ONNX, the module becomes a QuantizeLinear and a DequantizeLinear.
+    Scale and range stay float32 when a model is cast.  A state_dict does not hold the mode.  Loading a state_dict fails
+    if it is for another range of codes.
 
     Examples
     --------
@@ -105,7 +110,7 @@ class FakeQuantize(KeepsTypes, nn.Module):
     high: torch.Tensor
     code_range: torch.Tensor
 
-    if TYPE_CHECKING:  # of which Module says nothing
+    if TYPE_CHECKING:  # because Module does not declare it
 
         def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -140,7 +145,7 @@ class FakeQuantize(KeepsTypes, nn.Module):
 
     @property
     def code_format(self) -> CodeFormat:
-        """What values are rounded to; symmetric integers leave out the least code."""
+        """The format of the codes; symmetric integers leave out the least code."""
         code_format = as_code_format(self.bits, "bits")
         return code_format.symmetric() if self.symmetric else code_format
 
@@ -150,12 +155,12 @@ class FakeQuantize(KeepsTypes, nn.Module):
         return self._mode
 
     def set_mode(self, mode: RangeMode | str) -> None:
-        """Let the scale be followed, frozen or learned from now on."""
+        """Set whether the scale follows the data, stays frozen or is learned."""
         self._mode = as_member(RangeMode, mode, "mode")
         self.scale.requires_grad_(self._mode is RangeMode.LEARNED)
 
     def observe(self, averaging_constant: FloatLike | None = None) -> None:
-        """Follow the ranges of the batches from now on."""
+        """Let the scale follow the ranges of the batches from now on."""
         if averaging_constant is not None:
             self.averaging_constant = as_share(averaging_constant, "averaging_constant")
         self.set_mode(RangeMode.MOVING_AVERAGE)
@@ -165,11 +170,11 @@ class FakeQuantize(KeepsTypes, nn.Module):
         self.set_mode(RangeMode.FROZEN)
 
     def learn(self) -> None:
-        """Let the scale be learned, from what it is now; give it to the optimiser."""
+        """Learn the scale, starting from its value now; add it to the optimiser."""
         self.set_mode(RangeMode.LEARNED)
 
     def extra_repr(self) -> str:
-        """Say what it is."""
+        """Return the arguments that `repr` shows."""
         where = "" if self.axis is None else f", axis={self.axis}, channels={self.scale.numel()}"
         return f"{self.bits.value}{where}, symmetric={self.symmetric}, mode={self._mode.value}"
 
@@ -185,11 +190,11 @@ class FakeQuantize(KeepsTypes, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def has_range(self) -> bool:
-        """Return whether a range was observed, or chosen by `calibrate`; zeros alone are none."""
+        """Return whether a range was observed, or chosen by `calibrate`; zeros alone are no range."""
         return bool(((self.low <= self.high) & ((self.low != 0.0) | (self.high != 0.0))).any())
 
     def forget_range(self) -> None:
-        """Begin anew with the next batch: the scale stays as it is until then."""
+        """Forget the range, so that the next batch sets it; the scale stays as it is until then."""
         self.low.fill_(math.inf)
         self.high.fill_(-math.inf)
 
@@ -198,22 +203,26 @@ class FakeQuantize(KeepsTypes, nn.Module):
 
         Parameters
         ----------
-        x : Tensor, any shape with the axis
+        x : floating Tensor, with any shape that has the axis
         method : CalibMethod or str
+            How to choose the scale, see `CalibMethod`.
 
         Raises
         ------
         InvalidArgumentError
-            If `method` is unknown, `x` has another number of channels, or no finite value.
+            If `method` is unknown, or `x` has another number of channels or no finite value.
         TypeError
-            If `x` is no floating tensor.
+            If `x` is not a floating-point tensor.
         """
         method = as_member(CalibMethod, method, "method")
         self._check(x)
         calibrate(x, *self._state(), method=method, bits=self.bits, symmetric=self.symmetric, axis=self.axis)
 
     def _state(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what batches change; as data what graphs of earlier calls may hold, which need not know of it."""
+        """Return the tensors that batches change.
+
+        Graphs of earlier calls may hold them; `data` hides the change from those graphs.
+        """
         return self.scale.data, self.zero_point.data, self.low, self.high
 
     def _check(self, x: torch.Tensor) -> None:
@@ -223,18 +232,18 @@ class FakeQuantize(KeepsTypes, nn.Module):
             raise InvalidArgumentError(f"x: expected {channels} channels along axis {axis}, got shape {tuple(x.shape)}")
 
     def positive_scale(self) -> torch.Tensor:
-        """Return the scale that is used: an optimiser does not know that it is positive."""
+        """Return the scale that is used; an optimiser does not keep `scale` positive."""
         return self.scale.clamp(min=MIN_SCALE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the values of the codes."""
+        """Quantise and dequantise a tensor, and in training mode update the range first."""
         if isinstance(x, torch.fx.Proxy):
             return as_leaf(self, x)
         self._check(x)
         if onnx.is_exporting():
             return onnx.quantize_dequantize(x, self.positive_scale(), self.zero_point, self.code_format, self.axis)
         scale, zero_point = self.scale, self.zero_point
-        if self._mode is not RangeMode.LEARNED:  # whatever a model's requires_grad_ has done to it
+        if self._mode is not RangeMode.LEARNED:  # the model's requires_grad_ may have given it a gradient
             scale = scale.detach()
         if self.training and x.numel():
             how = self.bits.value, self.symmetric, self.axis
@@ -247,9 +256,9 @@ class FakeQuantize(KeepsTypes, nn.Module):
 
 
 def as_leaf(module: nn.Module, x: torch.fx.Proxy) -> torch.Tensor:
-    """Return what stands for a module's result while torch.fx traces a model: the module stays one."""
+    """Return the proxy of a module's result while torch.fx traces a model, so that the module stays one node."""
     path = x.tracer.path_of_module(module)
     if not path:
-        raise TypeError(f"model: expected one with its {type(module).__name__} within, to be traced, got that alone")
+        raise TypeError(f"model: expected one that holds the {type(module).__name__}, got that alone; trace the model")
     result: torch.Tensor = x.tracer.create_proxy("call_module", path, (x,), {})
     return result

@@ -1,4 +1,4 @@
-"""How batches set a scale that is followed, and begin one that is learned."""
+"""Set scales from batches: follow a range, or start a scale that is then learned."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .calls import in_backward, is_full, recall, remember
 from .functional import as_numpy
 from .operators import operator
 
-_GREATEST = 1e38  # of a range, so that its width is a float32 too
-_NOISE = 1e-3  # of a range: what is smaller in the first calls was no range
+_GREATEST = 1e38  # the greatest end of a range, so that float32 holds its width as well
+_NOISE = 1e-3  # in the first calls, a range below this share of the next one is taken for noise
 
 _Floats = npt.NDArray[np.float32]
 
@@ -42,9 +42,9 @@ def follow(
     symmetric: bool,
     axis: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move the averages of the range towards that of a batch; return the scale and zero point to compute it with.
+    """Move the averages of the range towards the range of a batch; return the scale and zero point to use for it.
 
-    A backward pass moves nothing: what it computes again has the range that it had in the forward pass.
+    A call in a backward pass moves nothing.  It uses the range of the call that it repeats.
     """
     new = np.stack(_finite_range(x, axis))
     old = _range(low, high)
@@ -83,7 +83,7 @@ def begin(
     symmetric: bool,
     axis: int | None,
 ) -> None:
-    """Let a learned scale begin with what suits a batch, if none before has had a range, and keep it positive."""
+    """Start a learned scale from a batch, if no batch before had a range, and keep the scale positive."""
     if in_backward():
         return
     if not is_full(calls) or not (low < high).any():
@@ -92,7 +92,7 @@ def begin(
         remember(calls, new.ravel(), old.ravel())
         if begins and (new[0] <= new[1]).any():
             calibrate(x, scale, zero_point, low, high, CalibMethod.MSE, QuantBits(bits), symmetric, axis)
-    scale.clamp_(min=MIN_SCALE)  # below there would be no gradient
+    scale.clamp_(min=MIN_SCALE)  # below this there is no gradient
 
 
 def calibrate(
@@ -121,27 +121,27 @@ def _range(low: torch.Tensor, high: torch.Tensor) -> _Floats:
 
 
 def _begins(old: _Floats, new: _Floats, calls: torch.Tensor) -> npt.NDArray[np.bool_]:
-    """Return where a range begins with a new one, because what there was tells nothing of it.
+    """Return where a new range replaces the old one, because the old one says nothing about the data.
 
-    Dummy batches go before others.  They are zeros, and what layers make of them is one value, or what rounding leaves
-    when a batch norm takes that away.
+    The first batches may be dummies of zeros.  Layers turn them into a single value, or into rounding errors after a
+    batch norm has subtracted that value.
     """
     none = ~(old[0] <= old[1])
     several = (old[0] == old[1]) & (new[0] < new[1])
     greatest, new_greatest = np.abs(old).max(axis=0), np.abs(new).max(axis=0)
-    least = np.float32(0.0 if is_full(calls) else _NOISE)  # a great value may come later
+    least = np.float32(0.0 if is_full(calls) else _NOISE)  # later, a great value may be a rare one
     begins: npt.NDArray[np.bool_] = none | several | ((greatest <= least * new_greatest) & (greatest < new_greatest))
     return begins
 
 
 def _moved(old: _Floats, new: _Floats, averaging_constant: float) -> _Floats:
-    with np.errstate(invalid="ignore"):  # 0 times inf where there is no range yet
+    with np.errstate(invalid="ignore"):  # 0 * inf, where there is no range yet
         moved: _Floats = (1.0 - averaging_constant) * old + averaging_constant * new
     return moved
 
 
 def _finite_range(x: torch.Tensor, axis: int | None) -> tuple[_Floats, _Floats]:
-    """Return the least and greatest finite values, inf and -inf where there is none."""
+    """Return the least and greatest finite values; inf and -inf where there are none."""
     x = x.detach()
     if axis is not None:
         x = x.transpose(0, axis).flatten(1)

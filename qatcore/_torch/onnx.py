@@ -1,4 +1,4 @@
-"""What modules become in a model that is exported to ONNX."""
+"""The ONNX nodes that modules become when a model is exported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from .._base.formats import CodeFormat
 from .functional import FLOAT_CODES, broadcast
 
-_VERSION = 19  # of the operators: the first one in which FP8 is, and one that ONNX Runtime's optimiser gets right
+_VERSION = 19  # operator set: the first with FP8, and ONNX Runtime's optimiser gets it right
 
 
 def is_exporting() -> bool:
@@ -18,7 +18,7 @@ def is_exporting() -> bool:
 
 
 def zero_point_in_storage(zero_point: torch.Tensor, code_format: CodeFormat) -> torch.Tensor:
-    """Return zero points in the type that holds the codes: int8 for integers of fewer bits, too."""
+    """Return zero points in the type that stores the codes: int8 for integers, also those of fewer bits."""
     if code_format.parameters is None:
         return zero_point.to(torch.int8)
     return zero_point.to(torch.float32).to(FLOAT_CODES[str(code_format.dtype)])
@@ -27,13 +27,14 @@ def zero_point_in_storage(zero_point: torch.Tensor, code_format: CodeFormat) -> 
 def quantize_dequantize(
     x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, code_format: CodeFormat, axis: int | None
 ) -> torch.Tensor:
-    """Return what an exported model computes: a QuantizeLinear and a DequantizeLinear."""
+    """Return the output of a QuantizeLinear and a DequantizeLinear, as the exported model holds them."""
     used = scale
     if code_format.ends != (-128, 127):
-        # In steps first: ONNX Runtime 1.32 takes away a Relu just before a QuantizeLinear to FP8, and rounds the bias
-        # before one to integers in steps of the product's scale, which are coarse if there are few codes.
+        # A division comes first, because ONNX Runtime 1.32 changes what stands right before a QuantizeLinear.  Before
+        # one to FP8 it removes a Relu.  Before one to integers it rounds the bias to the product's scale, which is
+        # coarse if there are few codes.
         x, used = x / broadcast(scale, axis, x.ndim), torch.ones_like(scale)
-        if code_format.parameters is None:  # and int8 holds the codes: runtimes do not have all the small integers
+        if code_format.parameters is None:  # int8 stores them: runtimes lack some types of fewer bits
             zeros = broadcast(zero_point.to(scale.dtype), axis, x.ndim)
             least, greatest = (end - zeros for end in code_format.ends)
             x = torch.minimum(torch.maximum(x, least), greatest)
@@ -48,7 +49,7 @@ def quantize_dequantize(
 def dequantize(
     codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Return a DequantizeLinear."""
+    """Return the output of a DequantizeLinear."""
     attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     result: torch.Tensor = torch.onnx.ops.symbolic(
         "DequantizeLinear",

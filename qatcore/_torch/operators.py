@@ -1,4 +1,4 @@
-"""Functions that read tensors' memory, as operators that compiled graphs can hold."""
+"""Wrap functions that read the memory of tensors as operators that compiled graphs can hold."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 
 def operator(fake: Callable[..., Any], changes: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a function that a compiler cannot look into: in what is compiled it is an operator.
+    """Return a decorator that makes a function an operator of compiled graphs, which compilers do not look into.
 
     Parameters
     ----------
     fake : callable
-        Returns tensors like those that the function returns, from arguments without values.
+        Takes tensors without values, and returns empty tensors with the shapes and types of the function's results.
     changes : tuple of str
         The names of the arguments that the function changes in place.
     """
@@ -26,7 +26,7 @@ def operator(fake: Callable[..., Any], changes: tuple[str, ...] = ()) -> Callabl
 
         @functools.wraps(function)
         def called(*arguments: Any) -> Any:
-            # Elsewhere without PyTorch's dispatcher, which takes as long as a small array.
+            # Outside of compiled graphs, skip PyTorch's dispatcher: it takes as long as a small array.
             return (made if torch.compiler.is_compiling() else function)(*arguments)
 
         called.operator = made  # type: ignore[attr-defined]

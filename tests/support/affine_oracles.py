@@ -1,4 +1,4 @@
-"""What quantising as ONNX does has to give, by NumPy's division, exact fractions and ONNX Runtime; and hard input."""
+"""Oracles for ONNX's quantisation, by NumPy's division, exact fractions and ONNX Runtime, and hard input for them."""
 
 import math
 from fractions import Fraction
@@ -15,7 +15,7 @@ every_level = pytest.mark.parametrize("level", dispatch.available_levels(), indi
 both_types = pytest.mark.parametrize("kind", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
 
 WIDTHS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
-LIMITS = {  # of zero points
+LIMITS = {  # of zero points, and of integer codes
     name: (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if name[0] == "i" else (0, 2**width - 1)
     for name, width in WIDTHS.items()
 }
@@ -25,8 +25,8 @@ INTEGER_FORMATS = [
     *[("int16", -32768), ("int16", 77), ("uint16", 0), ("uint16", 65535)],
 ]
 
-# Of the floating-point formats: the finite values that are not negative, by their codes, those of NaN (exclusive or of
-# the sign's), and the sign's bit.
+# For the floating-point formats.  FLOAT_VALUES holds the finite values of codes without a sign, in the order of the
+# codes.  SIGNS holds the sign bit.  NAN_CODES holds the code of NaN, which is then XORed with the sign bit.
 FLOAT_VALUES = {
     "float8_e4m3fn": np.array(E4M3_VALUES),
     "float8_e5m2": np.arange(0x7C, dtype=np.uint8).view(ml_dtypes.float8_e5m2).astype(np.float64),
@@ -45,7 +45,7 @@ every_float_type = pytest.mark.parametrize("dtype", FLOAT_TYPES)
 
 
 def every_code(dtype):
-    """All codes of a type."""
+    """Return all codes of a type."""
     width = WIDTHS[dtype]
     return np.arange(2**width, dtype=np.uint16 if width == 16 else np.uint8).view(dtype)
 
@@ -54,7 +54,7 @@ def every_code(dtype):
 
 
 def hard_scales(kind):
-    """Around one and other powers of two, inexact, subnormal, at both ends."""
+    """Return scales near 1 and 2, inexact ones, subnormal ones, and the least and greatest of a type."""
     info = np.finfo(kind)
     ones = [1.0, 1.0 - info.epsneg, 1.0 + info.eps, 2.0 - info.eps, 0.1, 1.0 / 3.0, 1e-3]
     ends = [info.smallest_subnormal, info.tiny * 0.3, info.tiny * (1.0 - info.eps), info.tiny, info.max / 3, info.max]
@@ -62,14 +62,14 @@ def hard_scales(kind):
 
 
 def near(x):
-    """x and two neighbours on either side; some of what is not finite comes out as NaN."""
+    """Return x and two neighbours on either side; neighbours of infinities may be NaN."""
     integer = np.dtype(f"i{x.dtype.itemsize}")
     offsets = np.arange(-2, 3, dtype=integer)
     return (x.view(integer)[..., np.newaxis] + offsets).view(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def near_multiples(points, scales):
-    """Where x / scale is close to a point, a row a scale; the products are rounded once."""
+    """Return values x for which x / scale is close to a point, a row for each scale."""
     with np.errstate(over="ignore"):
         return near((points * scales.astype(np.float64)[:, np.newaxis]).astype(scales.dtype))
 
@@ -80,7 +80,7 @@ ENDS = np.concatenate([ENDS - 0.5, ENDS + 0.5])
 
 
 def _midpoints(dtype):
-    """Between neighbours among the values, and where rounding would overflow."""
+    """Return the midpoints between neighbouring values, and the point beyond which rounding would overflow."""
     values = FLOAT_VALUES[dtype]
     return np.add(values, [*values[1:], 2.0 * values[-1] - values[-2]]) / 2.0
 
@@ -89,7 +89,7 @@ MIDPOINTS = {dtype: _midpoints(dtype) for dtype in FLOAT_TYPES}
 
 
 def points_of(dtype):
-    """Quotients at which the code changes, and others."""
+    """Return quotients at which the code changes, and others."""
     if dtype not in FLOAT_VALUES:
         return TIES if WIDTHS[dtype] < 16 else np.concatenate([TIES, ENDS])
     values, midpoints = FLOAT_VALUES[dtype], MIDPOINTS[dtype]
@@ -98,7 +98,7 @@ def points_of(dtype):
 
 
 def hard_values(scale, dtype):
-    """Hard ones for any scale, then for this."""
+    """Return values that are hard for any scale, and then values that are hard for this scale."""
     scale = np.asarray(scale)
     bits = random_bits(4_000, 60, scale.dtype)
     return np.concatenate([adversarial(scale.dtype), bits, near_multiples(points_of(dtype), scale.reshape(1))[0]])
@@ -136,7 +136,7 @@ def divided(x, scale):
 
 
 def nearest_float(v, dtype):
-    """The codes nearest to v by bisection over the midpoints."""
+    """Return the codes nearest to v, by bisection over the midpoints."""
     midpoints, sign = MIDPOINTS[dtype], SIGNS[dtype]
     last = FLOAT_VALUES[dtype].size - 1
     magnitude = np.abs(v)
@@ -148,7 +148,7 @@ def nearest_float(v, dtype):
 
 
 def codes_of(quotient, zero_point, dtype):
-    """What NumPy makes of x / scale."""
+    """Return the codes of a quotient x / scale, by NumPy."""
     if dtype in FLOAT_VALUES:
         return nearest_float(quotient, dtype)
     least, greatest = LIMITS[dtype]
@@ -157,14 +157,14 @@ def codes_of(quotient, zero_point, dtype):
 
 
 def values_of(codes, scale, zero_point):
-    """(codes - zero_point) * scale in the scale's type."""
+    """Return (codes - zero_point) * scale in the type of the scale."""
     steps = codes if codes.dtype.name in FLOAT_VALUES else codes.astype(np.int32) - zero_point
     with np.errstate(over="ignore"):
         return steps.astype(scale.dtype) * scale
 
 
 def rounded(exact, kind):
-    """A fraction rounded to a float of a type, half to even."""
+    """Return a fraction rounded to a floating type, half to even."""
     info = np.finfo(kind)
     if not exact:
         return 0.0
@@ -178,7 +178,7 @@ def rounded(exact, kind):
 
 
 def exact_code(x, scale, zero_point, dtype):
-    """The code of x: the quotient rounded to their type, that rounded to a step, the step moved and saturated."""
+    """Return the code of x: round the quotient to the type of x, then to an integer, add the zero point, saturate."""
     least, greatest = LIMITS[dtype]
     if math.isnan(x):
         return zero_point
@@ -191,16 +191,16 @@ def exact_code(x, scale, zero_point, dtype):
 
 
 def by_onnx_runtime(operator, x, scale, zero_point, axis=0, block_size=0):
-    """The operator on the CPU.
+    """Return the result of an operator in ONNX Runtime, on the CPU.
 
-    Its arguments are constants, and codes that NumPy has no type of its own for leave as floats.
+    The arguments are constants of the model.  Codes without a NumPy type of their own come out as floats.
     """
     import onnx
     import onnxruntime
 
     arguments = {"x": x, "scale": scale, "zero_point": zero_point}
     constants = [onnx.numpy_helper.from_array(np.ascontiguousarray(array), n) for n, array in arguments.items()]
-    # Else opset 23 and later round the quotient of float16 to float16.
+    # Without this attribute, opset 23 and later round the quotient of float16 to float16.
     precision = {"precision": onnx.TensorProto.FLOAT} if operator == "QuantizeLinear" else {}
     nodes = [onnx.helper.make_node(operator, list(arguments), ["y"], axis=axis, block_size=block_size, **precision)]
     result = zero_point if operator == "QuantizeLinear" else scale

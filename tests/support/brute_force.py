@@ -1,10 +1,10 @@
-"""Ranges judged on the raw data: independent of the package's histograms, scales and kernels."""
+"""Judge ranges on the raw data, independently of the package's histograms, scales and kernels."""
 
 import numpy as np
 
 
 def distributions(n, seed=0):
-    """The data that calibration meets."""
+    """Return data of the kinds that calibration meets."""
     rng = np.random.default_rng(seed)
     outlier = rng.normal(size=n)
     outlier[n // 2] = 1e4
@@ -22,7 +22,7 @@ def distributions(n, seed=0):
 
 
 def hard_distributions(n, seed=0):
-    """Data for which a histogram's bins tell little of what a range costs: far from 0, or unevenly in its bins."""
+    """Return data for which bins say little about the error of a range: far from 0, or uneven within bins."""
     rng = np.random.default_rng(seed)
     ends = [(4, 9), (0, 1), (3, 7), (1, 2), (-3, 5), (-9, -4), (0.5, 10), (100, 140), (1000, 1010), (-0.1, 3)]
     uniform = {f"uniform({low}, {high})": rng.uniform(low, high, n) for low, high in ends}
@@ -30,8 +30,8 @@ def hard_distributions(n, seed=0):
     return {
         **uniform,
         **normal,
-        **{f"beta({a}, {a})": rng.beta(a, a, n) * 5.0 + 1.0 for a in (0.2, 0.5)},  # without bound at both ends
-        "power": rng.uniform(size=n) ** 3 * 5.0 + 2.0,  # and at one
+        **{f"beta({a}, {a})": rng.beta(a, a, n) * 5.0 + 1.0 for a in (0.2, 0.5)},  # with unbounded density at both ends
+        "power": rng.uniform(size=n) ** 3 * 5.0 + 2.0,  # with unbounded density at one end
         "sine": np.sin(rng.uniform(0.0, 2.0 * np.pi, n)),
         "triangle": rng.triangular(2.0, 3.0, 8.0, n),
         "two": np.concatenate([rng.normal(-3.0, 0.3, n // 2), rng.normal(5.0, 0.4, n - n // 2)]),
@@ -42,20 +42,20 @@ def hard_distributions(n, seed=0):
 
 
 def code_range(bits, symmetric):
-    """Least and greatest code of an integer format of so many bits."""
+    """Return the least and the greatest code of an integer format with this number of bits."""
     high = 2 ** (bits - 1) - 1
     return (-high if symmetric else -high - 1), high
 
 
 def squared_error(x, scale, zero_point, codes):
-    """Mean squared error of x under round-half-away codes."""
+    """Return the mean squared error of x, with codes rounded half away from zero."""
     v = x / scale + zero_point
     q = np.clip(np.where(v < 0.0, np.ceil(v - 0.5), np.floor(v + 0.5)), *codes)
     return np.mean(((q - zero_point) * scale - x) ** 2)
 
 
 def best_symmetric(x, bits):
-    """Least error over clipping at fractions of the largest magnitude, dense and then denser."""
+    """Return the least error over clips at fractions of the largest magnitude, on ever finer grids."""
     codes = code_range(bits, True)
     largest = np.abs(x).max()
 
@@ -71,7 +71,7 @@ def best_symmetric(x, bits):
 
 
 def best_affine(x, bits):
-    """Least error over pairs of ends, as fractions of the way out from the median."""
+    """Return the least error over ranges; their ends are fractions of the way from the median to the extremes."""
     codes = code_range(bits, False)
     low, high, middle = x.min(), x.max(), np.median(x)
 
@@ -85,7 +85,7 @@ def best_affine(x, bits):
     coarse = np.concatenate([np.geomspace(1e-4, 0.05, 12), np.linspace(0.075, 1.0, 38)])
     belows, aboves = (coarse if end != middle else [1.0] for end in (low, high))
     pairs = [(a, b) for a in belows for b in aboves]
-    if x.size > 3000:  # a sample finds the neighbourhood, all of the data decides
+    if x.size > 3000:  # a sample finds the best candidates, and all of the data decides
         sample = np.random.default_rng(0).choice(x, 3000, replace=False)
         pairs = [*sorted(pairs, key=lambda pair: cost(*pair, sample))[:60], (1.0, 1.0)]
     least, a, b = min((cost(*pair), *pair) for pair in pairs)

@@ -1,4 +1,4 @@
-"""What tests let other processes do, which have to find it in a module that they can import."""
+"""Functions that tests call in other processes, which have to import them from a module."""
 
 import time
 
@@ -22,7 +22,7 @@ def batch(index, seconds=0.0):
 
 
 def run_model(connection, model, x):
-    """Send what a PyTorch model makes of a tensor."""
+    """Send the output of a PyTorch model through a connection."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
-"""Damage ONNX models in many ways: quantising and showing them gives a result, or one error that says what is wrong.
+"""Damage ONNX models in many ways.  Quantising and showing one gives a result, or a one-line error.
 
-``python tests/support/fuzz_models.py 10000`` damages as many, ``10000 7`` others; the tests do some.
+``python tests/support/fuzz_models.py 10000`` damages 10,000 models, and ``10000 7`` does so with the seed 7.  The tests
+damage a few.
 """
 
 import random
@@ -25,7 +26,7 @@ TEXTS = ["", "x", "y", "w", "w1", "c1", "Conv", "MatMul", "Gemm", "Constant", "I
 
 
 def models():
-    """Models that are damaged, with batches for them."""
+    """Return the models to damage, with batches for them."""
     choice = {"x": onnx_models.normal(3, 16), "condition": np.array(True)}
     return [
         (onnx_models.convolutions(11), onnx_models.images(4, batches=2)),
@@ -38,7 +39,7 @@ def models():
 
 
 def damaged_bytes(data, rng):
-    """Change, leave out or add some bytes, or cut the end off."""
+    """Return the bytes of a file with some changed, removed or added, or with the end cut off."""
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5])):
         kind, place = rng.random(), rng.randrange(8, len(changed))
@@ -54,7 +55,7 @@ def damaged_bytes(data, rng):
 
 
 def damaged_fields(model, rng):
-    """Change, leave out or repeat some fields of a model, wherever they are."""
+    """Return the bytes of a model with some of its fields, at any depth, changed, removed or repeated."""
     for _ in range(rng.choice([1, 1, 2, 3])):
         message, field = rng.choice(list(fields(model)))
         value = getattr(message, field.name)
@@ -70,13 +71,13 @@ def damaged_fields(model, rng):
                 value[rng.randrange(len(value))] = other(value[0], rng)
             else:
                 setattr(message, field.name, other(value, rng))
-        except (ValueError, TypeError):  # no such value of an enumeration
+        except (ValueError, TypeError):  # the enumeration has no such value
             continue
     return model.SerializeToString()
 
 
 def fields(message):
-    """Yield every field that is set, in a message and in those inside of it, with the message that it is of."""
+    """Yield every field that is set in a message or in messages inside it, with the message that holds it."""
     for field, value in message.ListFields():
         yield message, field
         if field.message_type is not None:
@@ -96,7 +97,7 @@ def other(value, rng):
 
 
 def fuzz(n, seed, folder):
-    """Damage models, and return how many were refused, and how many were not."""
+    """Damage `n` models, and return how many were refused and how many were not."""
     rng, given, path = random.Random(seed), models(), Path(folder) / "model.onnx"
     refused = 0
     for _ in range(n):
@@ -118,7 +119,7 @@ def fuzz(n, seed, folder):
 
 
 def main():
-    """Fuzz as often as the first argument says."""
+    """Fuzz with the number of models, and the seed if given, from the command line."""
     warnings.simplefilter("ignore")
     n = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""Damage files of calibrations in many ways: reading one is an error that says so, or gives something sound.
+"""Damage calibration files in many ways.  Reading one gives sound collectors, or an error that names the file.
 
-``python tests/support/fuzz_storage.py 100000`` damages as many; the tests do some.
+``python tests/support/fuzz_storage.py 100000`` damages 100,000 files.  The tests damage a few.
 """
 
 import io
@@ -21,7 +21,7 @@ from qatcore._calibration.storage import _digest
 
 
 def collectors():
-    """What a file may hold: values and counts, channels and groups, and nothing at all."""
+    """Return collectors of all kinds that a file may hold: values, counts, channels, groups, and empty ones."""
     rng = np.random.default_rng(0)
     odd = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, -1e300, 65504.0])
     found = {"empty": CalibrationCollector(), "unseen": CalibrationCollector(axis=1)}
@@ -39,10 +39,10 @@ def collectors():
 
 
 def damaged(data, rng):
-    """Return a file with some of its bytes changed, lost, repeated or exchanged."""
+    """Return the bytes of a file with some changed, lost, repeated or exchanged."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 5, 30])):
-        # The ends of a zip file say what is in it, so they are hit more often than their share.
+        # The ends of a zip file describe its contents, so they are damaged more often.
         size = len(data)
         if size == 0:
             break
@@ -76,7 +76,7 @@ ODD_JSON = [None, True, -1, 0, 1, 3, 10**30, 1.5, float("nan"), "", "x", [], [0]
 
 @np.errstate(all="ignore")
 def forged(data, rng):
-    """Return a file with changed contents and a digest that is right."""
+    """Return the bytes of a file with changed contents and the right digest."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         header = json.loads(archive.read("header.json"))
         arrays = {
@@ -122,7 +122,7 @@ def forged(data, rng):
 
 
 def use(collector):
-    """Ask everything; the answers are sound in kind."""
+    """Call every method of a collector, and check that the results are possible."""
     for ask in (
         collector.min_max_scale,
         lambda: collector.percentile_scale(99.0),
@@ -138,7 +138,7 @@ def use(collector):
 
 
 def fuzz(n, seed, folder):
-    """Damage `n` files; return how many were refused, and how many were read."""
+    """Damage `n` files; return how many were refused and how many were read."""
     rng = random.Random(seed)
     original = collectors()
     path = Path(folder, "fuzzed.npz")
@@ -160,7 +160,7 @@ def fuzz(n, seed, folder):
             refused += 1
             continue
         read += 1
-        if not forging:  # where it does not matter: in a date, or between the members
+        if not forging:  # the damage is where it does not matter: in a date, or between the members
             assert found == expected
         elif found != expected:
             for collector in found.values():
@@ -171,7 +171,7 @@ def fuzz(n, seed, folder):
 
 
 def main():
-    """Fuzz as often as the first argument says."""
+    """Fuzz with the number of files, and the seed if given, from the command line."""
     warnings.simplefilter("error")
     n = int(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the compiled reference returned, read from ``data/reference.npz``."""
+"""Results of the compiled reference, read from ``data/reference.npz``."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _ARRAYS = {name: _FILE[name] for name in _FILE.files}
 
 
 def cases(group):
-    """The cases of a group: a dict of field -> array each, under its number."""
+    """Return the cases of a group by number; each case is a dict of arrays by field."""
     found = {}
     for name, array in _ARRAYS.items():
         head, *rest = name.split("/")
@@ -19,7 +19,7 @@ def cases(group):
 
 
 def batches(case):
-    """The batches that were observed, in order."""
+    """Return the batches that the reference observed, in order."""
     if "ramp" in case:
         n, seed, low, high = (int(v) for v in case["ramp"])
         steps = (np.arange(n, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(seed)) % np.uint64(2**32)
@@ -32,7 +32,7 @@ def batches(case):
 
 
 def assert_same_bits(actual, expected):
-    """Equal to the bit, the sign of zero included; any NaN equals any NaN."""
+    """Require equal bits, also the sign of zero; any NaN equals any NaN."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape

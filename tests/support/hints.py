@@ -1,10 +1,10 @@
-"""Annotations at run time."""
+"""Type annotations at run time."""
 
 import typing
 
 
 def plain(hint):
-    """Return a type, and what it stands for if it is an alias by the statement `type`, as newer NumPys have."""
+    """Return a type; an alias that the statement `type` made, as in newer NumPys, gives the type it stands for."""
     alias, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if not hasattr(alias, "__value__"):
         return hint

@@ -1,7 +1,7 @@
-"""What users may pass, every function that takes it, and what must come back.
+"""Inputs that users may pass, the functions that take them, and the results.
 
-`FUNCTIONS` names every public function that reads an array, `LAYOUTS` every way to lay one out, and
-`int_formula` and `Layer` say in exact Python arithmetic what the results are.
+`FUNCTIONS` holds every public function that reads an array, and `LAYOUTS` every way to lay one out.  `int_formula` and
+`infer` compute results in exact Python arithmetic.
 """
 
 import math
@@ -30,7 +30,7 @@ each_module = pytest.mark.parametrize("module", [qatcore, reference], ids=["qatc
 
 
 def assert_same(actual, expected):
-    """The same types, shapes, dtypes and bits, the sign of zero included; any NaN equals any NaN."""
+    """Require the same types, shapes, dtypes and bits, also the sign of zero; any NaN equals any NaN."""
     assert type(actual) is type(expected)
     if isinstance(expected, (tuple, list)):
         assert len(actual) == len(expected)
@@ -40,7 +40,7 @@ def assert_same(actual, expected):
         actual, expected = np.asarray(actual), np.asarray(expected)
         assert actual.dtype == expected.dtype
         assert actual.shape == expected.shape
-        with np.errstate(all="ignore"):  # signalling NaNs
+        with np.errstate(all="ignore"):  # comparing a signalling NaN may warn
             given = expected == expected  # noqa: PLR0124 (not NaN, for every dtype)
             assert np.array_equal(actual == actual, given)  # noqa: PLR0124
         assert actual[given].tobytes() == expected[given].tobytes()
@@ -49,7 +49,7 @@ def assert_same(actual, expected):
 
 
 def state(collector):
-    """Everything a collector tells, of either module."""
+    """Return everything that a collector of either module reports."""
     methods = [collector.min_max_scale(), collector.percentile_scale(90.0), collector.kl_divergence_scale()]
     values = [collector.n_elements, collector.min_val, collector.max_val, methods]
     if isinstance(collector, reference.CalibrationCollector):
@@ -59,7 +59,7 @@ def state(collector):
 
 
 def layer_state(layer):
-    """Everything a layer tells, of either module, but for what it computes."""
+    """Return the public state of a layer of either module."""
     names = ["weight_scale", "weight_zero_point", "activation_scale", "activation_zero_point"]
     parameters = [np.array(layer.weights), np.array(layer.bias), *(getattr(layer, name) for name in names)]
     return [layer.in_features, layer.out_features, layer.config, *parameters]
@@ -72,20 +72,20 @@ E4M3_VALUES = [float(v) for v in np.arange(127, dtype=np.uint8).view(E4M3)]  # c
 
 
 def round_half_away(v):
-    """The nearest integer to a finite float, ties away from zero."""
+    """Return the integer nearest to a finite float, ties away from zero."""
     nearest = math.floor(abs(Fraction(v)) + Fraction(1, 2))
     return -nearest if v < 0.0 else nearest
 
 
 def divided(a, b):
-    """a / b of floats, as IEEE 754 has it."""
+    """Return a / b for floats, as IEEE 754 defines it."""
     if b:
         return a / b
     return math.nan if math.isnan(a) or a == 0.0 else math.copysign(math.inf, a) * math.copysign(1.0, b)
 
 
 def integer_code(x, scale, zero_point, low, high):
-    """The reference's code of x: NaN is 0, everything else saturates."""
+    """Return the code of x in the reference: NaN gives 0, and everything else saturates."""
     v = divided(x, scale) + zero_point
     if math.isnan(v):
         return 0
@@ -99,7 +99,7 @@ def wrapped_int32(i):
 
 
 def int_formula(bits, x, scale, zero_point):
-    """`quantize_int8` or `quantize_int4` of a float."""
+    """Return the result of `quantize_int8` or `quantize_int4` for a float."""
     if scale == 0.0:
         return x
     code = integer_code(x, scale, zero_point, *CODES[bits])
@@ -107,7 +107,7 @@ def int_formula(bits, x, scale, zero_point):
 
 
 def nearest_e4m3(x):
-    """The nearest E4M3 value, ties to the even code, saturating; NaN stays."""
+    """Return the nearest E4M3 value, ties to the even code, saturated; NaN stays NaN."""
     if math.isnan(x):
         return x
     magnitude = Fraction(min(abs(x), 448.0))
@@ -116,7 +116,7 @@ def nearest_e4m3(x):
 
 
 def infer(layer, x):
-    """`QatLayer.forward_infer` of one row, from the layer's public parameters, in exact integers."""
+    """Return `QatLayer.forward_infer` of one row, from the layer's public parameters, with exact sums."""
     config, (out, _) = layer.config, layer.weights.shape
     x = [float(v) for v in x]
     scales = np.broadcast_to(layer.weight_scale, out).tolist()
@@ -151,7 +151,7 @@ REFERENCE_CONFIGS = [config for config in CONFIGS if config.bits is not QuantBit
 
 
 def make_layer(module=qatcore, config=None, shape=(5, 4)):
-    """A calibrated layer with values of its own."""
+    """Return a calibrated layer with random weights, the same in each call."""
     config = config or QatConfig()
     rng = np.random.default_rng(7)
     weights, bias = rng.normal(size=shape), rng.normal(size=shape[0])
@@ -219,9 +219,9 @@ def _forward(module, method, config, x):
 def _gradients(x):
     try:
         shape = as_plain_array(x, "x").shape
-    except (TypeError, ValueError):  # no array at all
+    except (TypeError, ValueError):  # x is no array
         shape = ()
-    # Dividing by this scale is exact in every type, and what comes out is 0 or 1.
+    # Division by this scale is exact in every type, and the gradients are 0 or 1.
     grad_x, *others = qatcore.fake_quantize_backward(np.ones(shape), x, 0.5, 3)
     return [grad_x.astype(np.float64), *others]
 
@@ -233,10 +233,10 @@ def _backward(grad_output):
 
 
 class Function:
-    """A public function of one array, what that holds (``kind``) and how it is called in messages.
+    """A public function of one array.
 
-    `result` says of what type the result is: "like" for the argument's own floating type, "float64", or
-    None where it does not depend on the argument's type.
+    `kind` says what the array holds, and `argument` is its name in messages.  `result` is the type of the result:
+    "like" for the floating type of the argument, "float64", or None if it does not depend on that type.
     """
 
     def __init__(self, call, kind, argument, result=None):
@@ -276,7 +276,7 @@ def _functions():
         call = partial(qatcore.quantize_model_weights, config=config)
         every["quantize_model_weights" + options] = Function(call, "matrix", "weights")
     for dtype, zero_point in (("int8", 3), ("uint8", 131), ("float8_e4m3fn", 0)):
-        # With a scale that every floating type holds, float64 and the others agree.
+        # Every floating type holds this scale, so float64 and the other types agree.
         arguments = {"scale": 0.375, "zero_point": zero_point, "dtype": dtype}
         every[f"quantize[{dtype}]"] = Function(partial(qatcore.quantize, **arguments), "matrix", "x")
         every[f"fake_quantize[{dtype}]"] = Function(partial(qatcore.fake_quantize, **arguments), "matrix", "x", "like")
@@ -342,7 +342,7 @@ each_elementwise = pytest.mark.parametrize("name", ELEMENTWISE)
 
 
 def sample(kind, dtype=np.float64):
-    """Values of a kind; of `dtype` for matrices and vectors."""
+    """Return values of a kind; matrices and vectors have the type `dtype`."""
     rng = np.random.default_rng(11)
     return {
         "codes": lambda: rng.integers(-128, 128, (3, 4)).astype(np.int8),
@@ -356,7 +356,7 @@ def sample(kind, dtype=np.float64):
 
 
 def _matrix(rng, dtype):
-    """Hard values among ordinary ones."""
+    """Return hard values among ordinary ones."""
     if dtype.kind in "biu":
         x = rng.integers(0, 2 if dtype.kind == "b" else 100, (3, 4)).astype(dtype)
         if dtype.kind != "b":
@@ -371,7 +371,7 @@ def _matrix(rng, dtype):
 
 
 def of_kind(*kinds):
-    """The names of the functions that take such arrays."""
+    """Return the names of the functions that take arrays of these kinds."""
     return [name for name, function in FUNCTIONS.items() if function.kind in kinds]
 
 
@@ -404,7 +404,7 @@ def misaligned(x):
 
 
 def field_of_records(x):
-    """Strides that are no multiple of the item's size."""
+    """Return a field of records, with strides that are no multiple of the item size."""
     records = np.zeros(x.shape, [("tag", np.uint8), ("value", x.dtype)])
     records["value"] = x
     return records["value"]
@@ -435,7 +435,7 @@ def convertible(x):
 
 
 def buffer(x):
-    """What exposes the buffer protocol or NumPy's own of it, and is no array."""
+    """Return an object that exposes NumPy's array interface and is no array."""
     return SimpleNamespace(__array_interface__=x.__array_interface__, owner=x)
 
 
@@ -447,7 +447,7 @@ def subclass(x):
 
 
 def nested_list(x):
-    """Lists of NumPy scalars, which keep their type."""
+    """Return nested lists of NumPy scalars, which keep their type."""
     return [nested_list(row) for row in x] if x.ndim else x[()]
 
 
@@ -477,7 +477,7 @@ LAYOUTS = {
 
 
 def laid_out(layout, x, path):
-    """The values of x in a layout; `path` is a directory for files."""
+    """Return the values of x in a layout; `path` is a directory for files."""
     return memory_mapped(x, path) if layout == "memory_mapped" else LAYOUTS[layout](x)
 
 
@@ -485,7 +485,7 @@ def laid_out(layout, x, path):
 
 
 def hard_values(scale, zero_point):
-    """Ties and their neighbours, the ends and beyond, everything not finite, many magnitudes."""
+    """Return ties and their neighbours, extremes, values that are not finite, and values of many magnitudes."""
     rng = np.random.default_rng(5)
     ties = [(k + 0.5 - zero_point) * scale for k in range(-131, 131)]
     near = [math.nextafter(t, side) for t in ties for side in (math.inf, -math.inf)]

@@ -1,4 +1,4 @@
-"""Small ONNX models, one for each thing that real ones do."""
+"""Small ONNX models, one for each feature of real models."""
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ OPTIMIZED, AS_WRITTEN = (
 
 
 def run(model, batch, level=OPTIMIZED):
-    """Return the outputs, in ONNX Runtime."""
+    """Return the outputs of a model in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = level
     options.log_severity_level = 3
@@ -23,13 +23,13 @@ def run(model, batch, level=OPTIMIZED):
 
 
 def sqnr(exact, other):
-    """Return how large a tensor is in comparison with what another one is off, in dB."""
+    """Return the signal-to-noise ratio of a tensor, in dB: its power, by the power of another tensor's error."""
     noise = np.square(exact.astype(np.float64) - other).sum()
     return 10 * np.log10(np.square(exact.astype(np.float64)).sum() / noise) if noise else np.inf
 
 
 def dequantized(model, node, position):
-    """Return an input of a node: what the codes of a constant stand for, by the definition of DequantizeLinear."""
+    """Return the values of a node's constant input; codes are dequantised by the definition of DequantizeLinear."""
     index = Graph(model)
     maker = index.makers[node.input[position]]
     assert maker.op_type == "DequantizeLinear"
@@ -60,7 +60,7 @@ def model(nodes, inputs, outputs, initializers=(), opset=17, ir_version=8, **opt
 
 
 def node_of(model, name):
-    """Return the node of a name."""
+    """Return the node with a name."""
     return next(node for node in model.graph.node if node.name == name)
 
 
@@ -73,7 +73,7 @@ def normal(*shape):
 
 
 def convolutions(opset=17, *, batch=None, constants=False):
-    """Conv, batch norm, Relu, MaxPool, Conv, Clip, Flatten, Gemm: images of 3 x 8 x 8 to 5 classes."""
+    """Return a classifier: Conv, batch norm, Relu, MaxPool, Conv, Clip, Flatten, Gemm; 3 x 8 x 8 to 5 classes."""
     weights = {
         "w1": normal(6, 3, 3, 3),
         "b1": normal(6),
@@ -106,7 +106,7 @@ def convolutions(opset=17, *, batch=None, constants=False):
 
 
 def product(ndim=2, opset=17, dtype=np.float32, *, weight_ndim=2, k=48, n=24):
-    """One MatMul of activations with `ndim` dimensions."""
+    """Return a model of one MatMul, with activations of `ndim` dimensions."""
     weight = normal(*[2] * (weight_ndim - 2), k, n).astype(dtype)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     lead = ["N", 3, 2][: ndim - 1]
@@ -120,7 +120,7 @@ def product(ndim=2, opset=17, dtype=np.float32, *, weight_ndim=2, k=48, n=24):
 
 
 def branches(opset=11):
-    """A product, then a choice within a choice that reads what it makes, and another product."""
+    """Return a model with a product, an If within an If that reads the product, and another product."""
     squeeze = helper.make_node("Squeeze", ["u"], ["inner_then"], axes=[0])
     inner_then = helper.make_graph([squeeze], "inner_then", [], [value("inner_then", ["A", "B"])])
     total = helper.make_node("ReduceSum", ["u"], ["inner_else"], axes=[0], keepdims=0)
@@ -149,7 +149,7 @@ def branches(opset=11):
 
 
 def recurrent(opset=13):
-    """An LSTM between two products."""
+    """Return a model with an LSTM between two products."""
     return model(
         [
             helper.make_node("MatMul", ["x", "w"], ["e"], "before"),
@@ -171,7 +171,7 @@ def recurrent(opset=13):
 
 
 def attention():
-    """Softmax of a product of activations, between products with weights; layer norm in pieces before."""
+    """Return an attention: layer norm in pieces, products with weights, and a Softmax of a product of activations."""
     return model(
         [
             helper.make_node("ReduceMean", ["x"], ["m"], axes=[-1]),
@@ -191,13 +191,13 @@ def attention():
 
 
 def images(n, batches=6):
-    """Batches for `convolutions`."""
+    """Return batches for `convolutions`."""
     generator = rng()
     return [{"x": generator.standard_normal((n, 3, 8, 8)).astype(np.float32)} for _ in range(batches)]
 
 
 def detector(made=None, least=0.0):
-    """Return a model and, as further outputs, the values of its first one above some value, and their places."""
+    """Return a model with two more outputs: the values of its first output above `least`, and their places."""
     made = product() if made is None else made
     name = made.graph.output[0].name
     made.graph.node.extend(
@@ -214,13 +214,13 @@ def detector(made=None, least=0.0):
 
 
 def answer(made, batch, name):
-    """Return one output, in ONNX Runtime."""
+    """Return one output of a model in ONNX Runtime."""
     names = [value.name for value in made.graph.output]
     return run(made, {"x": batch["x"]})[names.index(name)]
 
 
 def number(exact):
-    """Return a metric: how near the number of values a detector chooses is to that of the float model."""
+    """Return a metric: how near the number of values that a detector chooses is to the float model's number."""
 
     def score(outputs, batch):
         n = len(answer(exact, batch, "chosen"))
@@ -230,6 +230,6 @@ def number(exact):
 
 
 def rows(k=48, n=64, batches=4, dtype=np.float32):
-    """Batches for `product`."""
+    """Return batches for `product`."""
     generator = rng()
     return [{"x": generator.standard_normal((n, k)).astype(dtype)} for _ in range(batches)]

@@ -1,7 +1,7 @@
-"""A few exact results on a CPU that lacks later instructions.
+"""Check a few exact results on an emulated CPU that lacks later instructions.
 
 ``qemu-x86_64 -cpu Nehalem python tests/support/qemu_smoke.py v2`` and ``-cpu Haswell ... v3`` prove that the import
-and the kernels of a level execute nothing beyond it: an instruction too new ends the process with SIGILL.
+and the kernels of a level execute no instruction beyond the level: such an instruction ends the process with SIGILL.
 """
 
 import sys
@@ -23,13 +23,13 @@ def main(expected_level):
     assert qatcore.quantize_int4(x, 0.5).tolist() == [-4.0, -0.5, 0.0, 0.5, 1.0, 1.5, 3.5, 0.0]
     assert qatcore.quantize_fp8([1.97, 0.001, -1e6]).tolist() == [2.0, 0.001953125, -448.0]
     assert reference.quantize_fp8([1.97, 255.9]).tolist() == [1.875, 240.0]
-    # Correctly rounded, which shows that the logarithm is.
+    # This is correctly rounded only if the logarithm is.
     assert reference.kl_divergence_symmetric([1.0], [2.0]).hex() == "0x1.62e42fefa2857p-2"
 
     a = np.full((3, 70_000), -128, np.int8)
     assert (qatcore.int8_matmul(a, a.T) == 70_000 * 2**14).all()
 
-    # Long enough for two threads, and known: bin i of 1000 holds as many values as any other.
+    # The array is long enough for two threads, and each of its 1000 values occurs equally often.
     ramp = np.arange(1_200_000, dtype=np.float32) % 1000
     collector = qatcore.CalibrationCollector()
     collector.observe(ramp)

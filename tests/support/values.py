@@ -1,7 +1,7 @@
 """Data that is the same on every machine.
 
-It comes from a generator's raw words by + - * / alone, never from `normal` or `exp`, whose last bits differ between
-SIMD variants.
+It comes from the raw words of a generator, by + - * / alone.  `normal` and `exp` would not do, since their last bits
+differ between SIMD variants.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def uniform(n, seed):
 
 
 def bell(n, seed):
-    """Nearly normal: the sum of twelve uniforms, added one after the other."""
+    """Return nearly normal values: sums of twelve uniform numbers, added one after the other."""
     total = np.full(n, -6.0)
     for row in uniform(12 * n, seed).reshape(12, n):
         total += row
@@ -24,16 +24,16 @@ def bell(n, seed):
 
 
 def heavy(n, seed):
-    """Tails like those of Student's t with one degree of freedom, cut off at 2**20."""
+    """Return values with tails like Student's t with one degree of freedom, cut off at 2**20."""
     return (uniform(n, seed) - 0.5) / (uniform(n, seed + 1) + 2.0**-20)
 
 
 def adversarial(dtype):
-    """Ties and their neighbours, subnormals, extremes, and what is not finite, of float32 or float64."""
+    """Return ties and their neighbours, subnormals, extremes and values that are not finite, of a floating type."""
     integer = np.dtype(f"i{np.dtype(dtype).itemsize}")
     info = np.finfo(dtype)
     ties = np.concatenate([(np.arange(-300, 300) + 0.5) * step for step in (1.0, 0.5, 0.1, 1e-3, 2.0**-10)])
-    # E4M3's values and the midpoints between them, of which the subnormal ones are multiples of 2**-10.
+    # E4M3's values and the midpoints between them; subnormal midpoints are multiples of 2**-10.
     fp8 = np.concatenate([np.arange(16, 33) * 2.0 ** float(e) for e in range(-12, 6)])
     centres = np.concatenate([ties, fp8, -fp8]).astype(dtype).view(integer)
     near = np.concatenate([centres - 1, centres, centres + 1]).view(dtype)
@@ -42,5 +42,5 @@ def adversarial(dtype):
 
 
 def random_bits(n, seed, dtype):
-    """Every exponent, NaN and infinities among them."""
+    """Return values of all exponents, also NaN and infinities."""
     return words(n, seed).view(f"u{np.dtype(dtype).itemsize}")[:n].view(dtype)

@@ -171,7 +171,7 @@ class Activated(nn.BatchNorm2d):
 def test_what_is_no_such_norm_is_refused(replacement, name):
     model = prepared_model()
     model[1] = replacement
-    message = rf"^model: expected the batch norm that is folded .* of 4 channels in its place, '1', got {name}; "
+    message = rf"^model: expected at '1' the batch norm that is folded .* of 4 channels, got {name}.  Put one there"
     with pytest.raises(InvalidArgumentError, match=message):
         model(batch())
     with pytest.raises(InvalidArgumentError, match=message):
@@ -181,12 +181,12 @@ def test_what_is_no_such_norm_is_refused(replacement, name):
 def test_a_norm_that_is_gone_is_refused():
     model = prepared_model()
     del model[1:]
-    with pytest.raises(InvalidArgumentError, match=r"in its place, '1', got NoneType; "):
+    with pytest.raises(InvalidArgumentError, match=r"expected at '1' the batch norm .*, got NoneType.  Put one there"):
         model(batch())
 
 
 def test_models_without_the_norm_are_not_converted():
-    message = r"^model: expected the batch norm that is folded into '(0)?', got one without it: give the model"
+    message = r"^model: expected one with the batch norm that is folded into '(0)?', got one without it.  Give the"
     with pytest.raises(InvalidArgumentError, match=message):
         convert(prepared_model()[0])
     parts = nn.Sequential(*prepared_model())
@@ -279,5 +279,5 @@ def test_models_are_traced():
     assert torch.equal(converted(batch()), expected(batch()))
     assert torch.equal(torch.fx.symbolic_trace(expected)(batch()), expected(batch()))
     for alone in (prepared.conv, prepared.more, expected.line):
-        with pytest.raises(TypeError, match=rf"^model: expected one with its {type(alone).__name__} within, to be"):
+        with pytest.raises(TypeError, match=rf"^model: expected one that holds the {type(alone).__name__}, got"):
             torch.fx.symbolic_trace(alone)
