@@ -19,10 +19,10 @@ try:
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
+from ._base.arrays import as_array, kernel_dtype
 from ._base.config import CalibMethod, QuantizationSpec
 from ._base.errors import InvalidArgumentError
 from ._base.formats import QuantBits
-from ._base.validation import as_array, kernel_dtype
 from ._calibration.calibrate import checked_options, distinct_layers, iterate_batches, specs_of
 from ._calibration.collector import CalibrationCollector
 

@@ -16,26 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ._base import dispatch
-from ._base.config import CalibMethod, QatConfig, QuantizationSpec
+from ._base.arrays import as_array, as_float64, as_plain_array, elementwise
+from ._base.config import CalibMethod, QatConfig, QuantizationSpec, as_config
 from ._base.errors import InvalidArgumentError
 from ._base.formats import INTEGERS, QuantBits
 from ._base.scale import round_half_away
 from ._base.types import FloatLike, IntLike
-from ._base.validation import (
-    INT32,
-    as_array,
-    as_count,
-    as_float64,
-    as_member,
-    as_number,
-    as_plain_array,
-    as_zero_point,
-    elementwise,
-)
+from ._base.validation import INT32, as_count, as_member, as_number, as_zero_point
 from ._calibration.calibrate import CalibrationDataset, LayerBatches, iterate_batches, named_layers
 from ._codes import reference_rounding as codes
 from ._linear.gemm import int8_matmul
-from ._linear.weights import as_config
 
 __all__ = [
     "CalibMethod",

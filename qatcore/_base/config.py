@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .errors import InvalidArgumentError
 from .formats import QuantBits
 from .types import FloatOrArray, ZeroPoint
-from .validation import as_flag, as_member, as_plain_array
+from .validation import as_flag, as_member, as_spec_parameter
 
 
 class CalibMethod(enum.Enum):
@@ -137,8 +137,8 @@ class QuantizationSpec:
         if self.groups < 1 or (axis is None and self.groups > 1):
             raise InvalidArgumentError(f"groups: expected at least 1, and exactly 1 without an axis, got {self.groups}")
         dimensions = len(axes)
-        scale = _as_numbers(self.scale, "scale", "iuf", np.dtype(np.float64), dimensions)
-        zero_point = _as_numbers(self.zero_point, "zero_point", "iu", np.dtype(np.int32), dimensions)
+        scale = as_spec_parameter(self.scale, "scale", "iuf", np.dtype(np.float64), dimensions)
+        zero_point = as_spec_parameter(self.zero_point, "zero_point", "iu", np.dtype(np.int32), dimensions)
         if not np.all(scale >= 0.0):
             raise InvalidArgumentError(f"scale: expected numbers that are not negative, got {self.scale}")
         if scale.shape != zero_point.shape:
@@ -171,21 +171,10 @@ class QuantizationSpec:
         return (self.layer_name, self.method, self.bits, self.symmetric, self.axis, self.groups)
 
 
-def _as_numbers(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
-    """Return a specification's scale or zero point as a new, read-only array."""
-    try:
-        array = as_plain_array(value, name)
-    except InvalidArgumentError:
-        raise InvalidArgumentError(f"{name}: expected numbers in rows of equal length, got {value!r}") from None
-    if array.ndim != dimensions:
-        expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, one for each axis"
-        raise InvalidArgumentError(f"{name}: expected {expected}, got {value!r}")
-    if array.size and array.dtype.kind not in kinds:
-        if array.dtype.kind == "O" and all(type(item) is int for item in array.reshape(-1)):  # too large for any dtype
-            raise InvalidArgumentError(f"{name}: expected {dtype} values, got {value!r}")
-        raise TypeError(f"{name}: expected {'integers' if kinds == 'iu' else 'real numbers'}, got {value!r}")
-    if dtype.kind == "i" and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
-        raise InvalidArgumentError(f"{name}: expected int32 values, got {value!r}")
-    result = array.astype(dtype)
-    result.setflags(write=False)
-    return result
+def as_config(config: object) -> QatConfig:
+    """Return a configuration, the default one for None."""
+    if config is None:
+        return QatConfig()
+    if not isinstance(config, QatConfig):
+        raise TypeError(f"config: expected a QatConfig, got {type(config).__name__}")
+    return config

@@ -1,203 +1,24 @@
-"""Check arguments, and turn what users pass into what kernels take."""
+"""Check arguments: numbers, flags, members, axes, masks, scales and zero points."""
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import math
 import numbers
 import operator
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import as_array, as_float64, as_plain_array, contiguous, kernel_dtype, without_tensors
 from .errors import InvalidArgumentError
-from .formats import BFLOAT16, MINIFLOATS, SUB_BYTE_INTEGERS
-from .types import AnyArray, Floats
+from .formats import MINIFLOATS, SUB_BYTE_INTEGERS
 
 INT32 = np.iinfo(np.int32)
+MOST_AXES = 64  # NumPy's arrays have no more
 
 _Member = TypeVar("_Member", bound=enum.Enum)
-
-
-def as_plain_array(x: object, name: str) -> npt.NDArray[Any]:
-    """Return `x`, which may be a PyTorch tensor, as an array of any dtype and layout."""
-    if type(x) is np.ndarray:
-        return x
-    x = _without_tensors(x, name)
-    if isinstance(x, np.ma.MaskedArray) or (
-        isinstance(x, (list, tuple)) and any(isinstance(item, np.ma.MaskedArray) for item in x)
-    ):
-        raise TypeError(
-            f"{name}: expected a plain array, got a masked one, whose mask would be lost; pass .data or .compressed()"
-        )
-    try:
-        return np.asarray(x)
-    except ValueError as error:  # a ragged list
-        raise InvalidArgumentError(f"{name}: expected an array: {error}") from None
-
-
-def _without_tensors(x: Any, name: str) -> Any:
-    """Return `x` with arrays in place of PyTorch tensors, also inside lists and tuples."""
-    tensor = getattr(sys.modules.get("torch"), "Tensor", None)  # whoever has a tensor has imported torch
-    if tensor is None:
-        return x
-    if isinstance(x, tensor):
-        return _array_of_tensor(x, name)
-    if isinstance(x, (list, tuple)) and any(isinstance(item, (tensor, list, tuple)) for item in x):
-        return [_without_tensors(item, name) for item in x]
-    return x
-
-
-def _array_of_tensor(tensor: Any, name: str) -> npt.NDArray[Any]:
-    """Return a tensor's values as an array, a view if possible, without what autograd has recorded."""
-    if tensor.device.type != "cpu":
-        raise TypeError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}; pass it with .cpu()")
-    kind = str(tensor.dtype).removeprefix("torch.")
-    try:
-        plain = tensor.detach().resolve_neg()
-        if kind != "bfloat16" and not kind.startswith("float8_"):
-            return np.asarray(plain.numpy())
-        # In NumPy, these types come from ml_dtypes, which PyTorch does not know.  So the bits are passed as integers.
-        bits = sys.modules["torch"].int16 if kind == "bfloat16" else sys.modules["torch"].uint8
-        return np.asarray(plain.view(bits).numpy()).view(getattr(ml_dtypes, kind))
-    except (AttributeError, RuntimeError, TypeError) as error:  # NumPy lacks its type or layout, or it has no values
-        reason = str(error).partition("\n")[0]
-        raise TypeError(f"{name}: expected a dense tensor of real numbers, got one of {kind}: {reason}") from None
-
-
-def as_array(x: object, name: str) -> npt.NDArray[Any]:
-    """Return `x` as an array of real numbers of a type that this package reads, in any layout."""
-    array = as_plain_array(x, name)
-    kernel_dtype(array.dtype, name)
-    return array
-
-
-def kernel_dtype(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
-    """Return the type as which kernels read an array of `dtype`: float32 or float64.
-
-    It holds all values of `dtype` exactly, except integers beyond 2**53, which round to float64.
-    """
-    if dtype.type in (np.float32, np.float16, BFLOAT16.type):
-        return np.dtype(np.float32)
-    if dtype.type is np.float64 or dtype.kind in "biu":
-        return np.dtype(np.float64)
-    raise TypeError(f"{name}: expected real numbers (float16, bfloat16, float32, float64 or integers), got {dtype}")
-
-
-def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type of a result for input of `dtype`: `dtype` itself if it is floating, float64 if it is integer."""
-    return np.dtype(np.float64) if dtype.kind in "biu" else dtype.newbyteorder("=")
-
-
-def as_floats(x: object, name: str) -> Floats:
-    """Return `x` as a C-contiguous, aligned float32 or float64 array of the same shape."""
-    array = as_array(x, name)
-    return _contiguous(array, kernel_dtype(array.dtype, name))
-
-
-def as_float64(x: object, name: str) -> npt.NDArray[np.float64]:
-    """Return `x` as a C-contiguous, aligned float64 array of the same shape."""
-    return _contiguous(as_array(x, name), np.dtype(np.float64))
-
-
-def _contiguous(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
-        return array
-    with np.errstate(invalid="ignore"):  # converting a signalling NaN is no error
-        return array.astype(dtype, order="C")
-
-
-SINGLE_OR_DOUBLE: tuple[type, ...] = (np.float32, np.float64)
-
-
-def float_dtype(dtype: Any, out: Any, allowed: tuple[type, ...] = SINGLE_OR_DOUBLE) -> np.dtype[Any]:
-    """Return the type of a result, if it is allowed: the type of `out`, or `dtype` if there is no `out`."""
-    given = isinstance(out, np.ndarray)
-    if dtype is None:  # NumPy would read it as float64
-        raise InvalidArgumentError(f"dtype: expected {_one_of(allowed)}, got None")
-    try:
-        kind: np.dtype[Any] = np.dtype(out.dtype if given else dtype).newbyteorder("=")
-    except TypeError:
-        raise TypeError(f"dtype: expected {_one_of(allowed)}, got {dtype!r}") from None
-    if kind.type not in allowed:
-        raise InvalidArgumentError(f"{'out' if given else 'dtype'}: expected {_one_of(allowed)}, got {kind}")
-    return kind
-
-
-def _one_of(types: tuple[type, ...]) -> str:
-    *names, last = (str(np.dtype(kind)) for kind in types)
-    return f"{', '.join(names)} or {last}"
-
-
-@contextlib.contextmanager
-def writable(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: tuple[npt.NDArray[Any], ...]
-) -> Iterator[npt.NDArray[Any]]:
-    """Yield a C-contiguous array to write a result into; the result is in `out` afterwards.
-
-    If `out` is None, the array is new.  Otherwise it is `out` itself, or a temporary array if `out` has another layout
-    or overlaps an input.  An input that lies element for element where `out` does is no overlap.
-    """
-    if out is None:
-        yield np.empty(shape, dtype)
-        return
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
-    if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out: expected a plain array, got a masked one, whose mask would be wrong; pass .data")
-    if out.shape != shape:
-        raise InvalidArgumentError(f"out: expected shape {shape}, got {out.shape}")
-    if out.dtype.newbyteorder("=") != dtype:
-        raise InvalidArgumentError(f"out: expected {dtype}, got {out.dtype}")
-    if not out.flags.writeable:
-        raise InvalidArgumentError("out: expected a writable array, got a read-only one")
-    direct = out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative
-    if direct and not any(_overlaps(out, array) for array in inputs):
-        yield out.view(np.ndarray)  # np.matrix would stay two-dimensional
-        return
-    result = np.empty(shape, dtype)
-    yield result
-    out[...] = result
-
-
-def _overlaps(out: npt.NDArray[Any], array: npt.NDArray[Any]) -> bool:
-    if not np.may_share_memory(out, array):
-        return False
-    return not (out.ctypes.data == array.ctypes.data and out.strides == array.strides and out.dtype == array.dtype)
-
-
-@overload
-def elementwise(
-    x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: Literal[True]
-) -> float | np.float64 | npt.NDArray[np.float64]: ...
-@overload
-def elementwise(
-    x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = ...
-) -> float | np.generic | AnyArray: ...
-def elementwise(
-    x: object, name: str, kernel: Callable[[Floats, Floats], None], *, float64: bool = False
-) -> float | np.generic | AnyArray:
-    """Apply ``kernel(flat input, flat output)`` to a scalar or an array, and return a result of the same kind.
-
-    A Python number gives a float, a NumPy scalar gives a NumPy scalar, and anything else gives an array of the same
-    shape.  The result has the input's floating type.  For integers, or if `float64` is true, it has float64.
-    """
-    array = as_array(x, name)
-    dtype = np.dtype(np.float64) if float64 else result_dtype(array.dtype)
-    flat = (as_float64(array, name) if float64 else as_floats(array, name)).reshape(-1)
-    out = np.empty_like(flat)
-    if flat.size:
-        kernel(flat, out)
-    with np.errstate(all="ignore"):  # NaN is expected here, and values may overflow to infinity in float16
-        result = out.reshape(array.shape).astype(dtype, copy=False)
-    if isinstance(x, numbers.Number) and not isinstance(x, np.generic):
-        return float(result)
-    return result[()] if isinstance(x, np.generic) else result
 
 
 def as_member(kind: type[_Member], value: object, name: str) -> _Member:
@@ -218,12 +39,6 @@ def as_flag(value: object, name: str) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-
-
-def _single(value: object, name: str) -> object:
-    """Return the element of an array or tensor without dimensions, and anything else as it is."""
-    value = _without_tensors(value, name)
-    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def as_number(value: object, name: str) -> float:
@@ -247,12 +62,37 @@ def as_scale(value: object, name: str = "scale") -> float:
     return scale
 
 
+def as_tensor_scale(value: Any) -> np.float32:
+    """Return NVFP4's scale of a whole tensor as a float32, which must be positive and finite."""
+    with np.errstate(all="ignore"):
+        scale = np.float32(as_number(value, "tensor_scale"))
+    if not 0.0 < scale < math.inf:
+        raise InvalidArgumentError(f"tensor_scale: expected a positive finite number, also in float32, got {value}")
+    return scale
+
+
 def as_share(value: object, name: str) -> float:
     """Return a share, above 0 and at most 1, as a float."""
     share = as_number(value, name)
     if not 0.0 < share <= 1.0:
         raise InvalidArgumentError(f"{name}: expected a number above 0, at most 1, got {share}")
     return share
+
+
+def as_percentile(value: object) -> float:
+    """Return a percentile as a float, above 0 and at most 100."""
+    percentile = as_number(value, "percentile")
+    if not 0.0 < percentile <= 100.0:
+        raise InvalidArgumentError(f"percentile: expected more than 0 and at most 100, got {value}")
+    return percentile
+
+
+def as_grad_factor(value: object) -> float:
+    """Return `grad_factor` as a float, which must be finite."""
+    factor = as_number(value, "grad_factor")
+    if not math.isfinite(factor):
+        raise InvalidArgumentError(f"grad_factor: expected a finite number, got {factor}")
+    return factor
 
 
 def as_zero_point(value: object, name: str = "zero_point") -> int:
@@ -278,6 +118,61 @@ def as_count(value: object, name: str, least: int = 1) -> int:
     return count
 
 
+def as_axis(axis: object, ndim: int) -> int:
+    """Return an axis of an array with `ndim` dimensions as a number that is not negative."""
+    try:
+        position = operator.index(axis)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"axis: expected an integer or None, got {type(axis).__name__}") from None
+    if not -ndim <= position < ndim:
+        raise InvalidArgumentError(f"axis: expected an axis of an array with {ndim} dimensions, got {position}")
+    return position % ndim
+
+
+def as_axes(axis: object) -> tuple[int, ...]:
+    """Return the axes of a collector, which may count from the end, as a tuple."""
+    axes = as_index(axis, "axis")
+    if not axes or len(set(axes)) < len(axes) or not all(abs(a) <= MOST_AXES for a in axes):
+        raise InvalidArgumentError(
+            f"axis: expected one axis, or several different ones, from -{MOST_AXES} to {MOST_AXES}, got {axis}"
+        )
+    return axes
+
+
+def as_index(value: object, name: str = "index") -> tuple[int, ...]:
+    """Return an integer or several as a tuple of integers."""
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    try:
+        if any(isinstance(item, (bool, np.bool_)) for item in items):
+            raise TypeError
+        return tuple(operator.index(item) for item in items)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
+
+
+def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) -> tuple[int, ...]:
+    """Return the shape of the scales of an array's blocks."""
+    size = as_count(block_size, "block_size")
+    if position is None:
+        raise InvalidArgumentError(
+            "axis: expected the axis along which blocks lie, got None; pass axis with block_size"
+        )
+    if shape[position] % size:
+        raise InvalidArgumentError(f"block_size: expected a divisor of the axis's length {shape[position]}, got {size}")
+    return *shape[:position], shape[position] // size, *shape[position + 1 :]
+
+
+def as_mask(mask: object, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Return a mask of bools, broadcast to `shape`."""
+    array = as_plain_array(mask, "mask")
+    if array.dtype != np.bool_:
+        raise TypeError(f"mask: expected an array of bool, got {array.dtype}")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise InvalidArgumentError(f"mask: expected a shape that broadcasts to {shape}, got {array.shape}") from None
+
+
 def as_scales(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float64]:
     """Return one scale as float64 of shape (), or an array of scales as float64 of the given shape."""
     if isinstance(value, numbers.Number):
@@ -292,6 +187,45 @@ def as_scales(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[n
             f"{name}: expected finite numbers that are not negative, got {first_wrong(array, right)}"
         )
     return array
+
+
+def as_positive_scales(
+    scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool
+) -> npt.NDArray[Any]:
+    """Return a copy of the scales in the type computed in, where they must be positive and finite.
+
+    They must have the expected shape; with `scalar`, a scalar passes too.
+    """
+    array = as_array(scale, "scale")
+    if array.shape != expected and not (scalar and array.ndim == 0):
+        wanted = f"{'a scalar or ' if scalar else ''}shape {expected}"
+        raise InvalidArgumentError(f"scale: expected {wanted}, got {_shown_shape(array)}")
+    with np.errstate(all="ignore"):
+        scales = np.array(array, computed)  # a copy
+    right = (scales > 0) & (scales < np.inf)
+    if not right.all():
+        raise InvalidArgumentError(
+            f"scale: expected positive finite numbers, also in {computed}, got {first_wrong(array, right)}"
+        )
+    return scales
+
+
+def as_block_scales(
+    scale: Any, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int
+) -> tuple[int, npt.NDArray[Any]]:
+    """Return the position of an axis and the scales of its blocks."""
+    position = as_axis(axis, len(shape))
+    array = as_plain_array(scale, "scale")
+    if array.dtype.type is not dtype.type:
+        raise TypeError(f"scale: expected an array of {dtype}, got {array.dtype}")
+    n = array.shape[position] if array.ndim == len(shape) else 0
+    fits = array.shape == (*shape[:position], n, *shape[position + 1 :])
+    if not fits or (shape[position] % n if n else shape[position]):
+        raise InvalidArgumentError(
+            f"scale: expected the shape of codes, {shape}, but a divisor of {shape[position]} along axis"
+            f" {position}, got {array.shape}"
+        )
+    return position, np.ascontiguousarray(array)
 
 
 def as_zero_points(value: object, shape: tuple[int, ...], name: str) -> npt.NDArray[np.int32]:
@@ -313,7 +247,33 @@ def as_zero_points(value: object, shape: tuple[int, ...], name: str) -> npt.NDAr
         raise InvalidArgumentError(
             f"{name}: expected int32 values, {INT32.min} to {INT32.max}, got {first_wrong(array, right)}"
         )
-    return _contiguous(array, np.dtype(np.int32))
+    return contiguous(array, np.dtype(np.int32))
+
+
+def as_spec_parameter(value: Any, name: str, kinds: str, dtype: np.dtype[Any], dimensions: int) -> np.ndarray[Any, Any]:
+    """Return a specification's scale or zero point as a new, read-only array."""
+    try:
+        array = as_plain_array(value, name)
+    except InvalidArgumentError:
+        raise InvalidArgumentError(f"{name}: expected numbers in rows of equal length, got {value!r}") from None
+    if array.ndim != dimensions:
+        expected = "a number" if dimensions == 0 else f"an array of {dimensions} dimensions, one for each axis"
+        raise InvalidArgumentError(f"{name}: expected {expected}, got {value!r}")
+    if array.size and array.dtype.kind not in kinds:
+        if array.dtype.kind == "O" and all(type(item) is int for item in array.reshape(-1)):  # too large for any dtype
+            raise InvalidArgumentError(f"{name}: expected {dtype} values, got {value!r}")
+        raise TypeError(f"{name}: expected {'integers' if kinds == 'iu' else 'real numbers'}, got {value!r}")
+    if dtype.kind == "i" and array.size and not (array.min() >= -(2**31) and array.max() < 2**31):
+        raise InvalidArgumentError(f"{name}: expected int32 values, got {value!r}")
+    result = array.astype(dtype)
+    result.setflags(write=False)
+    return result
+
+
+def _single(value: object, name: str) -> object:
+    """Return the element of an array or tensor without dimensions, and anything else as it is."""
+    value = without_tensors(value, name)
+    return value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def first_wrong(array: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> str:
@@ -328,6 +288,10 @@ def _check_shape(array: npt.NDArray[Any], shape: tuple[int, ...], name: str) -> 
     if array.ndim and array.shape != shape:
         expected = f"a scalar or shape {shape}" if shape else "a scalar"
         raise InvalidArgumentError(f"{name}: expected {expected}, got shape {array.shape}")
+
+
+def _shown_shape(array: npt.NDArray[Any]) -> str:
+    return f"shape {array.shape}" if array.ndim else "a scalar"
 
 
 def _kind(value: object) -> str:

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from .._base.arrays import as_array, as_plain_array
 from .._base.config import CalibMethod, QuantizationSpec
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
 from .._base.scale import Target
 from .._base.threads import for_each
 from .._base.types import AnyArray, FloatOrArray, PathLike, ZeroPoint
-from .._base.validation import as_array, as_flag, as_member
+from .._base.validation import as_flag, as_member
 from .collector import AnyCollector, CalibrationCollector
 from .thresholds import PERCENTILE
 
@@ -503,7 +504,7 @@ def _observe_all(name: str, batches: object, collector: CalibrationCollector, re
         report.layer(name)
     for index, batch in enumerate(iterate_batches(name, batches)):
         try:
-            array = as_array(batch, "x")
+            array = as_plain_array(batch, "x")
             if not left:
                 collector.observe(array)
         except (InvalidArgumentError, TypeError) as error:

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 from typing import Any, Generic, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from .._base.arrays import as_plain_array
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
 from .._base.scale import Target, scale_and_zero_point
 from .._base.types import CountT_co, FloatLike, FloatsT_co, PathLike, ZeroPointT_co
-from .._base.validation import (
-    as_array,
-    as_count,
-    as_flag,
-    as_number,
-    as_plain_array,
-    as_scales,
-    as_zero_points,
-)
+from .._base.validation import as_axes, as_count, as_flag, as_index, as_mask, as_number, as_scales, as_zero_points
 from .accumulator import COUNTS, Accumulator
 from .counting import count, count_along
 from .divergence import kl_range
-from .histogram import LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, Range, State
+from .histogram import LARGEST_COUNT, LeadingBitHistogram, Range, State
 from .summary import CalibrationSummary, promised_sqnr, summarize
 from .thresholds import best_range, min_max_range, mse_range, percentile_range
 
@@ -108,7 +100,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
     @overload
     def __init__(self, axis: int | tuple[int, ...] | None, *, groups: int | None = ...) -> None: ...
     def __init__(self, axis: int | tuple[int, ...] | None = None, *, groups: int | None = None) -> None:
-        self._axis = None if axis is None else _as_axes(axis)
+        self._axis = None if axis is None else as_axes(axis)
         self._groups = 1 if groups is None else as_count(groups, "groups")
         if self._groups > LARGEST_COUNT:
             raise InvalidArgumentError(f"groups: expected at most {LARGEST_COUNT}, got {groups}")
@@ -142,8 +134,8 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         TypeError
             If `x` does not hold real numbers, or `mask` does not hold bools.
         """
-        array = as_array(x, "x")
-        seen = None if mask is None else _as_mask(mask, array.shape)
+        array = as_plain_array(x, "x")
+        seen = None if mask is None else as_mask(mask, array.shape)
         if self._axis is None:
             self._add((), count(array, seen))
             return
@@ -356,7 +348,7 @@ class CalibrationCollector(Generic[FloatsT_co, ZeroPointT_co, CountT_co]):
         >>> collector.channel(1)
         CalibrationCollector(n_elements=2, min_val=10.0, max_val=20.0)
         """
-        place = _as_index(index)
+        place = as_index(index)
         shape = self.shape
         if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
             raise InvalidArgumentError(
@@ -786,32 +778,3 @@ ChannelCollector: TypeAlias = CalibrationCollector[
     npt.NDArray[np.float64], npt.NDArray[np.int32], npt.NDArray[np.int64]
 ]
 AnyCollector: TypeAlias = CalibrationCollector[Any, Any, Any]
-
-
-def _as_axes(axis: object) -> tuple[int, ...]:
-    axes = _as_index(axis, "axis")
-    if not axes or len(set(axes)) < len(axes) or not all(abs(a) <= MOST_AXES for a in axes):
-        raise InvalidArgumentError(
-            f"axis: expected one axis, or several different ones, from -{MOST_AXES} to {MOST_AXES}, got {axis}"
-        )
-    return axes
-
-
-def _as_index(value: object, name: str = "index") -> tuple[int, ...]:
-    items = value if isinstance(value, (tuple, list)) else (value,)
-    try:
-        if any(isinstance(item, (bool, np.bool_)) for item in items):
-            raise TypeError
-        return tuple(operator.index(item) for item in items)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer or a tuple of them, got {value!r}") from None
-
-
-def _as_mask(mask: object, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    array = as_plain_array(mask, "mask")
-    if array.dtype != np.bool_:
-        raise TypeError(f"mask: expected an array of bool, got {array.dtype}")
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        raise InvalidArgumentError(f"mask: expected a shape that broadcasts to {shape}, got {array.shape}") from None

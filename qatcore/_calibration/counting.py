@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
+from .._base.arrays import kernel_dtype
 from .._base.threads import for_ranges, get_num_threads
-from .._base.validation import kernel_dtype
 from .accumulator import COLUMNS, N_NAN, N_NONZERO, N_ROWS, Accumulator, Arrays, key_of_value, summed
 from .histogram import BINADES, EXACT_LIMIT, FRACTION
 
@@ -34,9 +34,10 @@ def count(x: npt.NDArray[Any], seen: npt.NDArray[np.bool_] | None = None) -> Acc
 
     It takes constant memory.  Elements where `seen` (of the same shape) is False are left out.
     """
+    dtype = kernel_dtype(x.dtype, "x")
     if seen is None:
-        return _count_all(x)
-    return summed(_count_all(x[part][seen[part]]) for part in _parts(x, seen, ()))
+        return _count_all(x, dtype)
+    return summed(_count_all(x[part][seen[part]], dtype) for part in _parts(x, seen, ()))
 
 
 def count_along(
@@ -46,19 +47,20 @@ def count_along(
 
     `groups` neighbours along the last of these axes share a channel.  Elements where `seen` is False are left out.
     """
+    dtype = kernel_dtype(x.dtype, "x")
     if groups > 1:
         x = _split_axis(x, axes[-1], groups)
         seen = None if seen is None else _split_axis(seen, axes[-1], groups)
         axes = tuple(axis + (axis > axes[-1]) for axis in axes)
     return summed(
-        _count_channels(_by_channel(x[part], axes), None if seen is None else _by_channel(seen[part], axes))
+        _count_channels(_by_channel(x[part], axes), dtype, None if seen is None else _by_channel(seen[part], axes))
         for part in _parts(x, seen, axes)
     )
 
 
 @np.errstate(all="ignore")
-def _count_all(x: npt.NDArray[Any]) -> Accumulator:
-    dtype = kernel_dtype(x.dtype, "x")
+def _count_all(x: npt.NDArray[Any], dtype: np.dtype[Any]) -> Accumulator:
+    """Return one channel with all values, which kernels read as `dtype`."""
     if x.dtype == dtype and x.flags.c_contiguous and x.flags.aligned and x.size <= _LARGEST_CALL:
         return _count_chunk(x.reshape(-1))
     total = Accumulator(1)
@@ -82,8 +84,10 @@ def _count_all(x: npt.NDArray[Any]) -> Accumulator:
     return total
 
 
-def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None) -> Accumulator:
-    """Return the channels of an array (outer, channels, inner) of any real type and layout.
+def _count_channels(
+    x: npt.NDArray[Any], dtype: np.dtype[Any], mask: npt.NDArray[np.bool_] | None = None
+) -> Accumulator:
+    """Return the channels of an array (outer, channels, inner) of any layout, which kernels read as `dtype`.
 
     Elements where `mask` (of the same shape) is False are left out.
     """
@@ -91,7 +95,6 @@ def _count_channels(x: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = No
     n = outer * inner
     if x.size == 0:
         return Accumulator(channels)
-    dtype = kernel_dtype(x.dtype, "x")
     if n <= EXACT_LIMIT:
         return _gathered(x, mask, dtype, np.empty((channels, n + _PADDING)))
     # Take a few channels at a time, so that their counts stay in a cache and every thread gets some.
@@ -278,7 +281,7 @@ def _count_chunk(chunk: npt.NDArray[Any]) -> Accumulator:
 def _count_range(x: npt.NDArray[Any]) -> Accumulator:
     """Count one contiguous float32 or float64 range on this thread."""
     if x.size <= EXACT_LIMIT:
-        return _count_channels(x.reshape(1, 1, -1))
+        return _count_channels(x.reshape(1, 1, -1), x.dtype)
     single = x.dtype == np.float32
     bits = x.view(np.int32 if single else np.int64)
     exponents = 256 if single else BINADES // 2

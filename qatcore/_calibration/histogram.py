@@ -19,7 +19,6 @@ import numpy.typing as npt
 FRACTION = 128  # bins in a binade
 BINADES = 4096  # a binade's number is sign * 2048 + biased exponent of float64
 _NEGATIVE = 2048
-MOST_AXES = 64  # NumPy's arrays have no more
 
 #: A channel keeps up to this many nonzero values as they are.  A scale is judged by where values fall between codes.
 #: Bins that are 0.8 % wide do not show this for few values, but they do for many.

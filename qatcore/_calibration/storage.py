@@ -25,7 +25,8 @@ import numpy.typing as npt
 from .._base.config import QuantizationSpec
 from .._base.errors import InvalidArgumentError
 from .._base.types import PathLike
-from .histogram import BINADES, COUNT_FIELDS, FRACTION, LARGEST_COUNT, MOST_AXES, LeadingBitHistogram, State
+from .._base.validation import MOST_AXES
+from .histogram import BINADES, COUNT_FIELDS, FRACTION, LARGEST_COUNT, LeadingBitHistogram, State
 
 _VERSION = 1
 _STATES_FORMAT = "qatcore calibration"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
@@ -15,23 +14,12 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .._base import dispatch
+from .._base.arrays import as_array, as_floats, as_plain_array, float_dtype, kernel_dtype, result_dtype, writable
 from .._base.errors import InvalidArgumentError
 from .._base.formats import BFLOAT16, CodeDType, CodeFormat, as_code_format
 from .._base.threads import GRAIN, for_ranges
 from .._base.types import AnyArray, ArrayT, DTypeOf, FloatT, Mask, ScalarT
-from .._base.validation import (
-    as_array,
-    as_count,
-    as_flag,
-    as_floats,
-    as_plain_array,
-    as_zero_points,
-    first_wrong,
-    float_dtype,
-    kernel_dtype,
-    result_dtype,
-    writable,
-)
+from .._base.validation import as_axis, as_blocks, as_flag, as_positive_scales, as_zero_points, first_wrong
 
 #: Types that values may have.
 FLOATS: tuple[type, ...] = (np.float32, np.float64, np.float16, BFLOAT16.type)
@@ -550,7 +538,7 @@ def scaled_format(
         expected = (shape[position],)
     else:
         expected = (1,)  # ONNX treats this shape as a scalar
-    scales = _as_positive(scale, expected, computed, scalar=position is None)
+    scales = as_positive_scales(scale, expected, computed, scalar=position is None)
     zero_points = as_zero_points(zero_point, expected, "zero_point")
     right = (zero_points >= least) & (zero_points <= greatest)
     if not right.all():
@@ -602,52 +590,6 @@ def blockwise(
             np.tile(array.reshape(-1, inner), (1, rows)).reshape(-1) for array in (scales, zero_points)
         )
     return ScaledFormat(code_format, scales, zero_points, 1, pattern=inner * rows, repeats=block // rows)
-
-
-def as_axis(axis: object, ndim: int) -> int:
-    """Return an axis of an array with `ndim` dimensions as a number that is not negative."""
-    try:
-        position = operator.index(axis)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"axis: expected an integer or None, got {type(axis).__name__}") from None
-    if not -ndim <= position < ndim:
-        raise InvalidArgumentError(f"axis: expected an axis of an array with {ndim} dimensions, got {position}")
-    return position % ndim
-
-
-def as_blocks(block_size: object, shape: tuple[int, ...], position: int | None) -> tuple[int, ...]:
-    """Return the shape of the scales of an array's blocks."""
-    size = as_count(block_size, "block_size")
-    if position is None:
-        raise InvalidArgumentError(
-            "axis: expected the axis along which blocks lie, got None; pass axis with block_size"
-        )
-    if shape[position] % size:
-        raise InvalidArgumentError(f"block_size: expected a divisor of the axis's length {shape[position]}, got {size}")
-    return *shape[:position], shape[position] // size, *shape[position + 1 :]
-
-
-def _as_positive(scale: Any, expected: tuple[int, ...], computed: np.dtype[Any], *, scalar: bool) -> npt.NDArray[Any]:
-    """Return a copy of the scales in the type computed in, where they must be positive and finite.
-
-    They must have the expected shape; with `scalar`, a scalar passes too.
-    """
-    array = as_array(scale, "scale")
-    if array.shape != expected and not (scalar and array.ndim == 0):
-        wanted = f"{'a scalar or ' if scalar else ''}shape {expected}"
-        raise InvalidArgumentError(f"scale: expected {wanted}, got {_shown_shape(array)}")
-    with np.errstate(all="ignore"):
-        scales = np.array(array, computed)  # a copy
-    right = (scales > 0) & (scales < np.inf)
-    if not right.all():
-        raise InvalidArgumentError(
-            f"scale: expected positive finite numbers, also in {computed}, got {first_wrong(array, right)}"
-        )
-    return scales
-
-
-def _shown_shape(array: npt.NDArray[Any]) -> str:
-    return f"shape {array.shape}" if array.ndim else "a scalar"
 
 
 def _like_input(x: Any, result: npt.NDArray[Any], out: AnyArray | None) -> Scalar | AnyArray:

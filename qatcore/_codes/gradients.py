@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
+from .._base.arrays import as_array, as_floats, result_dtype
 from .._base.errors import InvalidArgumentError
 from .._base.formats import CodeDType, CodeFormat, as_code_format
 from .._base.threads import GRAIN, for_ranges
 from .._base.types import AnyArray, FloatLike, FloatOrArray, Floats, FloatT
-from .._base.validation import as_array, as_floats, as_number, result_dtype
+from .._base.validation import as_grad_factor
 from .affine import ScaledFormat, floats_for, scaled_format
 
 _SUMMED = 8  # the least number of elements for each partial sum
@@ -143,14 +144,6 @@ def fake_quantize_backward(
     if axis is None:
         return grad_x, float(of_scale[0]), float(of_zero_point[0])
     return grad_x, of_scale, of_zero_point
-
-
-def as_grad_factor(value: object) -> float:
-    """Return `grad_factor` as a float, which must be finite."""
-    factor = as_number(value, "grad_factor")
-    if not math.isfinite(factor):
-        raise InvalidArgumentError(f"grad_factor: expected a finite number, got {factor}")
-    return factor
 
 
 def lsq_factor(n: int, code_format: CodeFormat) -> float:

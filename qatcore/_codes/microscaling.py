@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
+from .._base.arrays import as_floats, as_plain_array, float_dtype
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3, E4M3_MAX, CodeFormat, as_code_format
 from .._base.scale import MIN_SCALE
 from .._base.threads import GRAIN, for_ranges
 from .._base.types import AnyArray, DTypeOf, FloatLike, ScalarT
-from .._base.validation import as_floats, as_number, as_plain_array, float_dtype
-from .affine import FLOATS, ScaledFormat, as_axis, as_blocks, blockwise, floats_for
+from .._base.validation import as_axis, as_block_scales, as_blocks, as_tensor_scale
+from .affine import FLOATS, ScaledFormat, blockwise, floats_for
 
 _E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
 
@@ -159,7 +160,7 @@ def dequantize_mx(
     """
     array, code_format = _as_codes(codes, tuple(_ELEMENTS))
     kind = float_dtype(dtype, None, FLOATS)
-    position, scales = _as_block_scales(scale, _E8M0, array.shape, axis)
+    position, scales = as_block_scales(scale, _E8M0, array.shape, axis)
     computed = np.dtype(np.float64 if kind == np.float64 else np.float32)
     exponents = scales.view(np.uint8).astype(np.int32)
     steps = np.ldexp(computed.type(_ELEMENTS[str(code_format.dtype)][1]), np.minimum(exponents, 254) - 127)
@@ -231,7 +232,7 @@ def quantize_nvfp4(
     greatest = _greatest_magnitudes(floats, position, blocks).view(floats.dtype)
     has_nan = np.isnan(greatest)
     if tensor_scale is not None:
-        all_scale = _as_tensor_scale(tensor_scale)
+        all_scale = as_tensor_scale(tensor_scale)
     else:
         finite = greatest if np.isfinite(greatest).all() else np.abs(floats[np.isfinite(floats)])
         limited = min(finite.max(initial=0.0), np.finfo(np.float32).max)
@@ -314,14 +315,14 @@ def dequantize_nvfp4(
     """
     array, code_format = _as_codes(codes, ("float4_e2m1fn",))
     kind = float_dtype(dtype, None, FLOATS)
-    position, scales = _as_block_scales(scale, E4M3, array.shape, axis)
+    position, scales = as_block_scales(scale, E4M3, array.shape, axis)
     if scales.shape[position] * _BLOCK_OF_NVFP4 != array.shape[position]:
         raise InvalidArgumentError(
             f"scale: expected {array.shape[position] / _BLOCK_OF_NVFP4:g} along the axis, one for each block of"
             f" {_BLOCK_OF_NVFP4}, got {scales.shape[position]}"
         )
     computed = np.float64 if kind == np.float64 else np.float32
-    steps = np.multiply(scales.astype(computed), _as_tensor_scale(tensor_scale), dtype=computed)
+    steps = np.multiply(scales.astype(computed), as_tensor_scale(tensor_scale), dtype=computed)
     return _dequantized(array, steps, code_format, position, kind)
 
 
@@ -331,32 +332,6 @@ def _as_codes(codes: Any, names: tuple[str, ...]) -> tuple[npt.NDArray[Any], Cod
         if array.dtype.type is code_format.dtype.type:
             return array, code_format
     raise TypeError(f"codes: expected an array of {' or '.join(names)}, got {array.dtype}")
-
-
-def _as_block_scales(
-    scale: Any, dtype: np.dtype[Any], shape: tuple[int, ...], axis: int
-) -> tuple[int, npt.NDArray[Any]]:
-    """Return the position of an axis and the scales of its blocks."""
-    position = as_axis(axis, len(shape))
-    array = as_plain_array(scale, "scale")
-    if array.dtype.type is not dtype.type:
-        raise TypeError(f"scale: expected an array of {dtype}, got {array.dtype}")
-    n = array.shape[position] if array.ndim == len(shape) else 0
-    fits = array.shape == (*shape[:position], n, *shape[position + 1 :])
-    if not fits or (shape[position] % n if n else shape[position]):
-        raise InvalidArgumentError(
-            f"scale: expected the shape of codes, {shape}, but a divisor of {shape[position]} along axis"
-            f" {position}, got {array.shape}"
-        )
-    return position, np.ascontiguousarray(array)
-
-
-def _as_tensor_scale(value: Any) -> np.float32:
-    with np.errstate(all="ignore"):
-        scale = np.float32(as_number(value, "tensor_scale"))
-    if not 0.0 < scale < math.inf:
-        raise InvalidArgumentError(f"tensor_scale: expected a positive finite number, also in float32, got {value}")
-    return scale
 
 
 def _greatest_magnitudes(x: npt.NDArray[Any], position: int, blocks: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
+from .._base.arrays import as_plain_array
 from .._base.errors import InvalidArgumentError
 from .._base.formats import CODE_FORMATS, as_code_format
 from .._base.threads import GRAIN, for_ranges
 from .._base.types import AnyArray
-from .._base.validation import as_count, as_plain_array
+from .._base.validation import as_count
 
 
 def pack_int4(codes: npt.ArrayLike) -> npt.NDArray[np.uint8]:

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
+from .._base.arrays import elementwise
 from .._base.formats import E4M3, E4M3_VALUES, INTEGERS, QuantBits
 from .._base.threads import GRAIN, for_ranges
 from .._base.types import AnyArray, FloatLike, Floats, FloatT, IntLike
-from .._base.validation import as_scale, as_zero_point, elementwise
+from .._base.validation import as_scale, as_zero_point
 
 
 @overload

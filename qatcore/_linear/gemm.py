@@ -11,19 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
+from .._base.arrays import as_float64, as_plain_array, float_dtype, writable
 from .._base.errors import InvalidArgumentError
 from .._base.formats import INTEGERS, QuantBits
 from .._base.threads import for_ranges, get_num_threads
 from .._base.types import AnyArray, ArrayT, DTypeOf, Floats, IntLike, ScalarT
-from .._base.validation import (
-    as_float64,
-    as_plain_array,
-    as_scales,
-    as_zero_point,
-    as_zero_points,
-    float_dtype,
-    writable,
-)
+from .._base.validation import as_scales, as_zero_point, as_zero_points
 from .._codes.reference_rounding import encode
 
 _PANEL = 16  # columns of the packed layout

@@ -9,30 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.config import CalibMethod, QatConfig
+from .._base.arrays import as_array, as_float64, as_floats, result_dtype
+from .._base.config import CalibMethod, QatConfig, as_config
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3_VALUES, CodeFormat, QuantBits, as_code_format
 from .._base.scale import Target, scale_and_zero_point
 from .._base.types import AnyArray, FloatLike, FloatOrArray, Floats, ZeroPoint
-from .._base.validation import (
-    as_array,
-    as_count,
-    as_flag,
-    as_float64,
-    as_floats,
-    as_member,
-    as_scales,
-    as_share,
-    as_zero_points,
-    result_dtype,
-)
+from .._base.validation import as_count, as_flag, as_member, as_scales, as_share, as_zero_points
 from .._calibration.calibrate import choose_scale
 from .._calibration.collector import CalibrationCollector
 from .._codes.affine import channelwise, constant
 from .._codes.gradients import add_gradients, channel_sums, lsq_factor
 from .._codes.reference_rounding import decode, encode, fake_quantize
 from .gemm import Encoding, PackedInt8Matrix, Scaling, empty_result
-from .weights import as_config, default_scale, weight_parameters
+from .weights import default_scale, weight_parameters
 
 #: float64 adds this many products of E4M3 values exactly: each is a multiple of 2**-18 and at most 448**2.
 #: So the order of additions does not matter, and every BLAS gives the same bits.

@@ -7,12 +7,13 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-from .._base.config import QatConfig
+from .._base.arrays import as_floats, as_plain_array
+from .._base.config import QatConfig, as_config
 from .._base.errors import InvalidArgumentError
 from .._base.formats import E4M3, QuantBits
 from .._base.scale import Target, scale_and_zero_point
 from .._base.types import AnyArray, FloatOrArray, Floats, ZeroPoint
-from .._base.validation import as_floats, as_plain_array, as_scales, as_zero_points
+from .._base.validation import as_scales, as_zero_points
 from .._codes.reference_rounding import decode, encode
 
 
@@ -126,12 +127,3 @@ def default_scale(bits: QuantBits) -> float:
     """Return the scale of the range -1 to 1, which a layer has until it is calibrated."""
     scale, _ = scale_and_zero_point(-1.0, 1.0, Target(bits, symmetric=True))
     return float(scale)
-
-
-def as_config(config: object) -> QatConfig:
-    """Return a configuration, the default one for None."""
-    if config is None:
-        return QatConfig()
-    if not isinstance(config, QatConfig):
-        raise TypeError(f"config: expected a QatConfig, got {type(config).__name__}")
-    return config

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import onnx
 from onnx import ModelProto
 
+from .._base.arrays import as_plain_array
 from .._base.errors import InvalidArgumentError
 from .._base.types import PathLike
-from .._base.validation import as_count, as_plain_array
+from .._base.validation import as_count
 from .graph import Graph, unused_name
 from .images import ImageFolder, Images, is_image, mixture
 from .notices import notice

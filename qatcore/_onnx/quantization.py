@@ -16,7 +16,7 @@ from .. import __version__
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
-from .._base.validation import as_flag, as_member
+from .._base.validation import as_flag, as_member, as_percentile
 from .._calibration.collector import CalibrationCollector
 from .bias import corrected_biases, with_biases
 from .data import Batch, InputSpec
@@ -33,7 +33,6 @@ from .ranges import (
     WEIGHTS,
     Activation,
     activation_scales,
-    as_percentile,
     inside_clip,
     weight_scale,
 )

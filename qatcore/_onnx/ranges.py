@@ -14,7 +14,6 @@ from .._base.errors import InvalidArgumentError
 from .._base.formats import QuantBits
 from .._base.scale import Target
 from .._base.threads import for_each
-from .._base.validation import as_number
 from .._calibration.calibrate import choose_scale
 from .._calibration.collector import CalibrationCollector
 from .plan import WeightAxes
@@ -47,14 +46,6 @@ WEIGHTS = {
 _STEPS_TO_CLIP = 4
 #: Percent of the values of a tensor that the percentile method keeps by default.
 PERCENTILE = 99.99
-
-
-def as_percentile(value: object) -> float:
-    """Return a percentile as a float, above 0 and at most 100."""
-    percentile = as_number(value, "percentile")
-    if not 0.0 < percentile <= 100.0:
-        raise InvalidArgumentError(f"percentile: expected more than 0 and at most 100, got {value}")
-    return percentile
 
 
 def activation_scales(

@@ -16,10 +16,10 @@ from torch.autograd.function import once_differentiable
 from .._base.errors import InvalidArgumentError
 from .._base.formats import CodeDType, CodeFormat, as_code_format
 from .._base.types import FloatLike, IntLike
-from .._base.validation import as_number, as_zero_point
-from .._codes.affine import as_axis, scaled_format
+from .._base.validation import as_axis, as_grad_factor, as_number, as_zero_point
 from .._codes.affine import fake_quantize as fake_quantize_array
-from .._codes.gradients import as_grad_factor, fake_quantize_backward, lsq_factor
+from .._codes.affine import scaled_format
+from .._codes.gradients import fake_quantize_backward, lsq_factor
 from .operators import operator
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

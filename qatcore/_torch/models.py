@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._base.config import CalibMethod, QatConfig
+from .._base.config import CalibMethod, QatConfig, as_config
 from .._base.errors import InvalidArgumentError
 from .._base.types import FloatLike
 from .._base.validation import as_flag, as_member, as_share
 from .._codes.affine import quantize
-from .._linear.weights import as_config
 from . import onnx
 from .calls import SAMPLES, in_backward, no_calls, recall, remember, sample
 from .functional import FLOAT_CODES, as_numpy, broadcast, parameter

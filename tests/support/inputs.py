@@ -15,7 +15,7 @@ import pytest
 
 import qatcore
 from qatcore import CalibMethod, QatConfig, QuantBits, reference
-from qatcore._base.validation import as_plain_array
+from qatcore._base.arrays import as_plain_array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
