@@ -15,6 +15,11 @@ export PYENV_ROOT=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "${HOME:-/root}
 export HOME=$work/home
 mkdir -p "$HOME"
 
+# Two parts run at the same time: with several OpenMP threads in each, they would wait for each other.
+export OMP_NUM_THREADS=1
+# The parts that build the same sources with the same flags compile them once.
+export CCACHE_DIR=$work/ccache CCACHE_NOHASHDIR=1 PATH=/usr/lib/ccache:$PATH
+
 # Print the directory of an interpreter of this minor version.
 interpreter() {
     local found

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import signal
 import warnings
 
@@ -24,9 +25,11 @@ settings.load_profile("all")
 
 
 def pytest_configure(config):
-    """Let Hypothesis try fewer examples if slow tests are left out."""
+    """Let Hypothesis try fewer examples if slow tests are left out, and PyTorch use one thread in each process."""
     if "not slow" in config.option.markexpr:
         settings.load_profile("quick")
+    if hasattr(config, "workerinput"):  # one of several processes, whose threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # Hypothesis makes a random generator for the first test.  The garbage collector of Python 3.14 does not see what holds

@@ -7,10 +7,6 @@ if [[ $EUID -ne 0 ]]; then
     echo "skipped: only root can make a Debian for Python 3.14 (debootstrap)"
     exit 0
 fi
-if ! command -v debootstrap >/dev/null; then
-    apt-get update -qq
-    apt-get install -y -qq debootstrap </dev/null
-fi
 sdist
 debian=$work/debian
 mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d 2>/dev/null | head -n 1) || true

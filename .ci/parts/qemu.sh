@@ -1,12 +1,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
 # Test older CPUs by emulation.
-if ! command -v qemu-x86_64 >/dev/null; then
-    sudo=()
-    if [[ $EUID -ne 0 ]]; then sudo=(sudo); fi
-    "${sudo[@]}" apt-get update -qq
-    "${sudo[@]}" apt-get install -y -qq qemu-user </dev/null
-fi
 wheel_environment 3.11
 python=$work/py3.11/bin/python
 tests=$work/unpacked/tests
