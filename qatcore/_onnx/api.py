@@ -15,6 +15,7 @@ from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.types import FloatLike, PathLike
 from .._base.validation import as_count, as_flag, as_number
+from .already_quantised import Quantised, told
 from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec, Source
@@ -24,7 +25,6 @@ from .metric import Metric, Score
 from .model import class_counts, describe, description, read_model, refuse_output, write_model
 from .notices import notice
 from .plan import DEFAULT_OPERATORS, plan
-from .quantised import Quantised, told
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
 from .ranges import PERCENTILE
 from .sensitivity import (
@@ -169,7 +169,7 @@ def quantize_model(
         tensor, the method with the least expected squared error.  Weights always get the range with the least squared
         error.
     percentile : float
-        Percent of the values that the percentile method keeps, above 0 and at most 100.
+        Percent of the values that the percentile method keeps, above 0 and at most 100.  The default is 99.99.
     weights : str
         "int8", "int4" (in groups) or "fp8" (E4M3).
     activations : str
@@ -177,10 +177,11 @@ def quantize_model(
     per_tensor : bool
         Give each weight one scale, instead of one for each output channel.
     group_size : int
-        How many int4 weights along the axis that is summed over share a scale: a power of two from 16 on.  0 means one
-        scale for each output channel.
+        How many int4 weights along the axis that is summed over share a scale: a power of two from 16 on, 32 by
+        default.  0 means one scale for each output channel.
     ops : iterable of str
-        Operators to quantise where their weights are constant: some of Conv, ConvTranspose, Gemm and MatMul.
+        Operators to quantise where their weights are constant: some of Conv, ConvTranspose, Gemm and MatMul.  By
+        default all but ConvTranspose.
     exclude : iterable of str
         Names of nodes, or of their outputs, that stay in float.
     bias_correction : bool
@@ -333,7 +334,8 @@ def sensitivity(
     calibration : Calibration, str or PathLike, optional
         As in `quantize_model`.
     batches : int
-        How many batches to measure with, from the first one on.  The float model's outputs for them are kept in memory.
+        How many batches to measure with, from the first one on; 8 by default.  The float model's outputs for
+        them are kept in memory.
     **options
         `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops`, `exclude` and `keep_inputs`
         as in `quantize_model`.

@@ -17,12 +17,12 @@ from .._base.scale import Target
 from .._base.threads import for_each
 from .._base.types import PathLike
 from .._calibration.calibrate import choose_scale, load_calibration
+from .already_quantised import Quantised, computes_on_codes, told
 from .display import counted, figure
 from .graph import Graph, prepared
 from .model import description
 from .plan import OPERATORS, plan
 from .protos import opset_of
-from .quantised import Quantised, computes_on_codes, told
 from .ranges import PERCENTILE
 from .rewriting import tensor_of_codes
 

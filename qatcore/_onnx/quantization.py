@@ -18,6 +18,7 @@ from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
 from .._base.validation import as_flag, as_member, as_percentile
 from .._calibration.collector import CalibrationCollector
+from .already_quantised import Quantised, scale_given, told
 from .bias import corrected_biases, with_biases
 from .data import Batch, InputSpec
 from .graph import Graph, known_shapes, prepared
@@ -26,7 +27,6 @@ from .metric import Noise
 from .model import describe, description, fault_of
 from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
 from .protos import is_a, opset_of
-from .quantised import Quantised, scale_given, told
 from .ranges import (
     ACTIVATIONS,
     PERCENTILE,

@@ -8,10 +8,10 @@ import tempfile
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from .already_quantised import converts
 from .display import counted
 from .graph import Graph
 from .plan import OPERATORS
-from .quantised import converts
 from .session import LARGEST_MESSAGE, session_of, weight_bytes
 
 #: A ratio of two times that is less than this may be chance.
