@@ -91,8 +91,7 @@ suite() {
     sdist
     mkdir "$work/tests-$name"
     cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$work/tests-$name"
-    # Without work stealing, one process may keep the slowest tests and a thousand others.
-    (cd "$work/tests-$name" && "$@" "$work/$name/bin/python" -P -m pytest -q -n 2 --dist worksteal -m "$tests")
+    (cd "$work/tests-$name" && "$@" "$work/$name/bin/python" -P -m pytest -q -m "$tests")
 }
 
 # Print the block of code in a DOCUMENT, in a LANGUAGE, below a MARKER.

@@ -32,7 +32,7 @@ python3.14 -m venv /tmp/environment
 pip="/tmp/environment/bin/pip -q install --no-index --find-links ."
 $pip -r /tmp/requirements
 $pip --no-build-isolation --no-deps /tmp/qatcore-*.tar.gz
-/tmp/environment/bin/python -P -m pytest -q -n 2 --dist worksteal -m "not slow and not any_build"
+/tmp/environment/bin/python -P -m pytest -q -m "not slow and not any_build"
 END
 unshare --mount bash -euc '
     mount -t proc proc "$0/proc"

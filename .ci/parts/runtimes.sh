@@ -9,5 +9,5 @@ for version in 1.20.1 1.23.2 1.27.0; do
     mkdir "$work/runtimes$version"
     cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$work/runtimes$version"
     cd "$work/runtimes$version"
-    "$work/onnxruntime$version/bin/python" -P -m pytest -q -n 2 -m "slow or not slow" tests/onnx/test_kernels.py
+    "$work/onnxruntime$version/bin/python" -P -m pytest -q -m "slow or not slow" tests/onnx/test_kernels.py
 done
