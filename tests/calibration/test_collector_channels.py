@@ -445,7 +445,7 @@ def test_wrong_arguments(arguments, error, message):
         (
             {"axis": (0, -1)},
             np.ones(3),
-            r"x: expected an array in which axes \(0, -1\) are different, got one of 1 dim",
+            r"x: expected an array in which axes \(0, -1\) are different, got one of 1 dimensions",
         ),
         ({"axis": 1, "groups": 4}, np.ones((2, 6)), "x: expected a multiple of 4 along axis 1 for groups=4, got 6"),
     ],
