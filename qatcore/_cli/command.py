@@ -143,9 +143,9 @@ def _add_quantize(commands: Any) -> None:
         "  qatcore quantize model.onnx --weights int4 --activations none -o int4.onnx",
         _onnx("quantize"),
     )
-    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument("model", metavar="MODEL.onnx", help="the float model")
     _add_data(command, required=False)
-    command.add_argument("-o", "--output", required=True, metavar="OUT.onnx")
+    command.add_argument("-o", "--output", required=True, metavar="OUT.onnx", help="the file for the quantised model")
     command.add_argument(
         "--calibration",
         metavar="FILE",
@@ -215,9 +215,9 @@ def _add_calibrate(commands: Any) -> None:
         "  qatcore calibrate model.onnx --data shard1/ -o shard1.npz --resume",
         _onnx("calibrate"),
     )
-    command.add_argument("model", metavar="MODEL.onnx")
+    command.add_argument("model", metavar="MODEL.onnx", help="the float model")
     _add_data(command, required=True)
-    command.add_argument("-o", "--output", required=True, metavar="FILE.npz")
+    command.add_argument("-o", "--output", required=True, metavar="FILE.npz", help="the file for the calibration")
     command.add_argument("--resume", action="store_true", help="skip the batches that FILE.npz has seen, and go on")
     _add_selection(command)
     _add_output_options(command)
@@ -233,8 +233,8 @@ def _add_merge(commands: Any) -> None:
         "qatcore merge shard1.npz shard2.npz -o all.npz",
         _onnx("merge"),
     )
-    command.add_argument("files", metavar="FILE.npz", nargs="+")
-    command.add_argument("-o", "--output", required=True, metavar="FILE.npz")
+    command.add_argument("files", metavar="FILE.npz", nargs="+", help="files that qatcore calibrate wrote")
+    command.add_argument("-o", "--output", required=True, metavar="FILE.npz", help="the file for the calibration")
     _add_output_options(command, progress=False)
 
 
@@ -249,8 +249,8 @@ def _add_compare(commands: Any) -> None:
         "qatcore compare model.onnx model-int8.onnx --data test.npz --labels label",
         _onnx("compare"),
     )
-    command.add_argument("model", metavar="FLOAT.onnx")
-    command.add_argument("quantized", metavar="QUANT.onnx")
+    command.add_argument("model", metavar="FLOAT.onnx", help="the float model")
+    command.add_argument("quantized", metavar="QUANT.onnx", help="the quantised model")
     _add_data(command, required=True)
     _add_metric(command)
     _add_output_options(command)
@@ -268,7 +268,7 @@ def _add_inspect(commands: Any) -> None:
         "qatcore inspect calibration.npz\n  qatcore inspect model-int8.onnx",
         _onnx("inspect"),
     )
-    command.add_argument("file", metavar="FILE")
+    command.add_argument("file", metavar="FILE", help="an ONNX model, or a file that qatcore calibrate wrote")
     _add_output_options(command, progress=False)
 
 
