@@ -108,24 +108,20 @@ class SquaredError:
 
 
 def _unevenness(low: _FloatArray, high: _FloatArray, density: _FloatArray, channel: _Indices) -> _FloatArray:
-    """Return the relative difference between an interval's density and a neighbour's, at most 1.
+    """Return the relative difference between an interval's density and those of its neighbours, at most 1.
 
-    Two standard deviations of the counts are subtracted.  The result is 0 unless much of the data may lie at one place.
-    This may be so in intervals without a neighbour, as on a lattice, and in the outermost intervals, because a density
-    may have no bound there.
+    Two standard deviations of the counts are subtracted.  An interval without a neighbour on one side differs by 1.
     """
     left, right = slice(None, -1), slice(1, None)
-    inside = channel[left] == channel[right]
-    touching = inside & (high[left] == low[right])
-    n, width, uneven = density.size, high - low, np.zeros(density.size)
+    touching = (channel[left] == channel[right]) & (high[left] == low[right])
+    mass, width, uneven = density * (high - low), high - low, np.zeros(density.size)
     for one, two in ((right, left), (left, right)):
-        beside = np.where(touching, density[two], 0.0)
-        chance = 2.0 * np.sqrt(density[one] * width[one] + beside * width[one] * (width[one] / width[two]))
-        excess = np.abs(density[one] - beside) / density[one] - chance / (density[one] * width[one])
-        uneven[one] = np.maximum(uneven[one], np.where(inside, excess, 0.0))
-    is_outermost = ~(np.append(False, inside)[:n] & np.append(inside, False)[:n])
-    is_alone = ~(np.append(False, touching)[:n] | np.append(touching, False)[:n])
-    return np.where(is_outermost | is_alone, np.minimum(uneven, 1.0), 0.0)
+        beside, chance = np.zeros(density.size), mass.copy()
+        beside[one] = np.where(touching, density[two], 0.0)
+        chance[one] += beside[one] * width[one] * (width[one] / width[two])
+        excess = np.abs(density - beside) / density - 2.0 * np.sqrt(chance) / mass
+        uneven = np.maximum(uneven, excess)
+    return np.minimum(uneven, 1.0)
 
 
 @np.errstate(all="ignore")

@@ -27,9 +27,17 @@ def hard_distributions(n, seed=0):
     ends = [(4, 9), (0, 1), (3, 7), (1, 2), (-3, 5), (-9, -4), (0.5, 10), (100, 140), (1000, 1010), (-0.1, 3)]
     uniform = {f"uniform({low}, {high})": rng.uniform(low, high, n) for low, high in ends}
     normal = {f"normal({mean}, {std})": rng.normal(mean, std, n) for mean, std in [(1, 1), (10, 1), (50, 2)]}
+    clusters = {}  # narrower than bins: none, or a zero, beside them
+    for std in (0.001, 0.003, 0.01, 0.03):
+        for places in range(1, 5):
+            centres = rng.uniform(-10.0, 10.0, places)
+            x = rng.choice(centres, n) + rng.normal(0.0, std, n)
+            clusters[f"{places} clusters of {std}"] = x
+            clusters[f"{places} clusters of {std}, and 0"] = np.append(x[1:], 0.0)
     return {
         **uniform,
         **normal,
+        **clusters,
         **{f"beta({a}, {a})": rng.beta(a, a, n) * 5.0 + 1.0 for a in (0.2, 0.5)},  # with unbounded density at both ends
         "power": rng.uniform(size=n) ** 3 * 5.0 + 2.0,  # with unbounded density at one end
         "sine": np.sin(rng.uniform(0.0, 2.0 * np.pi, n)),
