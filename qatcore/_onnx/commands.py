@@ -58,7 +58,7 @@ def run(name: str, arguments: argparse.Namespace) -> int:
     except OSError as error:
         if error.filename == "":
             return _fail("expected the name of a file, got an empty one", 2)
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 2)
+        return _fail(_explained(error) if error.filename else str(error), 2)
     except (InvalidArgumentError, TypeError, ModuleNotFoundError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != "PIL":
             raise
@@ -77,6 +77,14 @@ def _data(arguments: argparse.Namespace) -> Any:
 def _image_options(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(arguments, name) for name in _IMAGE_OPTIONS}
     return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
+def _explained(error: OSError) -> str:
+    """Return a file and what is wrong with it; the folder, if that is what is missing."""
+    folder = os.path.dirname(str(error.filename))
+    if isinstance(error, FileNotFoundError) and folder and not os.path.exists(folder):
+        return f"{error.filename}: there is no folder {folder}"
+    return f"{error.filename}: {error.strerror}"
 
 
 def _fail(message: str, code: int) -> int:

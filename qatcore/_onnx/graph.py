@@ -369,7 +369,8 @@ def _fold_factors_of_gemms(model: ModelProto) -> None:
             if value is not None:
                 with np.errstate(all="ignore"):
                     scaled = (value.astype(np.float64) * by).astype(value.dtype)
-                if not np.isfinite(scaled).all() or _is_coarser(scaled, value):
+                is_no_bias = factor == "beta" and by == 0.0
+                if not np.isfinite(scaled).all() or (_is_coarser(scaled, value) and not is_no_bias):
                     continue
                 _set_constant(model.graph, index, taken, node, position, scaled)
             drop_attribute(node, factor)

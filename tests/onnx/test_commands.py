@@ -284,7 +284,7 @@ def faulty_models():
         ("model.onnx --data batches -o batches/1.npy", "batches/1.npy belongs to the inputs"),
         ("model.onnx --data batches -o batches/new.npz", "batches/new.npz belongs to the inputs"),
         ("external.onnx --data batches -o external.data", "external.data belongs to the inputs"),
-        ("model.onnx --data batches -o missing/q.onnx", "missing/q.onnx: No such file or directory"),
+        ("model.onnx --data batches -o missing/q.onnx", "missing/q.onnx: there is no folder missing"),
         ("model.onnx --data batches -o /proc/q.onnx", "/proc/q.onnx: "),
         ("model.onnx --data batches -o q.onnx --ops Relu", "expected some of Conv, ConvTranspose, Gemm, MatMul"),
         ("model.onnx --data batches -o q.onnx --exclude nobody", "there is no node 'nobody'; qatcore inspect"),

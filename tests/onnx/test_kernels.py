@@ -135,7 +135,12 @@ def forms():
             gemm = [node("Gemm", ["x", "w", "row"], "p", "first", **attributes), *nodes]
             yield "Gemm", f"{attributes}, {behind}", made(gemm, shape, CONSTANTS), batch(size)
     shape, size = SHAPES["rank 2"]
-    for factors in ({"alpha": 2.0}, {"beta": 0.5}, {"alpha": -0.5, "beta": 3.0, "transB": 1}):
+    for factors in (
+        {"alpha": 2.0},
+        {"beta": 0.5},
+        {"alpha": -0.5, "beta": 3.0, "transB": 1},
+        {"beta": 0.0},
+    ):
         gemm = [node("Gemm", ["x", "w", "row"], "p", "first", **factors), *BEHIND["float"]]
         yield "Gemm", str(factors), made(gemm, shape, CONSTANTS), batch(size)
         for source, behind in (("x", "Relu, float"), ("x", "Relu, codes"), ("row", "Clip, codes"), ("row", "float")):
