@@ -73,7 +73,7 @@ class Rewriter:
         self._index = Graph(self.model)
         self._taken = all_names(self.model)
         self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" if only constants
-        self._weights: dict[tuple[str, int | None, int | None], str] = {}
+        self._weights: dict[tuple[str, int | None, int | None, str], str] = {}
         self._nodes = {node.name: node for node in self.model.graph.node}
         # Tensors that runtimes may compute beforehand, and those behind an If whose branch is then known.
         self._fixed, self._chosen = set(self._index.constants), set[str]()
@@ -117,14 +117,15 @@ class Rewriter:
 
         If activations have codes, ONNX Runtime computes a Gemm in integers only if the weights have zero points, in the
         shape of the scales.  If only weights have codes, ONNX Runtime before 1.27 uses them in a MatMul only, so a Gemm
-        becomes a MatMul.
+        becomes a MatMul.  From 1.27 on it uses codes that one MatMul reads, so products do not share such weights.
         """
         reader = self._nodes[node]
         name = reader.input[1]
-        key = name, scale.axis, channels
         transposed = reader.op_type == "Gemm" and attribute(reader, "transB", 0)
         integers = scale.dtype.startswith("int") and (alone or scale.block_size is None)
+        key = name, scale.axis, channels, ""
         if reader.op_type in {"Gemm", "MatMul"}:
+            key = name, scale.axis, channels, node if alone and integers else ""
             self._products[node] = scale.scale.dtype if integers else None
         if key not in self._weights:
             if transposed:  # store it as it is multiplied

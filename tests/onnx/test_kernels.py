@@ -106,6 +106,9 @@ def forms():
         yield "MatMul, read in float", where, made([*one, *BEHIND["float"]], shape, CONSTANTS), batch(size)
         two = [node("MatMul", ["x", "w"], "p", "first"), node("MatMul", ["p", "v"], "y", "next")]
         yield "MatMul, read by the next in codes", where, made(two, shape, CONSTANTS), batch(size)
+        two = [node("MatMul", ["x", "w"], "p", "first"), node("MatMul", ["p", "w"], "y", "next")]
+        name = f"{where}, with the same weight"
+        yield "MatMul, read by the next in codes", name, made(two, shape, CONSTANTS), batch(size)
         row = "MatMul + Add, rank 2"
         if "rank 2" not in where:
             row = f"MatMul + Add, rank 3 or 4, {where.split(', ')[1]}"
