@@ -289,8 +289,8 @@ def compare(
     Raises
     ------
     InvalidArgumentError
-        If a model is not valid, or the models' inputs or outputs differ.  If a batch does not fit the models.  If the
-        outputs cannot be compared.
+        If a model is not valid, or the models' inputs or outputs differ.  If only the first model is quantised.  If a
+        batch does not fit the models.  If the outputs cannot be compared.
     OSError
         If a file cannot be read.
     """
@@ -474,6 +474,10 @@ def run_comparison(
 ) -> Comparison:
     """Do the work of `compare`."""
     models = read_model(exact), read_model(quantized)
+    if Quantised.of(models[0]).is_inside and not Quantised.of(models[1]).nodes:
+        raise InvalidArgumentError(
+            "expected the float model and then the quantised one, got a quantised model and then a float one; swap them"
+        )
     for what in ("input", "output"):
         names = [set(getattr(Graph(model), what + "s")) for model in models]
         if names[0] != names[1]:

@@ -45,6 +45,14 @@ def test_compare_measures_outputs_tensors_labels_time_and_size():
     assert found.tensors["x"] > 35
 
 
+def test_swapped_models_are_refused():
+    model, batches = onnx_models.product(), onnx_models.rows()
+    made = qatcore.onnx.quantize_model(model, batches)
+    with pytest.raises(qatcore.InvalidArgumentError, match=r"expected the float model and then .*; swap them"):
+        qatcore.onnx.compare(made, model, batches)
+    qatcore.onnx.compare(made, made, batches)  # two ways to quantise a model may be compared
+
+
 def test_compare_reads_the_models_of_onnx_runtimes_own_tool(tmp_path):
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
