@@ -10,7 +10,7 @@ for cpu in Nehalem:v2 Haswell:v3; do
     qemu-x86_64 -cpu "${cpu%:*}" "$python" "$tests/support/qemu_smoke.py" "${cpu#*:}" 2>"$work/qemu-warnings" ||
         { cat "$work/qemu-warnings" >&2; exit 1; }
 done
-# Compare the digest, without the longest arrays; both emulated CPUs run at the same time.
+# Compare the short digest; both emulated CPUs run at the same time.
 for level in v2 v3; do
     cpu=$([[ $level = v2 ]] && echo Nehalem || echo Haswell)
     qemu-x86_64 -cpu $cpu "$python" "$tests/digest.py" --short --sections >"$work/digest-$level" 2>&1 &
