@@ -44,6 +44,9 @@ def session_of(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal errors only: other errors are raised
     options.optimized_model_filepath = optimized_path
+    # By default a session's threads spin for a while after a run.  That would slow the session that runs next, and two
+    # models timed in turn would disturb each other.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -12,6 +12,7 @@ from onnx_models import run, sqnr
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore._cli.command import main
+from qatcore._onnx.session import session_of
 
 pytestmark = pytest.mark.any_build
 
@@ -43,6 +44,11 @@ def test_compare_measures_outputs_tensors_labels_time_and_size():
     assert all(t > 0.0 for t in found.latency)
     assert list(found.tensors) == ["x", "r1", "p1", "r2", "f"]
     assert found.tensors["x"] > 35
+
+
+def test_models_timed_in_turn_do_not_disturb_each_other():
+    options = session_of(onnx_models.product()).get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_swapped_models_are_refused():
