@@ -44,9 +44,10 @@ def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | Non
     products = sum(node.op_type in OPERATORS for node in quantized.graph.node)
     nodes = list(_optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
-    other = "uint8" if TensorProto.INT8 in kinds else "int8"
+    # Codes of int8 were slower than codes of uint8 in most models, and never much faster: docs/onnx-results.md.
+    other = "--activations uint8, " if TensorProto.INT8 in kinds else ""
     between = counted(sum(map(converts, nodes)), "conversion")
-    return f"{in_float} of {products} products run in float, {between} between; try --activations {other}, --exclude"
+    return f"{in_float} of {products} products run in float, {between} between; try {other}--exclude"
 
 
 def _kind_of_codes(node: NodeProto, index: Graph) -> int:
