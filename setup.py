@@ -17,6 +17,7 @@ The same kernel source is compiled once for each CPU level; see docs/internals.m
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -125,18 +126,28 @@ class BuildLevels(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """Return one extension for each module; several of them have the same source.
+    """Return one extension for each module.
 
-    Each module has a call of ``cythonize`` and a directory of its own, because one call for all refuses to compile
-    a source twice.  The flags are set afterwards, because flags given before leak into the next module.
+    Modules of one source share its translation to C, in which only the name of the initialising function differs.
+    Each module has a copy of its own, so that the object files of several levels do not overwrite each other.
     """
     built = []
+    translated: dict[str, tuple[str, Path]] = {}
     for name, (source, flags) in MODULES.items():
-        (extension,) = cythonize(
-            [Extension(f"qatcore.{name}", [source])],
-            build_dir=f"build/cython-{VARIANT}/{name}",
-            compiler_directives=DIRECTIVES,
-        )
+        folder = Path("build", f"cython-{VARIANT}", name)
+        extension = Extension(f"qatcore.{name}", [source])
+        if source in translated:
+            first, code = translated[source]
+            own = folder / code.name
+            if not own.exists() or own.stat().st_mtime < code.stat().st_mtime:
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(code, own)
+            extension.sources = [str(own)]
+            extension.define_macros = [(f"PyInit_{first}", f"PyInit_{name}")]
+        else:
+            (extension,) = cythonize([extension], build_dir=str(folder), compiler_directives=DIRECTIVES)
+            translated[source] = name, Path(extension.sources[0])
+        # Flags that are given before cythonize would leak into the next module.
         extension.extra_compile_args = [*COMMON, *flags]
         extension.extra_link_args = LINK
         built.append(extension)
