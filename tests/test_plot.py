@@ -39,9 +39,10 @@ DATA = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 @pytest.mark.parametrize("bits", list(QuantBits))
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_everything_can_be_drawn(name, bits, symmetric, tmp_path):
+def test_everything_can_be_drawn(name, bits, tmp_path):
     collector = observed(DATA[name])
+    # Symmetric codes and others take turns, so that every format and all data meet both.
+    symmetric = (list(DATA).index(name) + list(QuantBits).index(bits)) % 2 == 0
     figure = plot.histogram(collector, bits=bits, symmetric=symmetric)
     figure.savefig(tmp_path / "plot.png", dpi=40)
     above, below = figure.axes
