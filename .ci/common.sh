@@ -71,13 +71,13 @@ wheel_environment() {
     } 9>"$work/py$1.lock"
 }
 
-# Make the environment $work/torch: the same, with PyTorch, its ONNX exporter and the packages of the examples.
+# Make the environment $work/torch: the same, with PyTorch and all packages of the examples and benchmarks.
 torch_environment() {
     wheel_environment 3.11
     {
         flock 9
         if [[ ! -d $work/torch ]]; then
-            environment torch 3.11 -r "$work/unpacked/examples/requirements.txt" torch==2.13.0 \
+            environment torch 3.11 -r "$work/unpacked/examples/requirements.txt" -r "$work/unpacked/bench/requirements.txt" \
                 "$(echo "$work"/wheels3.11/qatcore-*.whl)[test,torch]"
         fi
     } 9>"$work/torch.lock"
