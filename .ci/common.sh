@@ -11,6 +11,8 @@ for name in $(compgen -e); do
 done
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/pip}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PIP_PROGRESS_BAR=off
+# Most modules of the packages are never imported; Python compiles the others when it needs them.
+export PIP_NO_COMPILE=1
 export PYENV_ROOT=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "${HOME:-/root}/.pyenv")}
 export HOME=$work/home
 mkdir -p "$HOME"
