@@ -11,8 +11,6 @@ for name in $(compgen -e); do
 done
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/pip}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PIP_PROGRESS_BAR=off
-# Most modules of the packages are never imported; Python compiles the others when it needs them.
-export PIP_NO_COMPILE=1
 export PYENV_ROOT=${PYENV_ROOT:-$(pyenv root 2>/dev/null || echo "${HOME:-/root}/.pyenv")}
 export HOME=$work/home
 mkdir -p "$HOME"
@@ -21,6 +19,8 @@ mkdir -p "$HOME"
 export OMP_NUM_THREADS=1
 # The parts that build the same sources with the same flags compile them once.
 export CCACHE_DIR=$work/ccache CCACHE_NOHASHDIR=1 PATH=/usr/lib/ccache:$PATH
+
+files=()
 
 # Print the directory of an interpreter of this minor version.
 interpreter() {
@@ -86,14 +86,14 @@ torch_environment() {
 }
 
 # Run the tests of the sdist on two processes, in the environment $work/NAME, in a folder without the package's sources.
-# TESTS is an expression of markers that selects the tests.
+# TESTS is an expression of markers that selects the tests.  An array $files, if there is one, has the files to run.
 suite() {
-    local name=$1 tests=$2
+    local name=$1 tests=$2 folder
     shift 2
     sdist
-    mkdir "$work/tests-$name"
-    cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$work/tests-$name"
-    (cd "$work/tests-$name" && "$@" "$work/$name/bin/python" -P -m pytest -q -m "$tests")
+    folder=$(mktemp -d "$work/tests-$name-XXX")
+    cp -r "$work"/unpacked/{tests,docs,pyproject.toml} "$folder"
+    (cd "$folder" && "$@" "$work/$name/bin/python" -P -m pytest -q -m "$tests" "${files[@]}")
 }
 
 # Print the block of code in a DOCUMENT, in a LANGUAGE, below a MARKER.

@@ -26,7 +26,7 @@ settings.load_profile("all")
 
 def pytest_configure(config):
     """Let Hypothesis try fewer examples if slow tests are left out, and PyTorch use one thread in each process."""
-    if "not slow" in config.option.markexpr:
+    if config.option.markexpr.startswith("not slow"):
         settings.load_profile("quick")
     if hasattr(config, "workerinput"):  # one of several processes, whose threads would wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", "1")

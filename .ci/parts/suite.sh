@@ -1,11 +1,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
-# Run all slow tests, and the others where some are skipped if a package is missing, such as PyTorch.  The part readme
-# runs all others without PyTorch.
+# Run all tests that are slow, or in which Hypothesis tries more examples than in quick runs.  Of the others, which the
+# part readme runs, run those in files that skip tests if a package is missing, such as PyTorch.
 torch_environment
-suite torch slow | tee "$work/suite.txt"
-cd "$work/tests-torch"
-mapfile -t files < <(grep -rl importorskip tests)
-"$work/torch/bin/python" -P -m pytest -q -m "not slow" "${files[@]}" | tee -a "$work/suite.txt"
+suite torch "slow or hypothesis" | tee "$work/suite.txt"
+mapfile -t files < <(cd "$work/unpacked" && grep -rl --include='test_*.py' importorskip tests)
+suite torch "not slow and not hypothesis" | tee -a "$work/suite.txt"
 # No test may be skipped for lack of PyTorch or torchao: the other parts skip them.
 ! grep -E "SKIPPED.*(PyTorch|'torch|torchao)" "$work/suite.txt"
