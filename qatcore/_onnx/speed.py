@@ -40,7 +40,7 @@ def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | Non
     if not any(map(converts, quantized.graph.node)):
         return "no node is quantised; allow a larger --max-drop"
     if not kinds:
-        return "quantised weights alone save memory, but seldom time; try --activations uint8 or int8"
+        return "quantised weights alone save memory, but seldom time; try --activations uint8"
     products = sum(node.op_type in OPERATORS for node in quantized.graph.node)
     nodes = list(_optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)

@@ -47,7 +47,7 @@ def images():
         ({"exclude": ["second"]}, r"1 of 2 products run in float, \d+ conversions between; try --exclude$"),
         (
             {"activations": "none"},
-            "quantised weights alone save memory, but seldom time; try --activations uint8 or int8",
+            "quantised weights alone save memory, but seldom time; try --activations uint8",
         ),
         ({"weights": "fp8", "activations": "fp8"}, "ONNX Runtime has no FP8 products; try --weights int8 --activ"),
     ],
