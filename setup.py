@@ -128,8 +128,8 @@ class BuildLevels(build_ext):
 def extensions() -> list[Extension]:
     """Return one extension for each module.
 
-    Modules of one source share its translation to C, in which only the name of the initialising function differs.
-    Each module has a copy of its own, so that the object files of several levels do not overwrite each other.
+    Modules of one source share its translation to C; a macro gives the initialising function the module's name.  Each
+    module has a copy of its own, so that the object files of several levels do not overwrite each other.
     """
     built = []
     translated: dict[str, tuple[str, Path]] = {}
