@@ -15,7 +15,7 @@ from typing import Any
 
 # The functions below import NumPy, and modules that load it, only after they have set the environment.
 
-PARTS = ["elementwise", "formats", "training", "observe", "search", "gemm", "layer", "threads", "package"]
+PARTS = ["elementwise", "formats", "training", "observe", "search", "weights", "gemm", "layer", "threads", "package"]
 
 #: For each CPU level, the limit on oneDNN when PyTorch calls it.
 ONEDNN_ISA = {"v2": "SSE41", "v3": "AVX2_VNNI", "v4": "AVX512_CORE_VNNI", "amx": "AVX512_CORE_AMX"}

@@ -289,6 +289,26 @@ def kl_reference_sweep(
     bin_count: NDArray[np.int64],
 ) -> int: ...
 
+# --- weights
+
+def least_error_scales(
+    rows: NDArray[np.float32],
+    fractions: NDArray[np.float64],
+    refinements: int,
+    fits: int,
+    greatest: float,
+    is_float: bool,
+    scale: NDArray[np.float64],
+) -> None: ...
+def round_keeping_sums(
+    rows: NDArray[np.float32],
+    scale: NDArray[np.float64],
+    greatest: float,
+    codes: NDArray[np.int8],
+    powers: NDArray[np.float64],
+    keys: NDArray[np.float64],
+) -> None: ...
+
 # --- matrix product
 
 def pack_int8(b: NDArray[np.int8], packed: NDArray[np.uint8], first: int, stop: int) -> None: ...

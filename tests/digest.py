@@ -18,6 +18,7 @@ import numpy as np
 
 import qatcore
 from qatcore import CalibMethod, QatConfig, QuantBits, reference
+from qatcore._base import dispatch
 
 sys.path.insert(0, str(Path(__file__).with_name("support")))
 from values import adversarial, bell, heavy, random_bits, uniform, words
@@ -182,7 +183,26 @@ def layers():
     yield "reference", [layer.forward_infer(data)]
 
 
-SECTIONS = (elementwise, affine, microscaling, collectors, reference_collectors, divergences, products, layers)
+def weights():
+    """Yield the results of two kernels of `qatcore.onnx`, without its functions, which need more packages."""
+    rows = np.concatenate([bell(40 * 96, 38), heavy(40 * 96, 39)]).astype(np.float32).reshape(80, 96)
+    fractions = np.arange(8.0, 65.0) / 64.0
+    for greatest, is_float in ((127.0, False), (7.0, False), (448.0, True)):
+        for refinements, fits in ((2, 0), (1, 4)):
+            scale = np.zeros(80)
+            dispatch.kernels.least_error_scales(rows, fractions, refinements, fits, greatest, is_float, scale)
+            yield f"{greatest}", [scale]
+        if not is_float:
+            codes, powers = np.zeros(rows.shape, np.int8), np.zeros((80, 2))
+            dispatch.kernels.round_keeping_sums(rows, scale, greatest, codes, powers, np.zeros(96))
+            yield f"{greatest}", [codes, powers]
+
+
+# fmt: off
+SECTIONS = (
+    elementwise, affine, microscaling, collectors, reference_collectors, divergences, weights, products, layers,
+)
+# fmt: on
 
 
 def add(digest, name, values):

@@ -307,8 +307,11 @@ def _corrected_line(report: dict[str, Any]) -> str:
     n, left_out = report["corrected_biases"], report["corrections_left_out"]
     if not left_out:
         return f"{counted(n, 'bias')}, on the data given"
-    which = f"{n:,} of {n + left_out:,} biases, on the data given" if n else f"none of {counted(left_out, 'bias')}"
-    return f"{which}: correcting {'the others' if n else 'them'} did not help"
+    if n:
+        return f"{n:,} of {n + left_out:,} biases, on the data given: correcting the others did not help"
+    if left_out == 1:
+        return "no bias: correcting the only one did not help"
+    return f"none of {left_out:,} biases: correcting them did not help"
 
 
 def _nodes_line(report: dict[str, Any]) -> str:

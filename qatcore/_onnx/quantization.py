@@ -15,7 +15,6 @@ from onnx import ModelProto, NodeProto, TensorProto
 from .. import __version__
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
-from .._base.threads import for_each
 from .._base.validation import as_flag, as_member, as_percentile
 from .._calibration.collector import CalibrationCollector
 from .already_quantised import Quantised, scale_given, told
@@ -23,22 +22,19 @@ from .bias import corrected_biases, with_biases
 from .data import Batch, InputSpec
 from .graph import Graph, known_shapes, prepared
 from .judging import Judge, halves, helpful
-from .metric import Noise
 from .model import describe, description, fault_of
-from .plan import DEFAULT_OPERATORS, Plan, bias_of, plan, tail, weight_axes
+from .plan import DEFAULT_OPERATORS, Plan, WeightAxes, bias_of, plan, tail, weight_axes
 from .protos import is_a, opset_of
 from .ranges import (
     ACTIVATIONS,
     PERCENTILE,
-    WEIGHTS,
     Activation,
     activation_scales,
     inside_clip,
-    weight_scale,
 )
-from .rewriting import Rewriter, Scale, with_room_for_bias
-from .rounding import weight_codes, weight_values
+from .rewriting import Rewriter, with_room_for_bias
 from .session import session_of
+from .weights import WEIGHTS, Weight, coded_weight, weight_scale
 
 #: How many int4 weights share a scale by default.
 GROUP_SIZE = 32
@@ -134,16 +130,6 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A weight in codes: its scale, its codes, the axis of its output channels, and its SQNR in dB."""
-
-    scale: Scale
-    codes: npt.NDArray[Any]
-    channels: int | None
-    sqnr: float
-
-
 class Quantizer:
     """Quantises a model, several times if needed, with different nodes in float; scales are chosen once.
 
@@ -226,24 +212,23 @@ class Quantizer:
     def _choose_weights(self) -> None:
         options = self.options
         readers = Counter(node.input[1] for node in self.plan.nodes)
-
-        def choose(node: NodeProto) -> None:
+        chosen: dict[tuple[str, WeightAxes | None], Weight] = {}
+        for node in self.plan.nodes:
             weight = self._weight_of(node)
             outputs = weight_axes(node, weight.ndim)
-            scale = weight_scale(weight, None if options.per_tensor else outputs, options.weights, options.group_size)
-            # The bias of one node must not widen the scale of a weight that another node shares.
-            alone = options.needs_data and readers[node.input[1]] == 1
-            if alone and (bias := bias_of(node, self._index)) is not None:
-                activation = self._activations[self._range_of(node.input[0])].scale
-                in_codes = self._becomes_codes(bias.adder)
-                scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
-            channels = None if outputs is None else outputs.channels
-            codes = weight_codes(weight, scale, channels)
-            noise = Noise()
-            noise.add(weight, weight_values(codes, scale))
-            self._weights[node.name] = Weight(scale, codes, channels, noise.sqnr)
-
-        for_each(self.plan.nodes, choose)
+            key = (node.input[1], outputs)
+            if key not in chosen:
+                scale = weight_scale(
+                    weight, None if options.per_tensor else outputs, options.weights, options.group_size
+                )
+                # The bias of one node must not widen the scale of a weight that another node shares.
+                alone = options.needs_data and readers[node.input[1]] == 1
+                if alone and (bias := bias_of(node, self._index)) is not None:
+                    activation = self._activations[self._range_of(node.input[0])].scale
+                    in_codes = self._becomes_codes(bias.adder)
+                    scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
+                chosen[key] = coded_weight(weight, scale, None if outputs is None else outputs.channels)
+            self._weights[node.name] = chosen[key]
 
     @property
     def corrects(self) -> bool:

@@ -484,6 +484,30 @@ def unpack_codes(kernels, n):
         yield codes
 
 
+def weight_rows(n):
+    """Rows of n weights, padded with zeros, among them zeros, outliers and ties."""
+    padded = np.zeros((4, -(-n // 16) * 16), np.float32)
+    padded[:, :n] = np.stack([bell(n, 52), uniform(n, 53) ** 9, np.rint(bell(n, 54) * 9) / 2, np.zeros(n)])
+    return padded
+
+
+def least_error_scales(kernels, n):
+    fractions = np.arange(1.0, 17.0) / 16.0
+    for greatest, is_float in ((127.0, False), (7.0, False), (448.0, True)) if n else ():
+        scale = np.full(4, 77.0)
+        kernels.least_error_scales(weight_rows(n), fractions, 2, 2, greatest, is_float, scale)
+        yield scale
+
+
+def round_keeping_sums(kernels, n):
+    for greatest in (127.0, 7.0) if n else ():
+        rows, scale = weight_rows(n), np.array([0.02, 0.3, 1.0, 0.1])
+        codes, powers = np.full(rows.shape, 77, np.int8), np.full((4, 2), 77.0)
+        kernels.round_keeping_sums(rows, scale, greatest, codes, powers, np.empty(rows.shape[1]))
+        yield codes
+        yield powers
+
+
 CASES = [
     fake_quantize_integer,
     encode_integer,
@@ -504,6 +528,8 @@ CASES = [
     kl_divergences,
     kl_divergence_symmetric,
     kl_reference_sweep,
+    least_error_scales,
+    round_keeping_sums,
     pack_int8,
     multiply,
     multiply_scaled,
