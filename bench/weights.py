@@ -11,7 +11,7 @@ from .settings import Settings, counted
 from .timing import Row
 
 GROUP = 32
-#: The least error of evenly spaced scales may be less than that of the search, by so much.
+#: The error of many rows with the best of evenly spaced scales may be less than that of the search, by so much.
 TOLERANCE = 1.01
 
 
@@ -31,7 +31,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         found = np.stack([scale.scale[:4]] if not group else scale.scale[:, :4].T).reshape(-1).astype(np.float64)
         whole = np.abs(few).max(axis=1) / greatest
         least = np.min([errors(few, whole * part, greatest) for part in np.linspace(0.3, 1.0, 300)], axis=0)
-        ratio = float((errors(few, found, greatest) / least).max())
+        ratio = float(errors(few, found, greatest).sum() / least.sum())
         require(row.work, ratio <= TOLERANCE, f"{ratio:.3f} times the least squared error")
 
         row.ours(lambda kind=kind, group=group: coded_weight(weight, weight_scale(weight, axes, kind, group), 1))
