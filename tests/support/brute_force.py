@@ -28,7 +28,7 @@ def hard_distributions(n, seed=0):
     uniform = {f"uniform({low}, {high})": rng.uniform(low, high, n) for low, high in ends}
     normal = {f"normal({mean}, {std})": rng.normal(mean, std, n) for mean, std in [(1, 1), (10, 1), (50, 2)]}
     clusters = {}  # narrower than bins: none, or a zero, beside them
-    for std in (0.001, 0.003, 0.01):
+    for std in (0.001, 0.003, 0.01, 0.03):
         for places in range(1, 5):
             centres = rng.uniform(-10.0, 10.0, places)
             x = rng.choice(centres, n) + rng.normal(0.0, std, n)
