@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -222,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"| {work.model} | {work.what} | {who} | {' | '.join(cells(found, work))} |", flush=True)
             stored.append({"model": work.model, "work": work.what, "whose": who, **found})
     if arguments.json:
-        arguments.json.write_text(json.dumps(stored, indent=1) + os.linesep)
+        arguments.json.write_text(json.dumps(stored, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.formats import E4M3_MAX, INTEGERS, CodeFormat, QuantBits, as_code_format
+from .._base.formats import E4M3_MAX, INTEGERS, QuantBits, as_code_format
 from .._base.threads import for_ranges
 from .._calibration.collector import CalibrationCollector
 from .._codes.affine import dequantize, quantize
@@ -182,10 +182,10 @@ def coded_weight(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -
     """
     code_format = as_code_format(scale.dtype, "dtype")
     noise = Noise()
-    if code_format.parameters is not None or channels is None:
+    if code_format.parameters is not None or channels is None:  # neither has blocks
         symmetric = code_format if code_format.parameters is not None else code_format.symmetric()
-        codes = _nearest(weight, scale, symmetric)
-        noise.add(weight, weight_values(codes, scale))
+        codes = quantize(weight, scale.scale, scale.zero_point, dtype=symmetric, axis=scale.axis)
+        noise.add(weight, dequantize(codes, scale.scale, scale.zero_point, axis=scale.axis))
         return Weight(scale, codes, channels, noise.sqnr)
     codes = np.empty(weight.shape, np.int8)
     axis, scales = channels, scale.scale
@@ -209,25 +209,3 @@ def coded_weight(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -
     if code_format.width < 8:  # such types hold a code in the lowest bits of a byte
         codes &= (1 << code_format.width) - 1
     return Weight(scale, codes.view(code_format.dtype), channels, noise.sqnr)
-
-
-def weight_values(codes: npt.NDArray[Any], scale: Scale) -> npt.NDArray[Any]:
-    """Return the values that the codes of a weight stand for."""
-    if scale.block_size is None:
-        values: npt.NDArray[Any] = dequantize(codes, scale.scale, scale.zero_point, axis=scale.axis)
-        return values
-    assert scale.axis is not None
-    values = codes.astype(scale.scale.dtype)
-    values *= np.repeat(scale.scale, scale.block_size, axis=scale.axis)[tuple(map(slice, codes.shape))]
-    return values
-
-
-def _nearest(weight: npt.NDArray[Any], scale: Scale, code_format: CodeFormat) -> npt.NDArray[Any]:
-    """Return the nearest codes; a last block may be shorter than the others."""
-    axis, block_size = scale.axis, scale.block_size
-    missing = 0 if axis is None or block_size is None else -weight.shape[axis] % block_size
-    filled = np.pad(weight, [(0, missing * (a == axis)) for a in range(weight.ndim)]) if missing else weight
-    codes: npt.NDArray[Any] = quantize(
-        filled, scale.scale, scale.zero_point, dtype=code_format, axis=axis, block_size=block_size
-    )
-    return codes[tuple(map(slice, weight.shape))]

@@ -9,11 +9,19 @@ import pytest
 import qatcore
 from qatcore._onnx.plan import WeightAxes
 from qatcore._onnx.rewriting import Scale
-from qatcore._onnx.weights import coded_weight, weight_scale, weight_values
+from qatcore._onnx.weights import coded_weight, weight_scale
 
 
 def weight_codes(weight, scale, channels):
     return coded_weight(weight, scale, channels).codes
+
+
+def weight_values(codes, scale):
+    """Return the values of codes, with zeros to fill up the last block."""
+    missing = 0 if scale.block_size is None else -codes.shape[scale.axis] % scale.block_size
+    filled = np.pad(codes, [(0, missing * (axis == scale.axis)) for axis in range(codes.ndim)])
+    values = qatcore.dequantize(filled, scale.scale, axis=scale.axis, block_size=scale.block_size)
+    return values[tuple(map(slice, codes.shape))]
 
 
 def best_codes(exact, most):
