@@ -23,7 +23,9 @@ _FloatArray = npt.NDArray[np.float64]
 #: The default percentile, which is the reference's too.
 PERCENTILE = 99.0
 #: Fractions of a range for the coarse search: 8 in each of 14 octaves, and 1.
-_COARSE = np.append(np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0, 16.0) / 8.0).reshape(-1), 1.0)
+COARSE_FRACTIONS = np.append(
+    np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0, 16.0) / 8.0).reshape(-1), 1.0
+)
 #: Fewer fractions, for the search over both ends.
 _COARSE_PAIRS = np.concatenate([np.ldexp(1.0, -np.arange(14, 3, -1)), np.arange(4.0, 33.0) / 32.0])
 
@@ -65,7 +67,7 @@ def mse_range(h: LeadingBitHistogram, target: Target) -> Range:
     shapes = (low[searched] != middle[searched]) * 2 + (high[searched] != middle[searched])
     for shape in np.unique(shapes[:1] if symmetric else shapes).tolist():
         alike = searched if symmetric else searched[shapes == shape]
-        axes = [_COARSE] if symmetric else [_COARSE_PAIRS if shape & end else np.ones(1) for end in (2, 1)]
+        axes = [COARSE_FRACTIONS] if symmetric else [_COARSE_PAIRS if shape & end else np.ones(1) for end in (2, 1)]
         candidates = int(np.prod([axis.size for axis in axes]))
         for within, part in h.take(alike).portions(4 * candidates):
             channels = alike[within]

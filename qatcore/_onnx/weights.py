@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .._base import dispatch
-from .._base.formats import E4M3_MAX, INTEGERS, QuantBits, as_code_format
+from .._base.formats import QuantBits, as_code_format
 from .._base.threads import for_ranges
 from .._calibration.collector import CalibrationCollector
+from .._calibration.thresholds import COARSE_FRACTIONS
 from .._codes.affine import dequantize, quantize
 from .metric import Noise
 from .plan import WeightAxes
@@ -29,12 +30,11 @@ WEIGHTS = {
 _LANES = 16
 #: So many weights at a time are copied into rows, which then stay in the cache of a core.
 _PORTION = 1 << 18
-#: Fractions of the scale that clips nothing, for the coarse search: 8 in each of 14 octaves, and 1.
-_FRACTIONS = np.append(np.outer(np.ldexp(1.0, -np.arange(14, 0, -1)), np.arange(8.0, 16.0) / 8.0).reshape(-1), 1.0)
-#: The same for channels in int4, whose errors have more local minima: 32 in each of the last two octaves.
+#: Fractions for the coarse search for channels in int4, whose errors have more local minima: 32 in each of the last two
+#: octaves.
 _FINER_FRACTIONS = np.concatenate(
     [
-        _FRACTIONS[(_FRACTIONS >= 2.0**-7) & (_FRACTIONS < 0.25)],
+        COARSE_FRACTIONS[(COARSE_FRACTIONS >= 2.0**-7) & (COARSE_FRACTIONS < 0.25)],
         np.arange(32.0, 64.0) / 128.0,
         np.arange(32.0, 65.0) / 64.0,
     ]
@@ -145,10 +145,10 @@ def _scale_of_all(weight: npt.NDArray[Any], bits: QuantBits) -> npt.NDArray[np.f
 
 def _scales_of_rows(weight: npt.NDArray[Any], rows: _Rows, bits: QuantBits) -> npt.NDArray[np.float64]:
     """Return the scale of each row; 0 for a row of zeros."""
-    is_float = bits is QuantBits.FP8
-    greatest = E4M3_MAX if is_float else float(INTEGERS[bits].high)
+    code_format = as_code_format(bits, "bits")
+    greatest, is_float = float(code_format.ends[1]), code_format.parameters is not None
     # A scale that is fitted to its codes is near the best for few weights; more weights need the finer search.
-    fractions = _FINER_FRACTIONS if bits is QuantBits.INT4 and not rows.are_blocks else _FRACTIONS
+    fractions = _FINER_FRACTIONS if bits is QuantBits.INT4 and not rows.are_blocks else COARSE_FRACTIONS
     refinements, fits = (1, 4) if rows.are_blocks else (2, 0)
     scale = np.empty(rows.shape)
     flat = scale.reshape(rows.count, -1)
