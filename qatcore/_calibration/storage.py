@@ -16,8 +16,8 @@ import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ def write_states(path: PathLike, states: dict[str, State], about: dict[str, Any]
             content = io.BytesIO()
             np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
             archive.writestr(_member(f"{name}.npy"), content.getvalue())
-    replace_file(path, buffer.getvalue())
+    replace_file(path, lambda file: file.write(buffer.getvalue()))
 
 
 def read_states(path: PathLike) -> dict[str, State]:
@@ -123,7 +123,8 @@ def write_specs(path: PathLike, specs: Iterable[QuantizationSpec]) -> None:
         for spec in specs
     ]
     content = {"format": _SPECS_FORMAT, "version": _VERSION, "specs": entries}
-    replace_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def read_specs(path: PathLike) -> list[QuantizationSpec]:
@@ -177,8 +178,8 @@ def _digest(entries: object, arrays: dict[str, npt.NDArray[Any]], about: object)
     return digest.hexdigest()
 
 
-def replace_file(path: PathLike, data: bytes) -> None:
-    """Write a file under a temporary name, and rename it once it is safely on disk."""
+def replace_file(path: PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Let a function write a file under a temporary name, and rename it once it is safely on disk."""
     target = os.path.realpath(os.fsdecode(path))
     folder = os.path.dirname(target)
     if os.path.exists(target) and not os.path.isfile(target):
@@ -186,7 +187,7 @@ def replace_file(path: PathLike, data: bytes) -> None:
     temporary = os.path.join(folder, f".{secrets.token_hex(12)}.tmp")  # a short name is always valid
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         if os.path.exists(target):

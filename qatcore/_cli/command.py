@@ -199,6 +199,11 @@ def _add_quantize(commands: Any) -> None:
         action="store_true",
         help="keep initializers that are inputs too; by default, if there are weights among them, all become constants",
     )
+    command.add_argument(
+        "--external-data",
+        action="store_true",
+        help="write the weights into a file beside OUT, OUT.data; weights of more than 1.5 GiB always go there",
+    )
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
     _add_output_options(command)
 

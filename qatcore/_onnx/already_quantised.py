@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, ModelProto, NodeProto
+import onnx_ir as ir
+from onnx import NodeProto
 
-from .graph import Graph
+from .graph import all_nodes, array_of, input_of, inputs_of, is_a, is_captured, is_constant, readers_of
 from .plan import is_move
-from .protos import all_nodes
 from .rewriting import Scale
 
 #: Names of operators that make, read or compute on codes: QLinearConv, MatMulInteger, MatMulNBits, QGemm and so on.
@@ -30,14 +30,14 @@ class Quantised:
 
     Attributes
     ----------
-    nodes : list of NodeProto
+    nodes : list of onnx_ir.Node
         All of these nodes.
-    borders : list of NodeProto
+    borders : list of onnx_ir.Node
         QuantizeLinear and DequantizeLinear nodes that only convert an input or an output of the model.
     """
 
-    nodes: list[NodeProto]
-    borders: list[NodeProto]
+    nodes: list[ir.Node]
+    borders: list[ir.Node]
 
     @property
     def is_inside(self) -> bool:
@@ -45,73 +45,72 @@ class Quantised:
         return len(self.nodes) > len(self.borders)
 
     @classmethod
-    def of(cls, model: ModelProto) -> Quantised:
+    def of(cls, model: ir.Model) -> Quantised:
         """Find these nodes in a model, also in functions and in graphs inside of nodes."""
-        graph = model.graph
-        return cls([n for n in all_nodes(model) if _ON_CODES.search(n.op_type)], _borders(graph, Graph(model)))
+        return cls([node for node in all_nodes(model) if _ON_CODES.search(node.op_type)], _borders(model))
 
 
-def converts(node: NodeProto) -> bool:
+def converts(node: ir.Node | NodeProto) -> bool:
     """Return whether a node only turns values into codes, or codes into values."""
     return node.op_type in {_TO_CODES, _FROM_CODES}
 
 
-def computes_on_codes(node: NodeProto) -> bool:
+def computes_on_codes(node: ir.Node) -> bool:
     """Return whether a node computes on codes, and does more than convert."""
     return _ON_CODES.search(node.op_type) is not None and not converts(node)
 
 
-def told(nodes: list[NodeProto]) -> str:
+def told(nodes: list[ir.Node]) -> str:
     """Return how many nodes there are of each operator, as text."""
     return ", ".join(f"{n} {op}" for op, n in Counter(node.op_type for node in nodes).items())
 
 
-def scale_given(name: str, index: Graph, codes: str) -> Scale | None:
+def scale_given(value: ir.Value, codes: str) -> Scale | None:
     """Return the scale with which the model already converts a tensor from or to codes, if there is a single one.
 
     With this scale, codes of the given type, uint8 or int8, have exactly the values of the model's codes.
     """
     if codes not in _SMALLEST:
         return None
-    for node in _conversions(name, index):
-        scale, zero = index.value_of(node.input[1]), _zero_point(node, index)
+    for node in _conversions(value):
+        scale, zero = array_of(node.inputs[1]), _zero_point(node)
         if scale is not None and zero is not None and scale.size == 1 and zero.dtype.name in _SMALLEST:
             shifted = zero.reshape(()).astype(np.int32) + (_SMALLEST[codes] - _SMALLEST[zero.dtype.name])
             return Scale(codes, scale.reshape(()), np.asarray(shifted, np.int32))
     return None
 
 
-def _conversions(name: str, index: Graph) -> Iterator[NodeProto]:
+def _conversions(value: ir.Value) -> Iterator[ir.Node]:
     """Yield the nodes that quantise a tensor, and the node that dequantises it, if there is one."""
-    yield from (node for node in index.readers.get(name, []) if node.op_type == _TO_CODES)
-    maker = index.makers.get(name)
-    while maker is not None and is_move(maker, index):
-        name = maker.input[0]
-        maker = index.makers.get(name)
-    if maker is not None and maker.op_type == _FROM_CODES:
+    yield from (node for node in readers_of(value) if is_a(node, {_TO_CODES}))
+    maker = value.producer()
+    while maker is not None and is_move(maker) and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    if maker is not None and is_a(maker, {_FROM_CODES}):
         yield maker
 
 
-def _zero_point(node: NodeProto, index: Graph) -> npt.NDArray[Any] | None:
-    if len(node.input) > 2 and node.input[2]:
-        return index.value_of(node.input[2])
+def _zero_point(node: ir.Node) -> npt.NDArray[Any] | None:
+    if (zero := input_of(node, 2)) is not None:
+        return array_of(zero)
     return np.zeros((), np.uint8) if node.op_type == _TO_CODES else None
 
 
-def _borders(graph: GraphProto, index: Graph) -> list[NodeProto]:
+def _borders(model: ir.Model) -> list[ir.Node]:
     """Return the conversions that come first after an input of the model, or last before an output."""
-    from_inputs = set(index.inputs)
-    conversions = [node for node in graph.node if converts(node)]
-    first = list[NodeProto]()
+    from_inputs: set[ir.Value | None] = set(inputs_of(model))
+    conversions = [node for node in model.graph if converts(node) and node.inputs]
+    first = list[ir.Node]()
     for node in conversions:
-        if node.input[0] in from_inputs:
+        if node.inputs[0] in from_inputs:
             first.append(node)
-            from_inputs.update(node.output)
-    last = list[NodeProto]()
+            from_inputs.update(node.outputs)
+    last = list[ir.Node]()
     for node in reversed(conversions):
-        made, readers = node.output[0], index.readers.get(node.output[0], [])
-        read = bool(readers) or made in index.outputs
-        ends = read and made not in index.captured and all(reader in last for reader in readers)
-        if ends and node.input[0] not in from_inputs | set(index.constants):
+        made, source = node.outputs[0], node.inputs[0]
+        readers = readers_of(made)
+        read = bool(readers) or made.is_graph_output()
+        ends = read and not is_captured(made) and all(reader in last for reader in readers)
+        if ends and source not in from_inputs and not is_constant(source):
             last.append(node)
     return first + last[::-1]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
+import onnx_ir as ir
 import onnxruntime
 from onnx import ModelProto
 
@@ -20,11 +21,12 @@ from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec, Source
 from .display import Phases
-from .graph import Graph, initializers_among_inputs
+from .graph import inputs_of, names_of, values_by_name
 from .metric import Metric, Score
-from .model import class_counts, describe, description, read_model, refuse_output, write_model
+from .model import Model, class_counts, describe, description, read_model, refuse_output, write_model
 from .notices import notice
 from .plan import DEFAULT_OPERATORS, plan
+from .prepare import initializers_among_inputs
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
 from .ranges import PERCENTILE
 from .sensitivity import (
@@ -37,8 +39,8 @@ from .sensitivity import (
     within_drop,
 )
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
+from .skeleton import proto_of
 
-Model = PathLike | ModelProto
 _FP8_NEEDS = f"FP8 in a model with quantised activations needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
 
 
@@ -61,7 +63,7 @@ def calibrate(
 
     Parameters
     ----------
-    model : str, PathLike or ModelProto
+    model : str, PathLike, ModelProto or onnx_ir.Model
     data : str, PathLike, ImageFolder, array, dict, callable or iterable
         One of these:
 
@@ -131,6 +133,7 @@ def quantize_model(
     data: Source | None = None,
     *,
     output: PathLike | None = None,
+    external_data: bool = False,
     calibration: Calibration | PathLike | None = None,
     method: CalibMethod | str = CalibMethod.MSE,
     percentile: FloatLike = PERCENTILE,
@@ -155,13 +158,16 @@ def quantize_model(
 
     Parameters
     ----------
-    model : str, PathLike or ModelProto
+    model : str, PathLike, ModelProto or onnx_ir.Model
         The float model.  It is not changed.
     data : optional
         As in `calibrate`.  Not needed if only weights are quantised, or if there is a `calibration`.  `max_drop` always
         needs it.  Without data no bias is corrected.
     output : str or PathLike, optional
         A file to write the model to as well.  If writing fails, the file stays as it was.
+    external_data : bool
+        Write the weights into a file beside `output`, with ``.data`` behind its name.  Weights of more than 1.5 GiB
+        always go there.
     calibration : Calibration, str or PathLike, optional
         The result of `calibrate`, or a file that `Calibration.save` wrote.
     method : CalibMethod or str
@@ -237,6 +243,9 @@ def quantize_model(
         bias_correction=bias_correction,
         keep_inputs=keep_inputs,
     )
+    outside = as_flag(external_data, "external_data")
+    if outside and output is None:
+        raise InvalidArgumentError("external_data: expected an output to write weights beside, got none; give output")
     if output is not None:
         refuse_output(output, model)
     with Phases(shown=as_flag(progress, "progress")) as phases:
@@ -251,8 +260,8 @@ def quantize_model(
             phases=phases,
         )
     if output is not None:
-        write_model(result.model, output)
-    return result.model
+        write_model(result.model, output, outside=outside)
+    return proto_of(result.model)
 
 
 def compare(
@@ -269,7 +278,7 @@ def compare(
 
     Parameters
     ----------
-    exact, quantized : str, PathLike or ModelProto
+    exact, quantized : str, PathLike, ModelProto or onnx_ir.Model
         The float model and the quantised one.
     data, batch_size, progress
         As in `calibrate`.
@@ -328,7 +337,7 @@ def sensitivity(
 
     Parameters
     ----------
-    model : str, PathLike or ModelProto
+    model : str, PathLike, ModelProto or onnx_ir.Model
     data, batch_size, progress
         As in `calibrate`.
     calibration : Calibration, str or PathLike, optional
@@ -371,7 +380,7 @@ class Quantization:
 
     Attributes
     ----------
-    model : ModelProto
+    model : onnx_ir.Model
     quantizer : Quantizer
     calibration : Calibration or None
     search : Search or None
@@ -379,7 +388,7 @@ class Quantization:
     data : Data or None
     """
 
-    model: ModelProto
+    model: ir.Model
     quantizer: Quantizer
     calibration: Calibration | None
     search: Search | None
@@ -392,12 +401,12 @@ class Quantization:
         model, ops = self.quantizer.float_model, (*DEFAULT_OPERATORS, *self.quantizer.options.ops)
         work = node_multiply_adds(model, plan(model, ops).nodes, next(iter(self.data)))
         kept = set(self.search.float_nodes if self.search else [])
-        done = sum(work[node.name] for node in self.quantizer.plan.nodes if node.name not in kept)
+        done = sum(work[str(node.name)] for node in self.quantizer.plan.nodes if node.name not in kept)
         return done / max(sum(work.values()), 1)
 
 
 def quantize(
-    exact: ModelProto,
+    exact: ir.Model,
     data: Source | None,
     options: Options,
     *,
@@ -452,7 +461,7 @@ def quantize(
     return Quantization(search.model, quantizer, used, search, given)
 
 
-def _describe_images(model: ModelProto, data: Data | None) -> None:
+def _describe_images(model: ir.Model, data: Data | None) -> None:
     """Write into a model's metadata how images became its input."""
     if data is not None and data.images_line is not None:
         describe(model, {**description(model), "images": data.images_line})
@@ -478,8 +487,8 @@ def run_comparison(
         raise InvalidArgumentError(
             "expected the float model and then the quantised one, got a quantised model and then a float one; swap them"
         )
-    for what in ("input", "output"):
-        names = [set(getattr(Graph(model), what + "s")) for model in models]
+    for what, values in (("input", inputs_of), ("output", lambda model: model.graph.outputs)):
+        names = [set(names_of(values(model))) for model in models]
         if names[0] != names[1]:
             raise InvalidArgumentError(
                 f"quantised model: expected the float model's {what}s, {', '.join(sorted(names[0]))}, "
@@ -491,7 +500,7 @@ def run_comparison(
 
 
 def _quantizer(
-    exact: ModelProto,
+    exact: ir.Model,
     data: Data | None,
     options: Options,
     calibration: Calibration | PathLike | None,
@@ -509,7 +518,8 @@ def _quantizer(
             )
         used = Calibration() if observed is None else observed
         tick = phases.begin("calibrating", data.total)
-        run_calibration(exact, data, options, used, sampled=options.bias_correction, progress=tick)
+        sampled = options.bias_correction
+        run_calibration(exact, data, options, used, float_model=float_model, sampled=sampled, progress=tick)
         phases.end()
     else:
         used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
@@ -527,25 +537,29 @@ def _sample(data: Data | None, options: Options, phases: Phases) -> list[Batch]:
 
 
 def run_calibration(
-    exact: ModelProto,
+    exact: ir.Model,
     data: Data,
     options: Options,
     calibration: Calibration,
     *,
+    float_model: ir.Model | None = None,
     tensors: Iterable[str] | None = None,
     resume: bool = False,
     sampled: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Observe tensors on data and add them to a calibration: those given, or by default those that get codes."""
+    """Observe tensors on data and add them to a calibration: those given, or by default those that get codes.
+
+    `float_model` is the model as `ready` returns it, if that was done already.
+    """
     if tensors is None:
         # Opset 13 will do, whatever the options: the tensors do not depend on the opset.
-        float_model = ready(exact, Options(keep_inputs=options.keep_inputs))
+        float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
         names = plan(float_model, options.ops, options.exclude).tensors
     else:
         float_model, names = exact, list(dict.fromkeys(tensors))
-        index = Graph(exact)
-        unknown = [name for name in names if name not in index.makers and name not in index.inputs]
+        known = set(values_by_name(exact.graph)) - set(exact.graph.initializers) | set(names_of(inputs_of(exact)))
+        unknown = [name for name in names if name not in known]
         if unknown:
             raise InvalidArgumentError(f"tensors: there is no tensor {unknown[0]!r} in the model")
     observe(

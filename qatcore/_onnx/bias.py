@@ -8,14 +8,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import ModelProto, NodeProto
+import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .data import Batch, InputSpec
-from .graph import Graph, all_names, drop_unread, names_within, unused_name
+from .graph import (
+    add_initializer,
+    all_names,
+    array_of,
+    copied,
+    drop_unread,
+    input_of,
+    is_a,
+    set_input,
+    subgraphs,
+    unused_name,
+    values_by_name,
+)
 from .plan import Bias, bias_of
-from .protos import subgraphs
 from .session import Tap, named_run, session_of
 
 #: The most bytes of tensors that go from one part of the model to the next.  If there would be more, batches are left
@@ -27,7 +37,7 @@ MOST_BYTES, LEAST_SAMPLES = 2**29, 8
 class _Place:
     """A node that has a bias or can get one, and the axis of channels in its output."""
 
-    node: NodeProto
+    node: ir.Node
     bias: Bias
 
     @property
@@ -36,7 +46,7 @@ class _Place:
 
     @property
     def output(self) -> str:
-        return str(self.node.output[0])
+        return str(self.node.outputs[0].name)
 
 
 @dataclass
@@ -64,9 +74,9 @@ class _Run:
 
 
 def corrected_biases(
-    exact: ModelProto,
-    quantize: Callable[[ModelProto], ModelProto],
-    nodes: Sequence[NodeProto],
+    exact: ir.Model,
+    quantize: Callable[[ir.Model], ir.Model],
+    nodes: Sequence[ir.Node],
     batches: Sequence[Batch],
     *,
     progress: Callable[[int], None] | None = None,
@@ -86,22 +96,21 @@ def corrected_biases(
 
     Parameters
     ----------
-    exact : ModelProto
+    exact : onnx_ir.Model
         A prepared model.  It is not changed.
     quantize : callable
         Returns the quantised model of `exact`, or of a copy with other biases.
-    nodes : sequence of NodeProto
+    nodes : sequence of onnx_ir.Node
         The nodes of `exact` that are quantised, in the order of the graph.
     batches : sequence of dict
         The batches to run both models on.  If they take too much memory, only some are used, spread evenly.
     progress : callable, optional
         Called with the number of nodes that are done.
     """
-    index, spec = Graph(exact), InputSpec(exact)
-    places = _places(nodes, index)
+    spec, places = InputSpec(exact), _places(nodes)
     biases: dict[_Place, npt.NDArray[Any]] = {}
     if places:
-        quantized = quantize(with_biases(exact, {place.node.name: place.bias.values for place in places}))
+        quantized = quantize(with_biases(exact, {str(place.node.name): place.bias.values for place in places}))
         stored = _StoredBiases(quantized)
         runs = _float_runs(exact, places, batches, spec)
         for place, part in zip(places, _parts(quantized, places), strict=True):
@@ -122,10 +131,10 @@ def corrected_biases(
                 progress(len(biases))
     if progress is not None:
         progress(len(nodes))
-    return {place.node.name: bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
+    return {str(place.node.name): bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
 
 
-def _float_runs(exact: ModelProto, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
+def _float_runs(exact: ir.Model, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
     """Return a run for each batch, with the float model's means."""
     tap = Tap(exact, [place.output for place in places])
     runs = []
@@ -152,11 +161,19 @@ class _CannotGoOnError(Exception):
 
 
 class _Part:
-    """The part of a model from one place to the next: its nodes, and the tensors that later parts read."""
+    """The part of a model from one place to the next, and the tensors that later parts read.
 
-    def __init__(self, model: ModelProto, nodes: list[NodeProto], kept: set[str]) -> None:
-        self._model, self._nodes, self._kept = model, nodes, kept
-        self._made = [name for node in nodes for name in node.output if name in kept]
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    made : list of str
+        The tensors that this part makes for later ones, or that end it.
+    kept : set of str
+        The tensors that later parts read.
+    """
+
+    def __init__(self, model: ir.Model, made: list[str], kept: set[str]) -> None:
+        self._model, self._made, self._kept = model, made, kept
         self._session: Any = None
 
     def advance(self, tensors: dict[str, Any]) -> None:
@@ -172,103 +189,97 @@ class _Part:
 
     def _opened(self, tensors: dict[str, Any]) -> Any:
         """Return a session whose inputs have the types of these tensors; they are not known before."""
-        part = ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
-        part.graph.name = "part"
-        part.graph.node.extend(self._nodes)
-        read = names_within(part.graph)
-        graph = self._model.graph
-        part.graph.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
-        part.graph.input.extend(
-            onnx.helper.make_value_info(name, _type_of(value)) for name, value in tensors.items() if name in read
-        )
-        part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
+        known = values_by_name(self._model.graph)
+        graph = ir.convenience.extract(self._model.graph, [name for name in tensors if name in known], self._made)
+        for value in graph.inputs:
+            value.type, value.shape = _type_of(tensors[str(value.name)])
+        read = [value for value in graph.inputs if value.uses()]
+        graph.inputs.clear()
+        graph.inputs.extend(read)
+        for value in graph.outputs:
+            value.type = value.shape = None
         # Correct the values that the codes stand for, not the results of a runtime's kernels for some CPU.
-        return session_of(part, as_written=True)
+        return session_of(ir.Model(graph, ir_version=self._model.ir_version), as_written=True)
 
 
-def _parts(model: ModelProto, places: list[_Place]) -> Iterator[_Part]:
+def _parts(model: ir.Model, places: list[_Place]) -> Iterator[_Part]:
     """Yield the parts of a model.  Each part ends at a place, and has only nodes that some place depends on."""
-    index = Graph(model)
-    cuts, needed, nodes = {place.output for place in places}, {place.output for place in places}, []
-    constants: dict[str, NodeProto] = {}
-    for node in reversed(model.graph.node):
-        if not needed.isdisjoint(node.output):
+    cuts = {place.output for place in places}
+    needed, nodes = set(cuts), list[ir.Node]()
+    for node in reversed(model.graph):
+        if not needed.isdisjoint(_made_by(node)):
             needed |= _read_by(node)
-            if _is_constant(node, index):
-                constants[node.output[0]] = node
-            else:
+            if not _is_constant(node):  # each part that needs it computes it
                 nodes.append(node)
     nodes.reverse()
-    last_read = {name: n for n, node in enumerate(nodes) for name in _read_by(node) if name not in constants}
+    last_read = {name: n for n, node in enumerate(nodes) for name in _read_by(node)}
     start = 0
     for stop, node in enumerate(nodes, start=1):
-        if not cuts.isdisjoint(node.output):
-            chosen = nodes[start:stop]
-            own = dict.fromkeys(name for each in chosen for name in _read_by(each) if name in constants)
-            kept = {name for name, n in last_read.items() if n >= stop} | {node.output[0]}
-            yield _Part(model, [*(constants[name] for name in own), *chosen], kept)
+        made = _made_by(node)
+        if not cuts.isdisjoint(made):
+            kept = {name for name, n in last_read.items() if n >= stop} | {made[0]}
+            yield _Part(model, [name for each in nodes[start:stop] for name in _made_by(each) if name in kept], kept)
             start = stop
 
 
-def _is_constant(node: NodeProto, index: Graph) -> bool:
-    """Return whether a node only dequantises constant codes; each part that needs it gets a copy."""
-    return node.op_type == "DequantizeLinear" and all(name in index.constants for name in node.input if name)
+def _is_constant(node: ir.Node) -> bool:
+    """Return whether a node only dequantises constant codes."""
+    return is_a(node, {"DequantizeLinear"}) and all(value is None or value.is_initializer() for value in node.inputs)
 
 
-def _read_by(node: NodeProto) -> set[str]:
-    """Return the names that a node reads, and all names in graphs inside of it."""
-    names = set(node.input)
-    for inner in subgraphs(node):
-        names |= names_within(inner)
-    return names - {""}
+def _made_by(node: ir.Node) -> list[str]:
+    return [value.name for value in node.outputs if value.name]
 
 
-def _type_of(value: Any) -> onnx.TypeProto:
-    """Return the type of a tensor, or of a sequence of tensors."""
-    if not isinstance(value, np.ndarray) and not (isinstance(value, list) and value):
+def _read_by(node: ir.Node) -> set[str]:
+    """Return the names that a node reads, also in graphs inside of it."""
+    inner = (value for graph in subgraphs(node) for each in graph.all_nodes() for value in each.inputs)
+    return {str(value.name) for value in (*node.inputs, *inner) if value is not None}
+
+
+def _type_of(value: Any) -> tuple[ir.TypeProtocol, ir.Shape | None]:
+    """Return the type and the shape of a tensor, or of a sequence of tensors."""
+    if isinstance(value, list) and value:
+        return ir.SequenceType(_type_of(value[0])[0]), None
+    if not isinstance(value, np.ndarray):
         raise _CannotGoOnError
-    if isinstance(value, list):
-        return onnx.helper.make_sequence_type_proto(_type_of(value[0]))
-    kind = onnx.TensorProto.STRING if value.dtype.kind in "OSU" else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
-    return onnx.helper.make_tensor_type_proto(kind, [None] * value.ndim)
+    kind = ir.DataType.STRING if value.dtype.kind in "OSU" else ir.DataType.from_numpy(value.dtype)
+    return ir.TensorType(kind), ir.Shape([None] * value.ndim)
 
 
 class _StoredBiases:
     """The biases of a quantised model, which may be codes."""
 
-    def __init__(self, model: ModelProto) -> None:
-        self._index, self._nodes = Graph(model), {node.name: node for node in model.graph.node}
+    def __init__(self, model: ir.Model) -> None:
+        self._nodes = {node.name: node for node in model.graph}
 
     def rounded(self, place: _Place, bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the bias as the model stores it: rounded, if it has codes."""
-        given = self._nodes[place.bias.adder.name].input[place.bias.position :]
-        maker = self._index.makers.get(given[0]) if given else None  # no input: a node behind this one adds it in float
+        given = input_of(self._nodes[place.bias.adder.name], place.bias.position)
+        maker = None if given is None else given.producer()  # no input: a node behind this one adds it in float
         if maker is None:
             return bias
-        scale = self._index.value_of(maker.input[1])
+        scale = array_of(maker.inputs[1])
         assert scale is not None
         values: npt.NDArray[Any] = (np.rint(bias.astype(np.float64) / scale) * scale).astype(bias.dtype)
         return values
 
 
-def with_biases(exact: ModelProto, biases: Mapping[str, npt.NDArray[Any]]) -> ModelProto:
+def with_biases(exact: ir.Model, biases: Mapping[str, npt.NDArray[Any]]) -> ir.Model:
     """Return a copy of a model with other biases, by the names of the nodes."""
-    result = ModelProto()
-    result.CopyFrom(exact)
-    index, taken = Graph(result), all_names(result)
-    for place in _places([node for node in result.graph.node if node.name in biases], index):
-        adder, position = place.bias.adder, place.bias.position
+    result = copied(exact)
+    taken = all_names(result)
+    for place in _places([node for node in result.graph if node.name in biases]):
         name = unused_name(f"{place.node.name}_bias", taken)
-        adder.input.extend([""] * (position + 1 - len(adder.input)))
-        adder.input[position] = name
-        result.graph.initializer.append(onnx.numpy_helper.from_array(biases[place.node.name], name))
+        value = add_initializer(result.graph, name, biases[str(place.node.name)])
+        set_input(place.bias.adder, place.bias.position, value)
     drop_unread(result)
     return result
 
 
-def _places(nodes: Iterable[NodeProto], index: Graph) -> list[_Place]:
+def _places(nodes: Iterable[ir.Node]) -> list[_Place]:
     """Return the nodes that have a bias or can get one."""
-    return [_Place(node, bias) for node in nodes if (bias := bias_of(node, index)) is not None]
+    return [_Place(node, bias) for node in nodes if (bias := bias_of(node)) is not None]
 
 
 def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.float64]:

@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from onnx import ModelProto
+import numpy as np
+import onnx
+import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .._base.threads import for_each
@@ -20,6 +22,7 @@ from .._calibration.collector import CalibrationCollector
 from .._calibration.storage import read_described, write_states
 from .data import Batch, Data
 from .session import Tap
+from .skeleton import is_large
 
 
 class Calibration:
@@ -134,7 +137,7 @@ class Calibration:
 
 
 def observe(
-    model: ModelProto,
+    model: ir.Model,
     data: Data,
     tensors: list[str],
     calibration: Calibration,
@@ -148,7 +151,7 @@ def observe(
 
     Parameters
     ----------
-    model : ModelProto
+    model : onnx_ir.Model
     data : Data
     tensors : list of str
     calibration : Calibration
@@ -207,14 +210,20 @@ def _observe_all(values: Batch, collectors: dict[str, CalibrationCollector]) -> 
     for_each(sorted(values, key=lambda name: -values[name].size), lambda name: collectors[name].observe(values[name]))
 
 
-def digest_of(model: ModelProto) -> str:
+def digest_of(model: ir.Model) -> str:
     """Return a digest of a model's nodes and weights."""
     digest = hashlib.sha256()
-    for part in (*model.opset_import, *model.functions, *model.graph.input, *model.graph.node):
-        digest.update(part.SerializeToString(deterministic=True))
-    for tensor in model.graph.initializer:
-        digest.update(f"{tensor.name} {tensor.data_type} {list(tensor.dims)}".encode())
-        digest.update(tensor.raw_data or tensor.SerializeToString(deterministic=True))
+    imports = [onnx.helper.make_opsetid(*each) for each in model.opset_imports.items()]
+    for part in (*model.functions.values(), *model.graph.inputs, *model.graph):
+        imports.append(ir.to_proto(part))
+    for proto in imports:
+        digest.update(proto.SerializeToString(deterministic=True))
+    for name, tensor in model.graph.initializers.tensor_items():
+        digest.update(f"{name} {int(tensor.dtype)} {list(tensor.shape.numpy())}".encode())
+        if is_large(tensor) and tensor.dtype.bitwidth >= 8:  # hash it where it is
+            digest.update(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+        else:
+            digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from onnx import ModelProto
+import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .api import Quantization, quantize, run_calibration, run_comparison
@@ -135,7 +135,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
             share = result.share()
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
-    write_model(result.model, arguments.output)
+    write_model(result.model, arguments.output, outside=arguments.external_data)
     kept = result.search.float_nodes if result.search else []
     report: dict[str, Any] = {
         "model": arguments.model,
@@ -214,7 +214,7 @@ def _note_lines(notices: list[str]) -> list[tuple[str, str]]:
 
 
 def _checked(
-    exact: ModelProto, result: Quantization, asked: Metric, arguments: argparse.Namespace, phases: Phases
+    exact: ir.Model, result: Quantization, asked: Metric, arguments: argparse.Namespace, phases: Phases
 ) -> tuple[Metric | None, str | None]:
     """Return the metric on the data, or the reason why there is none; the model is written in both cases."""
     if result.data is None:
@@ -230,7 +230,7 @@ def _checked(
     return metric, None
 
 
-def _latency(exact: ModelProto, result: Quantization) -> Any:
+def _latency(exact: ir.Model, result: Quantization) -> Any:
     """Return the milliseconds of a run of each model on the first batch; None without data or outputs to read."""
     if result.data is None:
         return None

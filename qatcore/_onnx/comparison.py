@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
-from onnx import ModelProto, TensorProto, TypeProto
+import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .data import Batch, Data
-from .graph import Graph, known_shapes
+from .graph import inputs_of, is_a, names_of, values_by_name
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
 from .session import Tap, named_run, run, session_of
+from .skeleton import known_shapes
 from .speed import why_slower
 
 #: The number of batches that single tensors are compared on.
@@ -74,8 +74,8 @@ class Comparison:
 
 
 def compare_models(
-    exact: ModelProto,
-    quantized: ModelProto,
+    exact: ir.Model,
+    quantized: ir.Model,
     data: Data,
     metric: Metric,
     *,
@@ -107,7 +107,7 @@ def compare_models(
 
 
 def answers_of(
-    exact: ModelProto, other: ModelProto, data: Iterable[Batch], progress: Callable[[int], None] | None
+    exact: ir.Model, other: ir.Model, data: Iterable[Batch], progress: Callable[[int], None] | None
 ) -> Iterator[tuple[Batch, Outputs, Outputs]]:
     """Yield every batch and the outputs of both models for it."""
     names = tensor_outputs(exact)
@@ -134,7 +134,7 @@ def _said_of(which: str) -> Iterator[None]:
         raise InvalidArgumentError(f"{which}: {str(error).removeprefix('model: ')}") from error
 
 
-def tensor_outputs(model: ModelProto) -> list[str]:
+def tensor_outputs(model: ir.Model) -> list[str]:
     """Return the outputs of a model that are tensors of NumPy's types: no sequences, maps, bfloat16, float8 or int4.
 
     Raises
@@ -142,21 +142,21 @@ def tensor_outputs(model: ModelProto) -> list[str]:
     IncomparableError
         If there is no such output.
     """
-    names = [value.name for value in model.graph.output if _is_array(value.type)]
+    names = names_of(value for value in model.graph.outputs if _is_array(value.type))
     if not names:
         reason = "no output is a tensor of a type that NumPy has"
         raise IncomparableError(f"model: expected an output to compare, but {reason}", reason)
     return names
 
 
-def _is_array(kind: TypeProto) -> bool:
-    if not kind.HasField("tensor_type"):
-        return False
-    element = kind.tensor_type.elem_type
-    return element == TensorProto.UNDEFINED or onnx.helper.tensor_dtype_to_np_dtype(element).isbuiltin == 1
+def _is_array(kind: ir.TypeProtocol | None) -> bool:
+    """Return whether a value is a tensor of a type that NumPy has, as far as it is known."""
+    if kind is None or not isinstance(kind, ir.TensorType):
+        return kind is None
+    return kind.dtype == ir.DataType.UNDEFINED or kind.dtype.numpy().isbuiltin == 1
 
 
-def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]) -> dict[str, float]:
+def _tensor_noise(exact: ir.Model, quantized: ir.Model, batches: list[Batch]) -> dict[str, float]:
     """Return the SQNR of every tensor with codes.
 
     The models run once more for this: runtimes do not fuse the nodes around a tensor that they return, so the outputs
@@ -165,7 +165,7 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     pairs = _tensors_with_codes(exact, quantized)
     noise = {name: Noise() for name in pairs}
     taps = Tap(exact, pairs), Tap(quantized, pairs.values())
-    shapes: dict[str, list[int]] = {}
+    shapes: Mapping[str, list[int]] = {}
     for batch in batches:
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
@@ -176,7 +176,7 @@ def _tensor_noise(exact: ModelProto, quantized: ModelProto, batches: list[Batch]
     return {name: each.sqnr for name, each in noise.items()}
 
 
-def latency_of(models: Iterable[ModelProto], batch: Batch, seconds: float = _TIMED_SECONDS) -> Any:
+def latency_of(models: Iterable[ir.Model], batch: Batch, seconds: float = _TIMED_SECONDS) -> Any:
     """Return the median milliseconds of a run of each model; the models take turns."""
     sessions = [(session_of(model), tensor_outputs(model)) for model in models]
     times: list[list[float]] = [[] for _ in sessions]
@@ -201,13 +201,13 @@ def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any
         )
 
 
-def _tensors_with_codes(exact: ModelProto, quantized: ModelProto) -> dict[str, str]:
+def _tensors_with_codes(exact: ir.Model, quantized: ir.Model) -> dict[str, str]:
     """Return the float model's tensors that have codes in the quantised one, and their dequantised tensors there."""
-    index, graph = Graph(exact), Graph(quantized)
+    known = set(values_by_name(exact.graph)) - set(exact.graph.initializers) | set(names_of(inputs_of(exact)))
     pairs = {}
-    for node in quantized.graph.node:
-        if node.op_type == "QuantizeLinear":
-            name, _, values = tensor_of_codes(node, graph)
-            if values and (name in index.makers or name in index.inputs):
-                pairs[name] = values
+    for node in quantized.graph:
+        if is_a(node, {"QuantizeLinear"}):
+            tensor, _, values = tensor_of_codes(node)
+            if values is not None and tensor.name in known:
+                pairs[str(tensor.name)] = str(values.name)
     return pairs

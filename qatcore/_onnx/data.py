@@ -15,14 +15,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import ModelProto
+import onnx_ir as ir
 
 from .._base.arrays import as_plain_array
 from .._base.errors import InvalidArgumentError
 from .._base.types import PathLike
 from .._base.validation import as_count
-from .graph import Graph, unused_name
+from .graph import inputs_of, unused_name
 from .images import ImageFolder, Images, is_image, mixture
 from .notices import notice
 
@@ -41,26 +40,21 @@ SAMPLES, LEAST_BATCHES, SAMPLE_BYTES = 128, 4, 2**28
 class InputSpec:
     """The inputs of a model: the name, type and dimensions of each; a dimension is None if any size will do."""
 
-    def __init__(self, model: ModelProto) -> None:
-        names = set(Graph(model).inputs)
+    def __init__(self, model: ir.Model) -> None:
         self.whole = False  # whether a batch is one sample, without an axis of samples
         self.types: dict[str, np.dtype[Any]] = {}
         self.shapes: dict[str, tuple[int | None, ...] | None] = {}
-        for value in model.graph.input:
-            if value.name not in names:
-                continue
-            if not value.type.HasField("tensor_type"):
-                raise InvalidArgumentError(f"model: expected inputs that are tensors, but {value.name} is none")
-            tensor = value.type.tensor_type
+        for value in inputs_of(model):
+            name = str(value.name)
+            if not isinstance(value.type, ir.TensorType):
+                raise InvalidArgumentError(f"model: expected inputs that are tensors, but {name} is none")
             try:
-                self.types[value.name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            except KeyError:
-                raise InvalidArgumentError(f"model: the type of its input {value.name} is not known") from None
-            self.shapes[value.name] = None
-            if tensor.HasField("shape"):
-                self.shapes[value.name] = tuple(
-                    d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in tensor.shape.dim
-                )
+                self.types[name] = value.type.dtype.numpy()
+            except TypeError:
+                raise InvalidArgumentError(f"model: the type of its input {name} is not known") from None
+            self.shapes[name] = None
+            if value.shape is not None:
+                self.shapes[name] = tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
 
     @property
     def names(self) -> list[str]:

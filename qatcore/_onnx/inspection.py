@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+import onnx_ir as ir
 
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
@@ -19,10 +19,10 @@ from .._base.types import PathLike
 from .._calibration.calibrate import choose_scale, load_calibration
 from .already_quantised import Quantised, computes_on_codes, told
 from .display import counted, figure
-from .graph import Graph, prepared
+from .graph import array_of, dtype_of, input_of, is_a, is_constant, names_of, opset_of, readers_of, shape_of
 from .model import description
 from .plan import OPERATORS, plan
-from .protos import opset_of
+from .prepare import prepared
 from .ranges import PERCENTILE
 from .rewriting import tensor_of_codes
 
@@ -87,7 +87,7 @@ def calibration_rows(path: PathLike) -> list[Rows]:
     ]
 
 
-def model_rows(model: ModelProto) -> list[Rows]:
+def model_rows(model: ir.Model) -> list[Rows]:
     """Return the tensors and nodes with codes of a quantised model, or the nodes of a float model to quantise.
 
     Raises
@@ -95,15 +95,15 @@ def model_rows(model: ModelProto) -> list[Rows]:
     InvalidArgumentError
         If the model is not quantised, and has nothing that can be.
     """
-    index, about, found = Graph(model), description(model), Quantised.of(model)
+    about, found = description(model), Quantised.of(model)
     computing = [node for node in found.nodes if computes_on_codes(node)]
     activations: list[tuple[Any, ...]] = []
     weights: list[tuple[Any, ...]] = []
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[1] in index.constants:
-            activations.append(_activation(node, index, about.get("tensors", {})))
-        if node.op_type == "DequantizeLinear" and node.input[0] in index.constants:
-            weights += _weights(node, index, about.get("nodes", {}))
+    for node in model.graph:
+        if is_a(node, {"QuantizeLinear"}) and is_constant(node.inputs[1]):
+            activations.append(_activation(node, about.get("tensors", {})))
+        if is_a(node, {"DequantizeLinear"}) and is_constant(node.inputs[0]):
+            weights += _weights(node, about.get("nodes", {}))
     tables = [
         Rows(
             "activations",
@@ -124,20 +124,20 @@ def model_rows(model: ModelProto) -> list[Rows]:
             f"{counted(len(computing), 'node')} that compute on codes: {told(computing)}",
             ("node", "op", "codes", "shape"),
             ("node", "operator", "codes", "shape"),
-            [_operator(node, index) for node in computing],
+            [_operator(node) for node in computing],
         ),
     ]
     tables = [table for table in tables if table.rows]
     return tables if found.is_inside or about else [*tables, _quantisable_rows(model)]
 
 
-def _quantisable_rows(model: ModelProto) -> Rows:
+def _quantisable_rows(model: ir.Model) -> Rows:
     ready = prepared(model)
-    index = Graph(ready)
-    rows = [
-        (node.name, node.op_type, _shape(index.constants[node.input[1]].dims), node.input[0], node.output[0])
-        for node in plan(ready, OPERATORS).nodes
-    ]
+    rows = list[tuple[Any, ...]]()
+    for node in plan(ready, OPERATORS).nodes:
+        source, weight = names_of(value for value in node.inputs[:2] if value is not None)
+        shape = _shape(shape_of(ready.graph.initializers[weight]))
+        rows.append((node.name, node.op_type, shape, source, node.outputs[0].name))
     return Rows(
         "nodes",
         f"{counted(len(rows), 'node')} that can be quantised, opset {opset_of(model)}",
@@ -147,40 +147,39 @@ def _quantisable_rows(model: ModelProto) -> Rows:
     )
 
 
-def _activation(node: NodeProto, index: Graph, about: dict[str, Any]) -> tuple[Any, ...]:
-    name, scale_name, _ = tensor_of_codes(node, index)
-    scale = index.value_of(scale_name)
-    zero_point = index.value_of(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
+def _activation(node: ir.Node, about: dict[str, Any]) -> tuple[Any, ...]:
+    tensor, scale_value, _ = tensor_of_codes(node)
+    name, scale, zero = str(tensor.name), array_of(scale_value), input_of(node, 2)
+    zero_point = np.zeros((), np.uint8) if zero is None else array_of(zero)
     if scale is None or zero_point is None:
         raise InvalidArgumentError(f"model: expected a constant scale and zero point of {name}, got others")
     said = about.get(name, {})
     if scale.size != 1:
         return name, str(zero_point.dtype), *(math.nan,) * 3, 0, said.get("method", "-"), _number(said.get("sqnr"))
-    one, zero = float(scale.reshape(-1)[0]), float(zero_point.reshape(-1)[0].astype(np.float64))
+    one, shift = float(scale.reshape(-1)[0]), float(zero_point.reshape(-1)[0].astype(np.float64))
     least, greatest = as_code_format(zero_point.dtype, "codes").ends
-    ends = (least - zero) * one, (greatest - zero) * one
-    return name, str(zero_point.dtype), *ends, one, int(zero), said.get("method", "-"), _number(said.get("sqnr"))
+    ends = (least - shift) * one, (greatest - shift) * one
+    return name, str(zero_point.dtype), *ends, one, int(shift), said.get("method", "-"), _number(said.get("sqnr"))
 
 
-def _weights(node: Any, index: Graph, about: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    codes, scale = index.constants[node.input[0]], index.value_of(node.input[1])
-    dtype = numpy_helper.to_array(codes).dtype
-    if dtype == np.int32 or scale is None:  # a bias
+def _weights(node: ir.Node, about: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    codes, scale = node.inputs[0], array_of(node.inputs[1])
+    if codes is None or codes.dtype == ir.DataType.INT32 or scale is None:  # a bias
         return
-    for reader in index.readers.get(node.output[0], []):
-        said = about.get(reader.name, {})
-        yield reader.name, reader.op_type, str(dtype), _shape(codes.dims), int(scale.size), _number(said.get("sqnr"))
+    for reader in readers_of(node.outputs[0]):
+        said = about.get(str(reader.name), {})
+        kind = str(dtype_of(codes))
+        yield reader.name, reader.op_type, kind, _shape(shape_of(codes)), int(scale.size), _number(said.get("sqnr"))
 
 
-def _operator(node: NodeProto, index: Graph) -> tuple[Any, ...]:
+def _operator(node: ir.Node) -> tuple[Any, ...]:
     """Return a node that computes on codes, and its weights, if it has any."""
-    constants = [index.constants[name] for name in node.input if name in index.constants]
-    codes = [t for t in constants if t.dims and helper.tensor_dtype_to_np_dtype(t.data_type).kind != "f"]
+    constants = [value for value in node.inputs if value is not None and is_constant(value)]
+    codes = [value for value in constants if shape_of(value) and dtype_of(value).kind != "f"]
     if not codes:
         return node.name, node.op_type, "-", "-"
-    largest = max(codes, key=lambda tensor: math.prod(tensor.dims))
-    kind = str(helper.tensor_dtype_to_np_dtype(largest.data_type))
-    return node.name, node.op_type, kind, _shape(largest.dims)
+    largest = max(codes, key=lambda value: math.prod(shape_of(value)))
+    return node.name, node.op_type, str(dtype_of(largest)), _shape(shape_of(largest))
 
 
 def _number(value: Any) -> float:

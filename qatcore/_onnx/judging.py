@@ -6,14 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from onnx import ModelProto
+import onnx_ir as ir
 
 from .comparison import tensor_outputs
 from .data import SAMPLE_BYTES, Batch, InputSpec
-from .graph import Graph
+from .graph import is_a, values_by_name
 from .metric import IncomparableError, Noise, is_of_floats
 from .plan import is_move
-from .protos import is_a
 from .session import Tap
 
 _Part = TypeVar("_Part")
@@ -52,7 +51,7 @@ class Judge:
 
     Parameters
     ----------
-    exact : ModelProto
+    exact : onnx_ir.Model
         The float model.
     inside : sequence of str
         Tensors to compare if no output is a tensor of floats.
@@ -61,10 +60,10 @@ class Judge:
         would take more than 256 MiB, there are fewer, but at least one.
     """
 
-    def __init__(self, exact: ModelProto, inside: Sequence[str], batches: Sequence[Batch]) -> None:
+    def __init__(self, exact: ir.Model, inside: Sequence[str], batches: Sequence[Batch]) -> None:
         try:
-            index = Graph(exact)
-            outputs = list(dict.fromkeys(_before_saturation(name, index) for name in tensor_outputs(exact)))
+            values = values_by_name(exact.graph)
+            outputs = list(dict.fromkeys(_before_saturation(values[name]) for name in tensor_outputs(exact)))
         except IncomparableError:
             outputs = []
         self._names, self._answers = self._answered(exact, outputs, batches)
@@ -73,7 +72,7 @@ class Judge:
 
     @staticmethod
     def _answered(
-        exact: ModelProto, names: Sequence[str], batches: Sequence[Batch]
+        exact: ir.Model, names: Sequence[str], batches: Sequence[Batch]
     ) -> tuple[list[str], list[tuple[Batch, Batch]]]:
         """Return the names of the float tensors, and each batch with their values."""
         tap, answers, left, spec = Tap(exact, names), list[tuple[Batch, Batch]](), SAMPLE_BYTES, InputSpec(exact)
@@ -91,7 +90,7 @@ class Judge:
                 break
         return (list(answers[0][1]) if answers else []), answers
 
-    def errors(self, model: ModelProto) -> list[float]:
+    def errors(self, model: ir.Model) -> list[float]:
         """Return the error of each tensor in each batch, relative to its power and in dB.
 
         Batches are not summed, because a single hard sample would then outweigh all others.  The error is NaN if shapes
@@ -107,17 +106,17 @@ class Judge:
         return result
 
 
-def _before_saturation(name: str, index: Graph) -> str:
-    """Return the tensor before the saturating operators that make an output, or the output itself."""
-    found = name
-    while (maker := index.makers.get(name)) is not None:
+def _before_saturation(value: ir.Value) -> str:
+    """Return the name of the tensor before the saturating operators that make an output, or of the output itself."""
+    found = value
+    while (maker := value.producer()) is not None:
         saturates = is_a(maker, _SATURATING)
-        if not (saturates or is_a(maker, {"Identity"}) or is_move(maker, index)):
+        if not (saturates or is_a(maker, {"Identity"}) or is_move(maker)) or maker.inputs[0] is None:
             break
-        name = str(maker.input[0])
+        value = maker.inputs[0]
         if saturates:
-            found = name
-    return found
+            found = value
+    return str(found.name)
 
 
 def _decibels(error: float) -> float:

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
+import re
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from .._base.errors import InvalidArgumentError
 from .._base.types import PathLike
 from .._calibration.storage import replace_file
+from .encoding import Encoded
 from .images import image_files, is_image
-from .session import LARGEST_MESSAGE, save_with_data, session_of, weight_bytes
-from .stored import check_stored, places_of, read_elsewhere
+from .session import session_of
+from .skeleton import fault_of, filled, model_of, skeleton_of
+from .sparse import made_dense
+from .stored import check_stored, mapped, places_of
 
 #: Where a quantised model says how it was made.
 METADATA = "qatcore"
 
+Model = PathLike | ModelProto | ir.Model
 
-def read_model(model: PathLike | ModelProto) -> ModelProto:
-    """Return a model from a file, with its weights; a `ModelProto` is returned as it is.
+
+def read_model(model: Model) -> ir.Model:
+    """Return a model from a file or a protocol buffer, or a copy of a model; all share weights with what was given.
+
+    Weights in other files are mapped, not read.
 
     Raises
     ------
@@ -35,81 +44,99 @@ def read_model(model: PathLike | ModelProto) -> ModelProto:
     OSError
         If the file cannot be read.
     """
+    if isinstance(model, ir.Model):
+        return _checked(filled(skeleton_of(model), model))
     if isinstance(model, ModelProto):
-        check_stored(model)
-        _check_valid(model)
-        return model
+        proto = ModelProto()
+        proto.CopyFrom(model)
+        return _checked(_of_proto(proto, {}))
     if not isinstance(model, (str, os.PathLike)):
-        raise TypeError(f"model: expected a path or a ModelProto, got {type(model).__name__}")
+        raise TypeError(f"model: expected a path, a ModelProto or an onnx_ir.Model, got {type(model).__name__}")
     path = os.fspath(model)
     with open(path, "rb"):  # raises an error that names the file
         pass
     try:
-        result = onnx.load(path, load_external_data=False)
+        proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise InvalidArgumentError(f"{path}: not an ONNX model: {str(error).strip().splitlines()[0]}") from error
-    if not result.graph.node or not result.opset_import:
-        what = "there is no node in the model" if result.opset_import else "not an ONNX model: there is no node in it"
+    if not proto.graph.node or not proto.opset_import:
+        what = "there is no node in the model" if proto.opset_import else "not an ONNX model: there is no node in it"
         raise InvalidArgumentError(f"{path}: {what}")
     try:
-        read_elsewhere(result, path)
-        check_stored(result)
+        result = _of_proto(proto, mapped(proto, path))
     except InvalidArgumentError as error:
         said = str(error).removeprefix("model: ")
         raise InvalidArgumentError(f"{path}: its weights cannot be read: {said}") from error
-    _check_valid(result)
+    return _checked(result)
+
+
+def _of_proto(proto: ModelProto, elsewhere: dict[str, ir.TensorProtocol]) -> ir.Model:
+    """Return the model of a protocol buffer, whose tensors are there, or `elsewhere` by their names."""
+    check_stored(proto, elsewhere)
+    result = model_of(made_dense(proto))
+    for name, value in result.graph.initializers.items():
+        given = value.const_value
+        if given is not None and given.dtype != ir.DataType.STRING:  # decode it once
+            array, more = elsewhere.get(name, given).numpy(), dict(given.metadata_props)
+            value.const_value = ir.Tensor(
+                array, dtype=given.dtype, name=name, doc_string=given.doc_string, metadata_props=more
+            )
     return result
 
 
-def _check_valid(model: ModelProto) -> None:
-    """Raise `InvalidArgumentError` unless ONNX's checker or ONNX Runtime accepts a model.
+def _checked(model: ir.Model) -> ir.Model:
+    """Return a model, or raise `InvalidArgumentError` unless ONNX's checker or ONNX Runtime accepts it.
 
     A model that neither accepts may crash the process later.  The checker alone is too strict: many models that run
-    break a rule of the format, such as models with an output without a shape.
+    break a rule of the format, such as models with an output without a shape, or with nodes that are not in order.
     """
-    if weight_bytes(model) >= LARGEST_MESSAGE or (fault := fault_of(model, full=False)) is None:
-        return
-    try:
-        session_of(model)
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"model: it is not valid: {fault}") from error
+    if (fault := fault_of(model, full=False)) is not None:
+        try:
+            session_of(model)
+            model.graph.sort()
+        except (InvalidArgumentError, ValueError) as error:
+            raise InvalidArgumentError(f"model: it is not valid: {fault}") from error
+    return model
 
 
-def fault_of(model: ModelProto, *, full: bool = True) -> str | None:
-    """Return the fault that ONNX's checker finds in a model, or None.
+def write_model(model: ir.Model, path: PathLike, *, outside: bool = False) -> None:
+    """Write a model, and a file ``NAME.data`` beside it for its weights if they are large or `outside` is true.
 
-    If `full`, it also checks the shapes and types of all tensors, and whether functions have the model's opset.
+    A crash leaves the old files or the new ones.  So the file of weights gets a name that is not in use, and the one
+    that an older model of the same name needed is removed in the end.
     """
-    try:
-        if weight_bytes(model) < LARGEST_MESSAGE:
-            onnx.checker.check_model(model, full_check=full, skip_opset_compatibility_check=not full)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = os.path.join(folder, "model.onnx")
-                save_with_data(model, path, "model.data")
-                onnx.checker.check_model(path, full_check=full, skip_opset_compatibility_check=not full)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
-        return str(error).strip().splitlines()[0]
-    except UnicodeDecodeError:  # the checker's message quotes a name of the model
-        return "there are names in it that are not UTF-8"
-    return None
+    target = os.path.realpath(os.fspath(path))
+    folder, name = os.path.split(target)
+    names = (f"{name}.{n}.data" if n else f"{name}.data" for n in itertools.count())
+    data = next(each for each in names if not os.path.lexists(os.path.join(folder, each)))
+    before = _data_of(target)
+    encoded = Encoded(model, data, outside=outside)
+    if not encoded.data_size:
+        replace_file(path, encoded.write)
+    else:
+        data = os.path.join(folder, data)
+        replace_file(data, encoded.write_data)
+        try:
+            replace_file(path, encoded.write)
+        except BaseException:
+            os.unlink(data)
+            raise
+    for place in before:
+        with contextlib.suppress(OSError):
+            os.unlink(place)
 
 
-def write_model(model: ModelProto, path: PathLike) -> None:
-    """Write a model; a crash leaves the old file or the new one.
-
-    If the model is too large for a protocol buffer, its weights go into a file beside it, ``PATH.data``.  A crash
-    between the renaming of these two files leaves the new weights without the new model.
-    """
-    if weight_bytes(model) < LARGEST_MESSAGE:
-        replace_file(path, model.SerializeToString())
-        return
-    target = Path(os.fspath(path))
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
-        data = f"{target.name}.data"
-        save_with_data(model, os.path.join(folder, target.name), data)
-        os.replace(os.path.join(folder, data), target.with_name(data))
-        os.replace(os.path.join(folder, target.name), target)
+def _data_of(path: str) -> set[str]:
+    """Return the files of weights that `write_model` wrote for the model at this path, if there is one."""
+    if not os.path.isfile(path):
+        return set()
+    with contextlib.suppress(DecodeError, OSError):
+        return {
+            place
+            for place in places_of(onnx.load(path, load_external_data=False), path)
+            if re.fullmatch(re.escape(path) + r"(\.\d+)?\.data", place)
+        }
+    return set()
 
 
 def refuse_output(path: PathLike, *inputs: Any) -> None:
@@ -170,35 +197,26 @@ def _files_of(named: str, target: str) -> set[str]:
     return {source, os.path.realpath(script) if colon else source}
 
 
-def describe(model: ModelProto, about: dict[str, Any]) -> None:
+def describe(model: ir.Model, about: dict[str, Any]) -> None:
     """Write into a model's metadata how it was made."""
-    text = json.dumps(about)
-    for entry in model.metadata_props:
-        if entry.key == METADATA:
-            entry.value = text
-            return
-    model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA, value=text))
+    model.metadata_props[METADATA] = json.dumps(about)
 
 
-def description(model: ModelProto) -> dict[str, Any]:
+def description(model: ir.Model) -> dict[str, Any]:
     """Return what `describe` has written, or an empty dict."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA:
-            try:
-                about = json.loads(entry.value)
-            except ValueError:
-                return {}
-            return about if isinstance(about, dict) else {}
-    return {}
+    try:
+        about = json.loads(model.metadata_props.get(METADATA, "{}"))
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
-def class_counts(model: ModelProto) -> set[int]:
+def class_counts(model: ir.Model) -> set[int]:
     """Return the numbers of classes of the outputs with two dimensions, as far as the model says them."""
-    types = [value.type.tensor_type for value in model.graph.output if value.type.HasField("tensor_type")]
-    counts = {each.shape.dim[-1].dim_value for each in types if len(each.shape.dim) == 2}
-    return counts - {0}
+    shapes = [value.shape for value in model.graph.outputs if value.shape is not None and len(value.shape) == 2]
+    return {int(shape[-1]) for shape in shapes if isinstance(shape[-1], int)} - {0}
 
 
-def file_bytes(model: ModelProto) -> int:
-    """Return the size of a model in a file, in bytes."""
-    return weight_bytes(model) if weight_bytes(model) >= LARGEST_MESSAGE else model.ByteSize()
+def file_bytes(model: ir.Model) -> int:
+    """Return the size of a model in files, in bytes."""
+    return Encoded(model).size

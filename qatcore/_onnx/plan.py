@@ -10,12 +10,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
-from .graph import Graph, attribute
-from .protos import nodes_within, subgraphs
+from .graph import (
+    array_of,
+    attribute,
+    dtype_of,
+    input_of,
+    is_a,
+    is_captured,
+    is_constant,
+    is_seen,
+    maker_of,
+    only_reader,
+    readers_of,
+    shape_of,
+    subgraphs,
+)
 
 #: The operators that can be quantised.  Their second input is the weight.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -26,6 +38,11 @@ ACTIVATIONS = frozenset({"Relu", "Clip"})
 #: Operators that move elements of their first input to other positions, and leave their values as they are.
 MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
 MOVES |= {"Unsqueeze"}
+#: The types of weights that can be quantised.
+WEIGHT_TYPES = (np.dtype(np.float32), np.dtype(np.float16))
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
+#: Where it is kept whether all values of a weight are finite.
+_IS_FINITE = "qatcore.is_finite"
 _RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
@@ -35,23 +52,23 @@ class Plan:
 
     Attributes
     ----------
-    nodes : list of NodeProto
+    nodes : list of onnx_ir.Node
     inputs : dict of str to str
         The tensors that get codes because such a node reads them.  The value is the tensor that gives the range: the
         tensor itself, or the one whose elements it holds at other positions.
     outputs : dict of str to str
         The same for tensors that get codes where they are made, so that every reader gets the dequantised values.
-    because : dict of str to NodeProto
+    because : dict of str to onnx_ir.Node
         The node because of which each of these tensors gets codes.
     readers : set of str
         The names of nodes that read the dequantised values of `inputs`: those that are quantised, and those that only
         move elements from one tensor with codes to another.
     """
 
-    nodes: list[NodeProto] = field(default_factory=list)
+    nodes: list[ir.Node] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
-    because: dict[str, NodeProto] = field(default_factory=dict)
+    because: dict[str, ir.Node] = field(default_factory=dict)
     readers: set[str] = field(default_factory=set)
 
     @property
@@ -72,13 +89,13 @@ class WeightAxes:
 class Bias:
     """A bias of channels: the node that adds it, the position of that input, and the values, zeros if it is new."""
 
-    adder: NodeProto
+    adder: ir.Node
     position: int
     values: npt.NDArray[Any]
 
 
 def plan(
-    model: ModelProto,
+    model: ir.Model,
     ops: tuple[str, ...] = DEFAULT_OPERATORS,
     exclude: tuple[str, ...] = (),
     *,
@@ -88,7 +105,7 @@ def plan(
 
     Parameters
     ----------
-    model : ModelProto
+    model : onnx_ir.Model
         As `prepared` returns it.
     ops : tuple of str
         The operators to quantise, some of `OPERATORS`.
@@ -105,14 +122,14 @@ def plan(
     unknown = [op for op in ops if op not in OPERATORS]
     if unknown or not ops:
         raise InvalidArgumentError(f"ops: expected some of {', '.join(OPERATORS)}, got {[*unknown, 'none'][0]}")
-    index, everything, result = Graph(model), Plan(), Plan()
+    everything, result = Plan(), Plan()
     unused, obstacles = set(exclude), list[str]()
-    for node in model.graph.node:
-        named = {node.name, *node.output} & set(exclude)
+    for node in model.graph:
+        named = {node.name, *(value.name for value in node.outputs)} & set(exclude)
         unused -= named
-        if node.op_type not in OPERATORS or node.domain != "":
+        if not is_a(node, OPERATORS):
             continue
-        obstacle = _obstacle(node, index)
+        obstacle = _obstacle(node)
         if obstacle is None:
             everything.nodes.append(node)
         if node.op_type in ops and not named:
@@ -127,12 +144,12 @@ def plan(
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} can be quantised{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
     # The range of a tensor does not depend on the chosen nodes, so that one calibration serves all choices.
-    _find_tensors(index, everything, everything)
-    _find_tensors(index, result, everything)
+    _find_tensors(everything, everything)
+    _find_tensors(result, everything)
     return result
 
 
-def weight_axes(node: NodeProto, ndim: int) -> WeightAxes | None:
+def weight_axes(node: ir.Node, ndim: int) -> WeightAxes | None:
     """Return how a node reads its weight; None if there are no channels."""
     if node.op_type in {"Conv", "ConvTranspose"}:
         return WeightAxes(0, 1) if node.op_type == "Conv" else WeightAxes(1, 0)
@@ -141,36 +158,37 @@ def weight_axes(node: NodeProto, ndim: int) -> WeightAxes | None:
     return WeightAxes(ndim - 1, ndim - 2) if ndim >= 2 else None
 
 
-def bias_of(node: NodeProto, index: Graph) -> Bias | None:
+def bias_of(node: ir.Node) -> Bias | None:
     """Return the bias of a node with constant weights, if it has or can get a value for each channel.
 
     The bias of a MatMul is added by the node that follows it.
     """
-    weight = index.constants[node.input[1]]
-    axes = weight_axes(node, len(weight.dims))
+    weight = node.inputs[1]
+    assert weight is not None
+    shape = shape_of(weight)
+    axes = weight_axes(node, len(shape))
     if axes is None:
         return None
-    channels = weight.dims[axes.channels]
+    channels = shape[axes.channels]
     if node.op_type == "ConvTranspose":
         channels *= attribute(node, "group", 1)
     adder, position = node, 2
     if node.op_type == "MatMul":
-        follower = index.only_reader(node.output[0])
-        if follower is None or follower.op_type != "Add" or follower.domain != "":
+        follower = only_reader(node.outputs[0])
+        if follower is None or not is_a(follower, {"Add"}):
             return None
-        adder, position = follower, 1 if follower.input[0] == node.output[0] else 0
+        adder, position = follower, 1 if follower.inputs[0] is node.outputs[0] else 0
     elif attribute(node, "beta", 1.0) != 1.0:
         return None
-    elif len(node.input) < 3 or not node.input[2]:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(weight.data_type)
-        return Bias(adder, position, np.zeros(channels, kind))
-    values = index.value_of(adder.input[position])
+    elif input_of(node, 2) is None:
+        return Bias(adder, position, np.zeros(channels, dtype_of(weight)))
+    values = array_of(adder.inputs[position])
     if values is None or values.size != channels or values.shape[-1:] != (channels,):
         return None
     return Bias(adder, position, values)
 
 
-def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:
+def multiply_adds(node: ir.Node, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:
     """Return how many multiplications a node does, from the shapes of its weight, input and output."""
     if node.op_type == "ConvTranspose":  # each input element is multiplied by all weights of its channel
         return math.prod(source) * math.prod(weight[1:])
@@ -180,22 +198,24 @@ def multiply_adds(node: NodeProto, weight: tuple[int, ...], source: tuple[int, .
     return math.prod(output) * weight[axes.summed] * (math.prod(weight[2:]) if node.op_type == "Conv" else 1)
 
 
-def _obstacle(node: NodeProto, index: Graph) -> str | None:
+def _obstacle(node: ir.Node) -> str | None:
     """Return why a node cannot be quantised, or None if it can."""
-    if node.input[0] in index.constants:
+    source, given = node.inputs[:2]
+    if is_constant(source):
         return "its first operand is constant"
-    weight = index.value_of(node.input[1])
-    if weight is None:
-        given = node.input[1] in index.initializers
-        return "its weights are an input, which keep_inputs keeps" if given else "its weights are not constant"
-    if weight.dtype.type not in (np.float32, np.float16):
-        return f"its weights are {weight.dtype}, not float32 or float16"
-    if not weight.size:
+    if given is None or not is_constant(given):
+        is_input = given is not None and given.is_initializer()
+        return "its weights are an input, which keep_inputs keeps" if is_input else "its weights are not constant"
+    if dtype_of(given) not in WEIGHT_TYPES:
+        return f"its weights are {dtype_of(given)}, not {' or '.join(map(str, WEIGHT_TYPES))}"
+    if not math.prod(shape_of(given)):
         return "it has no weights"
-    return None if np.isfinite(weight).all() else "its weights are not finite"
+    if _IS_FINITE not in given.meta:  # found out once, also for copies of the model
+        given.meta[_IS_FINITE] = bool(np.isfinite(np.asarray(array_of(given))).all())
+    return None if given.meta[_IS_FINITE] else "its weights are not finite"
 
 
-def _why_nothing(model: ModelProto, ops: tuple[str, ...], possible: list[NodeProto], obstacles: list[str]) -> str:
+def _why_nothing(model: ir.Model, ops: tuple[str, ...], possible: list[ir.Node], obstacles: list[str]) -> str:
     """Return as text why nothing is quantised; `possible` are the nodes that can be, whatever the operators."""
     others = [node for node in possible if node.op_type not in ops]
     if len(possible) > len(others):
@@ -205,12 +225,11 @@ def _why_nothing(model: ModelProto, ops: tuple[str, ...], possible: list[NodePro
     return f"; add {others[0].op_type} to ops" if others else _where_weights_are(model)
 
 
-def _where_weights_are(model: ModelProto) -> str:
+def _where_weights_are(model: ir.Model) -> str:
     """Return as text which operators hold the weights that are not quantised, and why they are not."""
-    index = Graph(model)
-    weights = {name for name, tensor in index.initializers.items() if len(tensor.dims) > 1 and _is_float(tensor)}
-    holders = [node for node in model.graph.node if not weights.isdisjoint(node.input)]
-    inside = [n for node in model.graph.node for g in subgraphs(node) for n in nodes_within(g.node)]
+    weights = {v for v in model.graph.initializers.values() if v.dtype in _FLOATS and len(shape_of(v)) > 1}
+    holders = [node for node in model.graph if not weights.isdisjoint(node.inputs)]
+    inside = [n for node in model.graph for graph in subgraphs(node) for n in graph.all_nodes()]
     inside = [node for node in inside if node.op_type in OPERATORS]
     found = [f"{n} {op}" for op, n in Counter(node.op_type for node in holders).items()]
     found += [f"{n} {op} inside of other nodes" for op, n in Counter(node.op_type for node in inside).items()]
@@ -221,60 +240,57 @@ def _where_weights_are(model: ModelProto) -> str:
     return f"; its weights are in {', '.join(found)}, and stay in float{why}"
 
 
-def _is_float(tensor: TensorProto) -> bool:
-    return tensor.data_type in {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
-
-
-def _find_tensors(index: Graph, result: Plan, everything: Plan) -> None:
+def _find_tensors(result: Plan, everything: Plan) -> None:
     """Fill in the tensors of a plan; ranges are shared as if all nodes were quantised."""
+    read = dict[str, ir.Value]()
     for node in result.nodes:
-        result.inputs[node.input[0]] = node.input[0]
-        result.because.setdefault(node.input[0], node)
+        source = node.inputs[0]
+        assert source is not None and source.name
+        read[source.name] = source
+        result.inputs[source.name] = source.name
+        result.because.setdefault(source.name, node)
         if node.op_type in {"Conv", "ConvTranspose"}:
-            output = tail(node, index)
-            if not index.is_seen(output) and not _is_captured(output, index):
-                result.outputs[output] = output
-                result.because[output] = node
-    result.readers = {node.name for node in result.nodes}
-    for name in list(result.inputs):
-        source, moves = name, []
-        while (maker := index.makers.get(source)) is not None and is_move(maker, index):
-            source = maker.input[0]
+            output = tail(node)
+            if not is_seen(output) and not _is_captured(output):
+                result.outputs[str(output.name)] = str(output.name)
+                result.because[str(output.name)] = node
+    result.readers = {str(node.name) for node in result.nodes}
+    for name, value in read.items():
+        source, moves = value, list[ir.Node]()
+        while (maker := maker_of(source)) is not None and is_move(maker) and maker.inputs[0] is not None:
+            source = maker.inputs[0]
             moves.append(maker)
-            if source in everything.outputs:
-                result.inputs[name] = source
+            if source.name in everything.outputs:
+                result.inputs[name] = source.name
                 break
-        if source in result.outputs:
+        if source.name in result.outputs:
             # Give codes to all tensors on the way: runtimes fill in gaps, and ONNX Runtime 1.32 does so wrongly.
             for move in moves:
-                result.readers.add(move.name)
-                if move.input[0] != source:
-                    result.inputs[move.input[0]] = source
-                    result.because[move.input[0]] = result.because[source]
+                result.readers.add(str(move.name))
+                before = move.inputs[0]
+                if before is not source and before is not None and before.name:
+                    result.inputs[before.name] = source.name
+                    result.because[before.name] = result.because[source.name]
 
 
-def _is_captured(name: str, index: Graph) -> bool:
+def _is_captured(value: ir.Value) -> bool:
     """Return whether a graph inside of a node reads a tensor behind nodes that move its elements.
 
     If such a tensor has codes, ONNX Runtime up to 1.32 crashes the process when it loads the model.
     """
-    moves = [node for node in index.readers.get(name, []) if is_move(node, index)]
-    return any(node.output[0] in index.captured or _is_captured(node.output[0], index) for node in moves)
+    moves = [node for node in readers_of(value) if is_move(node)]
+    return any(is_captured(node.outputs[0]) or _is_captured(node.outputs[0]) for node in moves)
 
 
-def is_move(node: NodeProto, index: Graph) -> bool:
+def is_move(node: ir.Node) -> bool:
     """Return whether a node only moves elements of its first input, and nothing but its first output is read.
 
     The second output of a MaxPool says where elements came from.  Codes are often equal, so it would differ on codes.
     """
-    others = (name for name in node.output[1:] if name)
-    is_first = not any(name in index.readers or index.is_seen(name) for name in others)
-    return node.op_type in MOVES and node.domain == "" and is_first
+    return is_a(node, MOVES) and not any(value.uses() or is_seen(value) for value in node.outputs[1:])
 
 
-def tail(node: NodeProto, index: Graph) -> str:
+def tail(node: ir.Node) -> ir.Value:
     """Return the output of a node, or of the activation behind it that runtimes compute together with it."""
-    follower = index.only_reader(node.output[0])
-    if follower is not None and follower.op_type in ACTIVATIONS and follower.domain == "":
-        return str(follower.output[0])
-    return str(node.output[0])
+    follower = only_reader(node.outputs[0])
+    return follower.outputs[0] if follower is not None and is_a(follower, ACTIVATIONS) else node.outputs[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
-from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -41,13 +41,3 @@ def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     yield from nodes_within(model.graph.node)
     for function in model.functions:
         yield from nodes_within(function.node)
-
-
-def is_a(node: NodeProto, operators: Container[str]) -> bool:
-    """Return whether a node is one of ONNX's own operators: those of other domains may have the same names."""
-    return node.domain == "" and node.op_type in operators
-
-
-def opset_of(model: ModelProto | FunctionProto) -> int:
-    """Return the version of ONNX's own operators that a model or a function uses; 1 if it names none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto
+import onnx_ir as ir
 
 from .. import __version__
 from .._base.config import CalibMethod
@@ -20,11 +20,11 @@ from .._calibration.collector import CalibrationCollector
 from .already_quantised import Quantised, scale_given, told
 from .bias import corrected_biases, with_biases
 from .data import Batch, InputSpec
-from .graph import Graph, known_shapes, prepared
+from .graph import array_of, input_of, is_a, is_seen, opset_of, readers_of, values_by_name
 from .judging import Judge, halves, helpful
-from .model import describe, description, fault_of
+from .model import describe, description
 from .plan import DEFAULT_OPERATORS, Plan, WeightAxes, bias_of, plan, tail, weight_axes
-from .protos import is_a, opset_of
+from .prepare import prepared
 from .ranges import (
     ACTIVATIONS,
     PERCENTILE,
@@ -34,6 +34,7 @@ from .ranges import (
 )
 from .rewriting import Rewriter, with_room_for_bias
 from .session import session_of
+from .skeleton import fault_of, known_shapes
 from .weights import WEIGHTS, Weight, coded_weight, weight_scale
 
 #: How many int4 weights share a scale by default.
@@ -111,7 +112,7 @@ class Options:
         return 19 if "fp8" in {self.weights, self.activations} else 13
 
 
-def ready(model: ModelProto, options: Options) -> ModelProto:
+def ready(model: ir.Model, options: Options) -> ir.Model:
     """Return a model prepared for these options.
 
     Raises
@@ -124,7 +125,7 @@ def ready(model: ModelProto, options: Options) -> ModelProto:
         nodes = f": {told(found.nodes)}" if found.nodes else ""
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
     result = prepared(model, options.opset, keep_inputs=options.keep_inputs)
-    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in result.graph.initializer)
+    half = any(value.dtype == ir.DataType.FLOAT16 for value in result.graph.initializers.values())
     if half and opset_of(result) < 19:  # the first opset that quantises float16
         return prepared(model, 19, keep_inputs=options.keep_inputs)
     return result
@@ -135,7 +136,7 @@ class Quantizer:
 
     Parameters
     ----------
-    model : ModelProto
+    model : onnx_ir.Model
         A model that `ready` has returned.
     options : Options
     collectors : dict of str to CalibrationCollector
@@ -157,14 +158,14 @@ class Quantizer:
 
     def __init__(
         self,
-        model: ModelProto,
+        model: ir.Model,
         options: Options,
         collectors: dict[str, CalibrationCollector],
         sample: Sequence[Batch] = (),
     ) -> None:
         self.float_model, self.options, self._sample = model, options, sample
         self.plan = plan(model, options.ops, options.exclude)
-        self._index = Graph(model)
+        self._values = values_by_name(model.graph)
         self._is_faulty = fault_of(model) is not None
         self._shapes = known_shapes(model)
         self._activations: dict[str, Activation] = {}
@@ -183,12 +184,12 @@ class Quantizer:
                 needed, options.method, options.percentile, options.activations, types
             )
             for name, given in self._activations.items():
-                if (scale := scale_given(name, self._index, given.scale.dtype)) is not None:
+                if (scale := scale_given(self._values[name], given.scale.dtype)) is not None:
                     self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
             for name, activation in self._activations.items():
-                maker = self._index.makers.get(name)
+                maker = self._values[name].producer()
                 if maker is not None and is_a(maker, {"Clip"}):
-                    bounds = [self._index.value_of(bound) for bound in [*maker.input[1:], "", ""][:2]]
+                    bounds = [array_of(input_of(maker, position)) for position in (1, 2)]
                     self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
         self._weights: dict[str, Weight] = {}
         self._choose_weights()
@@ -197,9 +198,9 @@ class Quantizer:
         """Remove nodes from the plan whose tensors had no elements in any batch, because these have no range."""
         empty = {name for name in self.plan.tensors if not collectors[name].n_observed}
         self.unreached = tuple(
-            node.name
+            str(node.name)
             for node in self.plan.nodes
-            if not empty.isdisjoint({self._range_of(node.input[0]), self.plan.outputs.get(tail(node, self._index), "")})
+            if not empty.isdisjoint({self._range_of(_source(node)), self.plan.outputs.get(str(tail(node).name), "")})
         )
         if len(self.unreached) == len(self.plan.nodes):
             raise InvalidArgumentError(
@@ -211,40 +212,40 @@ class Quantizer:
 
     def _choose_weights(self) -> None:
         options = self.options
-        readers = Counter(node.input[1] for node in self.plan.nodes)
-        chosen: dict[tuple[str, WeightAxes | None], Weight] = {}
+        readers = Counter(node.inputs[1] for node in self.plan.nodes)
+        chosen: dict[tuple[ir.Value | None, WeightAxes | None], Weight] = {}
         for node in self.plan.nodes:
             weight = self._weight_of(node)
             outputs = weight_axes(node, weight.ndim)
-            key = (node.input[1], outputs)
+            key = (node.inputs[1], outputs)
             if key not in chosen:
                 scale = weight_scale(
                     weight, None if options.per_tensor else outputs, options.weights, options.group_size
                 )
                 # The bias of one node must not widen the scale of a weight that another node shares.
-                alone = options.needs_data and readers[node.input[1]] == 1
-                if alone and (bias := bias_of(node, self._index)) is not None:
-                    activation = self._activations[self._range_of(node.input[0])].scale
+                alone = options.needs_data and readers[node.inputs[1]] == 1
+                if alone and (bias := bias_of(node)) is not None:
+                    activation = self._activations[self._range_of(_source(node))].scale
                     in_codes = self._becomes_codes(bias.adder)
                     scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
                 chosen[key] = coded_weight(weight, scale, None if outputs is None else outputs.channels)
-            self._weights[node.name] = chosen[key]
+            self._weights[str(node.name)] = chosen[key]
 
     @property
     def corrects(self) -> bool:
         """Whether there is data to correct biases with."""
         return bool(self._sample)
 
-    def _becomes_codes(self, node: NodeProto) -> bool:
+    def _becomes_codes(self, node: ir.Node) -> bool:
         """Return whether the output of a node is read only as codes."""
-        output = tail(node, self._index)
-        if output in self.plan.outputs:
+        output = tail(node)
+        if output.name in self.plan.outputs:
             return True
-        readers = {reader.name for reader in self._index.readers.get(output, [])}
-        return output in self.plan.inputs and not self._index.is_seen(output) and readers <= self.plan.readers
+        readers = {str(reader.name) for reader in readers_of(output)}
+        return output.name in self.plan.inputs and not is_seen(output) and readers <= self.plan.readers
 
-    def _weight_of(self, node: NodeProto) -> npt.NDArray[Any]:
-        weight = self._index.value_of(node.input[1])
+    def _weight_of(self, node: ir.Node) -> npt.NDArray[Any]:
+        weight = array_of(node.inputs[1])
         assert weight is not None
         return weight
 
@@ -254,7 +255,7 @@ class Quantizer:
         *,
         corrected: bool = True,
         progress: Callable[[int], None] | None = None,
-    ) -> ModelProto:
+    ) -> ir.Model:
         """Return the quantised model, with some nodes in float, and with biases corrected if there is data."""
         kept = tuple(float_nodes)
         left = (*kept, *self.unreached)
@@ -281,24 +282,24 @@ class Quantizer:
         the correction was not computed.
         """
 
-        def written(exact: ModelProto, *, all_activations: bool = False) -> ModelProto:
+        def written(exact: ir.Model, *, all_activations: bool = False) -> ir.Model:
             return self._written(exact, chosen, kept, (0, 0), all_activations=all_activations)
 
-        def corrected(nodes: Sequence[NodeProto], batches: Sequence[Batch], before: int) -> dict[str, npt.NDArray[Any]]:
+        def corrected(nodes: Sequence[ir.Node], batches: Sequence[Batch], before: int) -> dict[str, npt.NDArray[Any]]:
             to_be_measured = functools.partial(written, all_activations=True)
             tick = None if progress is None else lambda n: progress(before + n)
             return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=tick)
 
         n, last = len(chosen.nodes), chosen.nodes[-1]
-        bias = bias_of(last, self._index)
-        end = tail(last if bias is None else bias.adder, self._index)
+        bias = bias_of(last)
+        end = str(tail(last if bias is None else bias.adder).name)
         learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
         biases, judge = corrected(chosen.nodes, learned, 0), Judge(self.float_model, [end], judged)
 
         def errors(names: Sequence[str]) -> list[float]:
             return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
 
-        tried = [node.name for node in chosen.nodes if node.name in biases]
+        tried = [str(node.name) for node in chosen.nodes if node.name in biases]
         names = set(helpful(tried, errors)) if tried else set()
         helped = [node for node in chosen.nodes if node.name in names]
         # Compute those that help again, from all samples.
@@ -309,23 +310,24 @@ class Quantizer:
 
     def _written(
         self,
-        exact: ModelProto,
+        exact: ir.Model,
         chosen: Plan,
         kept: tuple[str, ...],
         corrected: tuple[int, int],
         *,
         all_activations: bool = False,
-    ) -> ModelProto:
+    ) -> ir.Model:
         """Return a model with codes for the plan; its metadata hold how many biases were `corrected` and left out."""
         options = self.options
         rewriter = Rewriter(exact, self._shapes)
         # Outputs come first, because other nodes read them in codes.
         tensors = {name: self._range_of(name) for name in {**chosen.outputs, **chosen.inputs}}
         for node in chosen.nodes:
-            weight = self._weights[node.name]
-            rewriter.weight(node.name, weight.scale, weight.codes, weight.channels, alone=not options.needs_data)
+            name = str(node.name)
+            weight = self._weights[name]
+            rewriter.weight(name, weight.scale, weight.codes, weight.channels, alone=not options.needs_data)
             if options.needs_data:
-                rewriter.bias(node.name, self._activations[tensors[node.input[0]]].scale, weight.scale)
+                rewriter.bias(name, self._activations[tensors[_source(node)]].scale, weight.scale)
         if options.needs_data:
             for name, source in tensors.items():
                 scale = self._activations[source].scale
@@ -345,7 +347,7 @@ class Quantizer:
             "weights": options.weights,
             "activations": options.activations,
             "nodes": {
-                node.name: {"op": node.op_type, "sqnr": _decibels(self._weights[node.name].sqnr)}
+                str(node.name): {"op": node.op_type, "sqnr": _decibels(self._weights[str(node.name)].sqnr)}
                 for node in chosen.nodes
             },
             "float": list(kept),
@@ -361,6 +363,12 @@ class Quantizer:
                 for name, source in tensors.items()
             }
         return about
+
+
+def _source(node: ir.Node) -> str:
+    """Return the name of the tensor that a node multiplies by its weights."""
+    assert node.inputs[0] is not None
+    return str(node.inputs[0].name)
 
 
 def _decibels(value: float) -> float | None:

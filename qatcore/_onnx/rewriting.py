@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import ModelProto, NodeProto
+import onnx_ir as ir
 
 from .._base.formats import CODE_FORMATS, as_code_format
-from .graph import Graph, all_names, attribute, drop_attribute, drop_unread, names_within, replace_input, unused_name
+from .graph import (
+    add_initializer,
+    all_names,
+    array_of,
+    attribute,
+    copied,
+    drop_unread,
+    input_of,
+    is_a,
+    is_constant,
+    is_seen,
+    only_reader,
+    readers_of,
+    replace_reads,
+    shape_of,
+    subgraphs,
+    take_place,
+    unused_name,
+    values_by_name,
+)
 from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
-from .protos import is_a, subgraphs
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: The greatest code of a bias.  The rest of the 32 bits is for the products that are added to it.  Runtimes compute the
@@ -60,57 +78,60 @@ class Rewriter:
 
     Parameters
     ----------
-    model : ModelProto
+    model : onnx_ir.Model
         The float model.  It is not changed.
     shapes : mapping of str to list of int
         The shapes of its tensors, as far as they are known (`known_shapes`).
     """
 
-    def __init__(self, model: ModelProto, shapes: Mapping[str, list[int]]) -> None:
-        self.model = ModelProto()
-        self.model.CopyFrom(model)
+    def __init__(self, model: ir.Model, shapes: Mapping[str, list[int]]) -> None:
+        self.model = copied(model)
+        self._graph = self.model.graph
         self._shapes = shapes
-        self._index = Graph(self.model)
         self._taken = all_names(self.model)
-        self._after: dict[str, list[NodeProto]] = {}  # by the tensor that they read; "" if only constants
-        self._weights: dict[tuple[str, int | None, int | None, str], str] = {}
-        self._nodes = {node.name: node for node in self.model.graph.node}
+        self._values = values_by_name(self._graph)
+        self._nodes = {str(node.name): node for node in self._graph}
+        self._weights: dict[tuple[str, int | None, int | None, str], ir.Value] = {}
         # Tensors that runtimes may compute beforehand, and those behind an If whose branch is then known.
-        self._fixed, self._chosen = set(self._index.constants), set[str]()
-        tensors = {value.name for value in (*model.graph.input, *model.graph.initializer)} | set(self._index.makers)
-        for node in self.model.graph.node:
-            read = {name for name in node.input if name}
-            captured = {name for graph in subgraphs(node) for name in names_within(graph)} & tensors
+        self._fixed = {value for value in self._graph.initializers.values() if is_constant(value)}
+        self._chosen = set[ir.Value]()
+        for node in self._graph:
+            read = {value for value in node.inputs if value is not None}
+            captured = {v for graph in subgraphs(node) for n in graph.all_nodes() for v in n.inputs if v is not None}
+            captured = {value for value in captured if value.graph is self._graph}
             if is_a(node, {"Shape", "Size"}) or self._fixed >= read | captured:
-                self._fixed.update(node.output)
+                self._fixed.update(node.outputs)
             elif not is_a(node, OPERATORS) and self._chosen >= read - self._fixed:
-                self._chosen.update(node.output)
+                self._chosen.update(node.outputs)
         # Gemm and MatMul with weights in codes: the type of the scales, or None if runtimes do not use integers.
         self._products: dict[str, np.dtype[Any] | None] = {}
         self._biased: set[str] = set()  # nodes whose bias has codes
-        self._codes: dict[str, Scale] = {}  # of tensors that are read only in codes
+        self._codes: dict[ir.Value, Scale] = {}  # of tensors that are read only in codes
         # For nodes with weights in codes: whether the bias has codes, or could have them.
         self._in_codes: dict[str, bool] = {}
 
     def activation(self, name: str, scale: Scale, readers: Collection[str] | None) -> None:
         """Let the named readers of a tensor read its dequantised codes; all of its readers if `readers` is None."""
-        source, parameters = name, self._parameters(name, scale)
-        ahead = [*parameters]
-        if self._must_not_be_joined(name, scale):
+        value = source = self._values[name]
+        before = readers_of(value)
+        parameters = self._parameters(name, scale)
+        ahead, place = [*parameters], value.producer()
+        if self._must_not_be_joined(value, scale):
             # Runtimes remove divisions by 1, or nearly 1; then divide by twice the scale, and quantise with 0.5.
             rest = np.where(np.abs(scale.scale - 1) < 0.01, 0.5, 1.0).astype(scale.scale.dtype)
-            source, ahead[0] = self._name(f"{name}_scaled"), self._constant(f"{name}_rest", rest)
+            ahead[0] = self._constant(f"{name}_rest", rest)
             divisor = self._constant(f"{name}_divisor", np.asarray(scale.scale / rest))
-            self._add(name, "Div", [name, divisor], source, {})
-        codes, values = self._name(f"{name}_quantized"), self._name(f"{name}_dequantized")
-        self._add(name, "QuantizeLinear", [source, *ahead], codes, {})
-        self._add(name, "DequantizeLinear", [codes, *parameters], values, {})
-        for reader in self._index.readers.get(name, []):
+            source = self._add(place, "Div", [value, divisor], self._name(f"{name}_scaled"))
+            place = source.producer()
+        codes_name, values_name = self._name(f"{name}_quantized"), self._name(f"{name}_dequantized")
+        codes = self._add(place, "QuantizeLinear", [source, *ahead], codes_name)
+        values = self._add(codes.producer(), "DequantizeLinear", [codes, *parameters], values_name)
+        for reader in before:
             if readers is None or reader.name in readers:
-                replace_input(reader, name, values)
-        unread = not any(name in reader.input for reader in self._index.readers.get(name, []))
-        if source == name and unread and not self._index.is_seen(name):
-            self._codes[name] = scale
+                replace_reads(reader, value, values)
+        unread = not any(value in reader.inputs for reader in before)
+        if source is value and unread and not is_seen(value):
+            self._codes[value] = scale
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None, *, alone: bool) -> None:
         """Let a node read the dequantised codes of its weight; nodes that use the same channels share them.
@@ -120,7 +141,8 @@ class Rewriter:
         becomes a MatMul.  From 1.27 on it uses codes that one MatMul reads, so products do not share such weights.
         """
         reader = self._nodes[node]
-        name = reader.input[1]
+        assert reader.inputs[1] is not None
+        name = str(reader.inputs[1].name)
         transposed = reader.op_type == "Gemm" and attribute(reader, "transB", 0)
         integers = scale.dtype.startswith("int") and (alone or scale.block_size is None)
         key = name, scale.axis, channels, ""
@@ -131,16 +153,17 @@ class Rewriter:
             if transposed:  # store it as it is multiplied
                 codes, scale = np.ascontiguousarray(codes.T), _transposed(scale)
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
-            values = self._name(f"{name}_dequantized")
+            output = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
             # For matrices only: products of stacks of matrices take no zero point for each column.
             zero = integers and not alone and (codes.ndim == 2 or reader.op_type != "MatMul")
             inputs = [stored, *self._parameters(name, scale, zero=zero)]
-            self._add("", "DequantizeLinear", inputs, values, {k: v for k, v in attributes.items() if v is not None})
-            self._weights[key] = values
+            attributes = {k: v for k, v in attributes.items() if v is not None}
+            # Nodes are in order, so that the first node that reads the weight comes first.
+            self._weights[key] = self._add(reader, "DequantizeLinear", inputs, output, attributes, before=True)
         if transposed:
-            drop_attribute(reader, "transB")
-        reader.input[1] = self._weights[key]
+            del reader.attributes["transB"]
+        reader.replace_input_with(1, self._weights[key])
         self._in_codes[node] = True
         if alone and integers and reader.op_type == "Gemm" and attribute(reader, "alpha", 1.0) == 1.0:
             self._become_matmul(reader, scale.scale.dtype)
@@ -153,18 +176,18 @@ class Rewriter:
         integers only if the bias has codes already.
         """
         reader = self._nodes[node]
-        own = reader.input[2] if len(reader.input) > 2 else ""
-        adder, name = (reader, own) if own else self._added_to(reader)
+        own = input_of(reader, 2)
+        adder, value = (reader, own) if own is not None else self._added_to(reader)
         if weight.block_size is not None:
             return
         integers = "float" not in weight.dtype + activation.dtype
-        bias = self._index.value_of(name)
-        if bias is None and own and reader.op_type == "Gemm" and integers:
+        bias = array_of(value)
+        if bias is None and own is not None and reader.op_type == "Gemm" and integers:
             self._add_apart(reader, "Add", activation.scale.dtype)
             return
-        if name in self._fixed:
+        if value in self._fixed:
             self._in_codes[node] = False
-        if bias is None:
+        if bias is None or value is None:
             return
         # Multiply as runtimes do, in the type of both scales.
         scale = np.asarray(activation.scale * weight.scale)
@@ -175,42 +198,24 @@ class Rewriter:
         if not (np.abs(codes) <= _GREATEST[bias.dtype.name]).all():
             return
         self._in_codes[node] = True
-        if bias.dtype != np.float32 or not integers or (not own and bias.ndim > 2):
+        if bias.dtype != np.float32 or not integers or (own is None and bias.ndim > 2):
             return
         # Name the codes after the node: other nodes may share the bias, with other scales.
         stored = self._store(f"{node}_bias_quantized", codes.astype(np.int32), "int32")
-        values = self._name(f"{node}_bias_dequantized")
+        output = self._name(f"{node}_bias_dequantized")
         one = scale.reshape(-1)[0] if scale.size == 1 else scale
         inputs = [stored, self._constant(f"{node}_bias_scale", np.asarray(one))]
-        self._add("", "DequantizeLinear", inputs, values, {} if scale.size == 1 else {"axis": codes.ndim - 1})
-        replace_input(adder, name, values)
+        attributes = {} if scale.size == 1 else {"axis": codes.ndim - 1}
+        values = self._add(adder, "DequantizeLinear", inputs, output, attributes, before=True)
+        replace_reads(adder, value, values)
         self._biased.add(node)
 
-    def finished(self, *, all_activations: bool = False) -> ModelProto:
+    def finished(self, *, all_activations: bool = False) -> ir.Model:
         """Return the model with codes, without a Relu or Clip that changes no code unless `all_activations`."""
-        graph = self.model.graph
-        dropped = set() if all_activations else {id(node) for node in self._drop_activations()}
+        if not all_activations:
+            self._drop_activations()
         for node in self._products:
             self._keep_apart(node)
-        nodes, before = list[NodeProto](), {node.output[0]: node for node in self._after.pop("", [])}
-
-        def append(node: NodeProto) -> None:
-            nodes.append(node)
-            for name in node.output:
-                for following in self._after.pop(name, []):
-                    append(following)
-
-        for value in [*graph.input, *graph.initializer]:
-            for following in self._after.pop(value.name, []):
-                append(following)
-        for node in graph.node:
-            if id(node) not in dropped:
-                nodes += [before.pop(name) for name in node.input if name in before]
-                append(node)
-        assert not self._after and not before
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
         drop_unread(self.model)
         return self.model
 
@@ -226,7 +231,7 @@ class Rewriter:
         product, dtype = self._nodes[node], self._products[node]
         follower = self._follower(product)
         if product.op_type == "MatMul" and follower is not None and is_a(follower, {"Add"}):
-            shape = self._shapes.get(follower.output[0], [])
+            shape = self._shapes.get(str(follower.outputs[0].name), [])
             joined = len(shape) < 3 or (0 not in shape and self._adds_a_row(follower))
             if joined and node not in self._biased:
                 follower.op_type = "Sum"
@@ -234,135 +239,157 @@ class Rewriter:
             follower = self._follower(follower)
         if dtype is None or follower is None or not is_a(follower, ACTIVATIONS) or self._is_redundant(follower):
             return
-        source, [output] = follower.input[0], follower.output
-        low, high = [*follower.input[1:], "", ""][:2]
+        source, [output] = follower.inputs[0], follower.outputs
+        low, high = input_of(follower, 1), input_of(follower, 2)
         if follower.op_type == "Relu":
-            low = self._constant(f"{output}_low", np.zeros((), dtype))
-        if low or high:
-            del follower.input[:]
-            follower.op_type = "Max" if low else "Min"
-            follower.input.extend([source, low or high])
-            if low and high:
-                follower.output[0] = self._name(f"{output}_max")
-                self._add(follower.output[0], "Min", [follower.output[0], high], output, {})
+            low = self._constant(f"{output.name}_low", np.zeros((), dtype))
+        if low is not None or high is not None:
+            follower.op_type = "Min" if low is None else "Max"
+            follower.resize_inputs(2)
+            follower.replace_input_with(0, source)
+            follower.replace_input_with(1, high if low is None else low)
+            if low is not None and high is not None:
+                self._add_behind(follower, "Min", high, f"{output.name}_max")
 
-    def _drop_activations(self) -> list[NodeProto]:
-        """Bypass each redundant Relu or Clip, so that the node before makes its output, and return them.
+    def _drop_activations(self) -> None:
+        """Drop each redundant Relu or Clip, so that the node before makes its output.
 
         ONNX Runtime 1.23 and 1.27 make invalid models when they do this themselves, and 1.20 does not do it.
         """
-        dropped = []
-        for node in reversed(self.model.graph.node):
-            if self._is_redundant(node) and self._index.only_reader(node.input[0]) is not None:
-                maker = self._index.makers.get(node.input[0])
-                if maker is not None:
-                    maker.output[list(maker.output).index(node.input[0])] = node.output[0]
-                    self._index.makers[node.output[0]] = maker
-                    dropped.append(node)
-        return dropped
+        for node in list(reversed(self._graph)):
+            source = input_of(node, 0)
+            if source is None or source.producer() is None or only_reader(source) is None:
+                continue
+            if self._is_redundant(node):
+                self._codes[source] = self._codes[node.outputs[0]]
+                take_place(source, node.outputs[0])
+                self._graph.remove(node, safe=True)
 
-    def _is_redundant(self, node: NodeProto) -> bool:
+    def _is_redundant(self, node: ir.Node) -> bool:
         """Return whether a node is a Relu or Clip that changes no code, and its output is read only as codes."""
-        codes = self._codes.get(node.output[0])
+        codes = self._codes.get(node.outputs[0]) if node.outputs else None
         if codes is None or not is_a(node, ACTIVATIONS):
             return False
-        low, high = [*node.input[1:], "", ""][:2]
         if node.op_type == "Relu":
             return passes(codes, np.zeros(()), None)
-        known = self._index.constants.keys() >= {low, high} - {""}
-        return known and passes(codes, self._index.value_of(low), self._index.value_of(high))
+        bounds = input_of(node, 1), input_of(node, 2)
+        known = all(bound is None or is_constant(bound) for bound in bounds)
+        return known and passes(codes, *map(array_of, bounds))
 
-    def _adds_a_row(self, node: NodeProto) -> bool:
+    def _adds_a_row(self, node: ir.Node) -> bool:
         """Return whether an Add adds a constant of one dimension, or one of unknown shape that runtimes compute."""
-        constants = [name for name in node.input if name in self._fixed]
-        known = [self._index.constants[name] for name in constants if name in self._index.constants]
-        return len(constants) > len(known) or any(len(tensor.dims) == 1 for tensor in known)
+        fixed = [value for value in node.inputs if value is not None and value in self._fixed]
+        known = [value for value in fixed if is_constant(value)]
+        return len(fixed) > len(known) or any(len(shape_of(value)) == 1 for value in known)
 
-    def _follower(self, node: NodeProto) -> NodeProto | None:
+    def _follower(self, node: ir.Node) -> ir.Node | None:
         """Return the only node that reads the output of a node, past nodes without effect."""
-        follower = self._index.only_reader(node.output[0])
+        follower = only_reader(node.outputs[0])
         while follower is not None and is_a(follower, {"Identity", "Dropout"}):
-            follower = self._index.only_reader(follower.output[0])
+            follower = only_reader(follower.outputs[0])
         return follower
 
-    def _must_not_be_joined(self, name: str, scale: Scale) -> bool:
+    def _must_not_be_joined(self, value: ir.Value, scale: Scale) -> bool:
         """Return whether a separate division must keep ONNX Runtime from changing what precedes a QuantizeLinear.
 
         ONNX Runtime removes Relu and Clip before FP8, as if the codes were unsigned.  Between tensors with codes, it
         also quantises the weights, with one scale for all, and the biases of float nodes, even past an If whose branch
         it knows.  It moves codes past a MaxPool, even if the indices are read, which would then be indices of codes.
         """
-        while (maker := self._index.makers.get(name)) is not None:
+        while (maker := value.producer()) is not None:
             if is_a(maker, OPERATORS):
-                in_codes = self._in_codes.get(maker.name)
-                return not in_codes if in_codes is not None else maker.input[1] in self._fixed | self._chosen
-            if not self._chosen.isdisjoint((*maker.input, *maker.output)):
+                in_codes = self._in_codes.get(str(maker.name))
+                return not in_codes if in_codes is not None else maker.inputs[1] in self._fixed | self._chosen
+            if not self._chosen.isdisjoint((*maker.inputs, *maker.outputs)):
                 return True
             if is_a(maker, ACTIVATIONS) and scale.dtype.startswith("float8"):
                 return True
-            if is_a(maker, MOVES) and not is_move(maker, self._index):
+            if is_a(maker, MOVES) and not is_move(maker):
                 return True
-            sources = {name for name in maker.input if name} - self._fixed
+            sources = {given for given in maker.inputs if given is not None} - self._fixed
             if not is_a(maker, _PASSED) or len(sources) != 1:
                 return False
-            [name] = sources
+            [value] = sources
         return False
 
-    def _add_apart(self, node: NodeProto, operator: str, dtype: np.dtype[Any]) -> None:
+    def _add_apart(self, node: ir.Node, operator: str, dtype: np.dtype[Any]) -> None:
         """Let an Add or Sum add the bias of a Gemm, which would keep runtimes from computing it in integers."""
-        [output], term, beta = node.output, node.input[2], attribute(node, "beta", 1.0)
-        product = node.output[0] = self._name(f"{output}_product")
-        del node.input[2:]
+        [output], term, beta = node.outputs, node.inputs[2], attribute(node, "beta", 1.0)
+        assert term is not None
+        node.resize_inputs(2)
         if beta != 1.0:
-            factors = [term, self._constant(f"{output}_beta", np.asarray(beta, dtype))]
-            term = self._name(f"{output}_term")
-            self._add(product, "Mul", factors, term, {})
-        self._add(product, operator, [product, term], output, {})
+            factors = [term, self._constant(f"{output.name}_beta", np.asarray(beta, dtype))]
+            term = self._add(node, "Mul", factors, self._name(f"{output.name}_term"), before=True)
+        self._add_behind(node, operator, term, f"{output.name}_product")
 
-    def _become_matmul(self, node: NodeProto, dtype: np.dtype[Any]) -> None:
+    def _become_matmul(self, node: ir.Node, dtype: np.dtype[Any]) -> None:
         """Turn a Gemm into a MatMul and a Sum that adds the bias; its weights must not be transposed."""
-        if len(node.input) > 2 and node.input[2]:
+        if input_of(node, 2) is not None:
             self._add_apart(node, "Sum", dtype)
         if attribute(node, "transA", 0):
-            source, node.input[0] = node.input[0], self._name(f"{node.name}_transposed")
-            self._add(source, "Transpose", [source], node.input[0], {"perm": [1, 0]})
-        del node.input[2:], node.attribute[:]
+            source, name = node.inputs[0], self._name(f"{node.name}_transposed")
+            node.replace_input_with(0, self._add(node, "Transpose", [source], name, {"perm": [1, 0]}, before=True))
+        node.resize_inputs(2)
+        node.attributes.clear()
         node.op_type = "MatMul"
 
-    def _added_to(self, node: NodeProto) -> tuple[NodeProto, str]:
+    def _added_to(self, node: ir.Node) -> tuple[ir.Node, ir.Value | None]:
         """Return the next node behind a product and the constant that it adds, from which runtimes make a bias."""
         if node.op_type not in {"Gemm", "MatMul"}:
-            return node, ""
+            return node, None
         follower = self._follower(node)
         if follower is None or not is_a(follower, {"Add", "Sum"}):
-            return node, ""
-        others = [name for name in follower.input if name in self._fixed]
-        return follower, others[0] if len(others) == 1 and len(follower.input) == 2 else ""
+            return node, None
+        others = [value for value in follower.inputs if value in self._fixed]
+        return follower, others[0] if len(others) == 1 and len(follower.inputs) == 2 else None
 
     def _name(self, name: str) -> str:
         return unused_name(name, self._taken)
 
-    def _add(self, after: str, operator: str, inputs: list[str], output: str, attributes: dict[str, Any]) -> None:
-        node = onnx.helper.make_node(operator, inputs, [output], self._name(f"{output}_{operator}"), **attributes)
-        self._index.makers[output] = node
-        self._after.setdefault(after, []).append(node)
+    def _add(
+        self,
+        at: ir.Node | None,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        output: str,
+        attributes: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        before: bool = False,
+    ) -> ir.Value:
+        """Add a node behind or before another one, or as the first one, and return its output."""
+        node = ir.node(operator, inputs, dict(attributes), name=self._name(f"{output}_{operator}"))
+        node.outputs[0].name = output
+        if at is None:
+            at, before = self._graph[0], True
+        (self._graph.insert_before if before else self._graph.insert_after)(at, node)
+        return node.outputs[0]
 
-    def _parameters(self, name: str, scale: Scale, *, zero: bool = True) -> list[str]:
+    def _add_behind(self, node: ir.Node, operator: str, other: ir.Value, name: str) -> None:
+        """Let an operator make the output of a node, from what this makes now, under a new name, and another value."""
+        [made] = node.outputs
+        output = str(made.name)
+        added = ir.node(operator, [None, other], name=self._name(f"{output}_{operator}"))
+        [result] = added.outputs
+        take_place(result, made)
+        made.name, self._values[output] = self._name(name), result
+        added.replace_input_with(0, made)
+        self._graph.insert_after(node, added)
+        for values in (self._fixed, self._chosen):
+            if made in values:
+                values.add(result)
+
+    def _parameters(self, name: str, scale: Scale, *, zero: bool = True) -> list[ir.Value]:
         result = [self._constant(f"{name}_scale", scale.scale)]
         if zero or scale.zero_point.any():
             result.append(self._store(f"{name}_zero_point", scale.zero_point, scale.dtype))
         return result
 
-    def _constant(self, name: str, array: npt.NDArray[Any]) -> str:
-        name = self._name(name)
-        tensor = self.model.graph.initializer.add()
-        tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
-        self._index.constants[name] = tensor
-        return name
+    def _constant(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        return add_initializer(self._graph, self._name(name), array)
 
-    def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> str:
+    def _store(self, name: str, codes: npt.NDArray[Any], dtype: str) -> ir.Value:
         """Add codes, or zero points, as an initializer of their type."""
-        return self._constant(name, np.asarray(codes).astype(_TYPES[dtype]))
+        return self._constant(name, np.asarray(codes).astype(_TYPES[dtype], copy=False))
 
 
 def with_room_for_bias(
@@ -414,22 +441,22 @@ def as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArr
     return np.ascontiguousarray(np.clip(scale, least, np.finfo(dtype).max)).reshape(scale.shape).astype(dtype)
 
 
-def tensor_of_codes(quantize: NodeProto, index: Graph) -> tuple[str, str, str]:
-    """Return the names of the tensor that a QuantizeLinear quantises, of its scale, and of the dequantised tensor.
+def tensor_of_codes(quantize: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """Return the tensor that a QuantizeLinear quantises, its scale, and the dequantised tensor, if there is one.
 
-    Tensor and scale are those that `Rewriter.activation` was given, even if a separate node divides.  The last name is
-    empty if nothing dequantises the codes.
+    Tensor and scale are those that `Rewriter.activation` was given, even if a separate node divides.
     """
-    tensor, scale = quantize.input[:2]
-    readers = [node for node in index.readers.get(quantize.output[0], []) if node.op_type == "DequantizeLinear"]
+    tensor, scale = quantize.inputs[:2]
+    assert tensor is not None and scale is not None
+    readers = [node for node in readers_of(quantize.outputs[0]) if is_a(node, {"DequantizeLinear"})]
     if not readers:
-        return tensor, scale, ""
-    maker, whole = index.makers.get(tensor), readers[0].input[1]
-    if maker is not None and maker.op_type == "Div":
-        divisor, rest, product = (index.value_of(name) for name in (maker.input[1], scale, whole))
+        return tensor, scale, None
+    maker, whole = tensor.producer(), readers[0].inputs[1]
+    if maker is not None and is_a(maker, {"Div"}) and maker.inputs[0] is not None and whole is not None:
+        divisor, rest, product = map(array_of, (maker.inputs[1], scale, whole))
         if divisor is not None and rest is not None and product is not None and np.array_equal(divisor * rest, product):
-            tensor, scale = maker.input[0], whole
-    return tensor, scale, readers[0].output[0]
+            tensor, scale = maker.inputs[0], whole
+    return tensor, scale, readers[0].outputs[0]
 
 
 def _transposed(scale: Scale) -> Scale:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto
+import onnx_ir as ir
 
 from .comparison import answers_of, tensor_outputs
 from .data import Batch, Data
-from .graph import Graph
+from .graph import shape_of
 from .metric import IncomparableError, Metric, OutputNoise
 from .plan import multiply_adds
 from .quantization import Quantizer
@@ -72,8 +73,8 @@ def node_sensitivities(
     work = node_multiply_adds(quantizer.float_model, quantizer.plan.nodes, batches[0])
     total = max(sum(work.values()), 1)
     result = [
-        Sensitivity(node.name, node.op_type, noises[node.name].sqnr, work[node.name], work[node.name] / total)
-        for node in quantizer.plan.nodes
+        Sensitivity(name, node.op_type, noises[name].sqnr, work[name], work[name] / total)
+        for name, node in ((str(node.name), node) for node in quantizer.plan.nodes)
     ]
     return sorted(result, key=lambda each: each.sqnr)
 
@@ -114,33 +115,33 @@ def _noises(
     return result
 
 
-def _each_alone(quantizer: Quantizer, progress: Callable[[int], None] | None) -> Iterator[tuple[str, ModelProto]]:
+def _each_alone(quantizer: Quantizer, progress: Callable[[int], None] | None) -> Iterator[tuple[str, ir.Model]]:
     """Yield each node's name and the model with that node quantised and no other."""
-    names = [node.name for node in quantizer.plan.nodes]
+    names = [str(node.name) for node in quantizer.plan.nodes]
     for index, name in enumerate(names, start=1):
         yield name, quantizer.model([other for other in names if other != name], corrected=False)
         if progress is not None:
             progress(index)
 
 
-def node_multiply_adds(model: ModelProto, nodes: Sequence[NodeProto], batch: Batch) -> dict[str, int]:
+def node_multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], batch: Batch) -> dict[str, int]:
     """Return how many multiplications nodes with constant weights of a prepared model do for a batch."""
-    index = Graph(model)
-    tap = Tap(model, [name for node in nodes for name in (node.input[0], node.output[0])])
-    values = tap.values(batch)
-    return {
-        node.name: multiply_adds(
-            node, tuple(index.constants[node.input[1]].dims), values[node.input[0]].shape, values[node.output[0]].shape
-        )
-        for node in nodes
-    }
+    ends = {str(node.name): (str(node.inputs[0].name), str(node.outputs[0].name)) for node in nodes if node.inputs[0]}
+    values = Tap(model, itertools.chain.from_iterable(ends.values())).values(batch)
+    result = dict[str, int]()
+    for node in nodes:
+        source, output = ends[str(node.name)]
+        assert node.inputs[1] is not None
+        shape = shape_of(node.inputs[1])
+        result[str(node.name)] = multiply_adds(node, shape, values[source].shape, values[output].shape)
+    return result
 
 
 @dataclass(frozen=True)
 class Search:
     """A quantised model within an allowed drop: the model, the nodes that stayed in float, and the score."""
 
-    model: ModelProto
+    model: ir.Model
     float_nodes: list[str]
     metric: Metric
 
@@ -183,8 +184,8 @@ def within_drop(
 
 
 def scored(
-    exact: ModelProto,
-    other: ModelProto,
+    exact: ir.Model,
+    other: ir.Model,
     data: Iterable[Batch],
     metric: Metric,
     *,

@@ -7,31 +7,26 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import ModelProto
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from .._base.errors import InvalidArgumentError
-from .graph import Graph
+from .encoding import Encoded
+from .graph import Array, all_nodes, copied, inputs_of, names_of, values_by_name
 from .notices import notice
-from .protos import all_nodes
+from .skeleton import large_tensors, weight_bytes, without_values
 
 #: The first version of ONNX Runtime that loads nearly all models with FP8 and quantised activations.
 FP8_RUNTIME = (1, 32)
-#: The most bytes of weights in a protocol buffer, which is limited to 2 GiB: the rest of a model is small beside them.
-LARGEST_MESSAGE = 2**31 - 2**26
+#: Models with more bytes of weights are not copied to load them: the session reads the weights where they are.
+_MOST_COPIED = 1 << 25
 
 
-def weight_bytes(model: ModelProto) -> int:
-    """Return the bytes of a model's initializers."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-
-
-def session_of(
-    model: ModelProto, *, as_written: bool = False, optimized_path: str = ""
-) -> onnxruntime.InferenceSession:
+def session_of(model: ir.Model, *, as_written: bool = False, optimized_path: str = "") -> onnxruntime.InferenceSession:
     """Return a session on the CPU that runs a model, optimised, or node by node if `as_written`.
 
     If there is an `optimized_path`, ONNX Runtime writes the optimised model there.
@@ -49,17 +44,51 @@ def session_of(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    tensors = large_tensors(model)
+    copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
     try:
-        if weight_bytes(model) < LARGEST_MESSAGE:
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        with tempfile.TemporaryDirectory() as folder:
+        if copies or all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values()):
+            return _loaded(model, tensors, options, copies=copies)
+        with tempfile.TemporaryDirectory() as folder:  # smaller weights can only be in a file
             path = os.path.join(folder, "model.onnx")
-            save_with_data(model, path, "model.data")
+            encoded = Encoded(model, "model.data", outside=True)
+            for name, write in ((path, encoded.write), (os.path.join(folder, "model.data"), encoded.write_data)):
+                with open(name, "wb") as file:
+                    write(file)
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except OSError:
+        raise
     except Exception as error:  # its exceptions share no narrower base class
         raise InvalidArgumentError(
             f"model: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}"
         ) from error
+
+
+def _loaded(
+    model: ir.Model, tensors: dict[str, ir.TensorProtocol], options: onnxruntime.SessionOptions, *, copies: bool
+) -> onnxruntime.InferenceSession:
+    """Return a session of a model, whose large initializers are copied, or else read where they are."""
+    proto, values = without_values(model), list[onnxruntime.OrtValue]()
+    for header in proto.graph.initializer:
+        if (tensor := tensors.get(header.name)) is None:
+            continue
+        if copies:
+            header.raw_data = tensor.tobytes()
+        else:
+            header.data_location = onnx.TensorProto.EXTERNAL
+            header.external_data.add(key="location", value="memory")
+            bits = _as_bits(np.ascontiguousarray(tensor.numpy()))
+            values.append(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(tensor.dtype)))
+    if values:
+        options.add_external_initializers(list(tensors), values)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session.qatcore_weights = values  # the session reads them as long as it lives
+    return session
+
+
+def _as_bits(array: Array) -> Array:
+    """Return an array in a type that ONNX Runtime reads: bits instead of the types that NumPy lacks."""
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
 def lacks_fp8() -> bool:
@@ -67,7 +96,7 @@ def lacks_fp8() -> bool:
     return tuple(map(int, onnxruntime.__version__.split(".")[:2])) < FP8_RUNTIME
 
 
-def check_loads(model: ModelProto) -> None:
+def check_loads(model: ir.Model) -> None:
     """Raise unless ONNX Runtime can load a quantised model; only warn if it lacks a domain of its operators.
 
     Raises
@@ -76,10 +105,11 @@ def check_loads(model: ModelProto) -> None:
         If ONNX Runtime cannot load the model, though it has operators of all of the model's domains.
     """
     try:
-        session_of(model)
+        # Loading large weights is enough: preparing them for kernels would take as much memory again.
+        session_of(model, as_written=weight_bytes(model) > _MOST_COPIED)
     except InvalidArgumentError as error:
         own = {schema.domain for schema in get_all_operator_schema()} | {"ai.onnx"}
-        others = sorted({node.domain for node in all_nodes(model)} - own - {each.domain for each in model.functions})
+        others = sorted({node.domain for node in all_nodes(model)} - own - {domain for domain, *_ in model.functions})
         if not others:
             raise InvalidArgumentError(f"quantised {error}") from error
         notice(
@@ -116,31 +146,24 @@ class Tap:
 
     Parameters
     ----------
-    model : ModelProto
+    model : onnx_ir.Model
     names : iterable of str
     """
 
-    def __init__(self, model: ModelProto, names: Iterable[str]) -> None:
+    def __init__(self, model: ir.Model, names: Iterable[str]) -> None:
         self._names = list(dict.fromkeys(names))
-        inputs = set(Graph(model).inputs)
+        inputs = set(names_of(inputs_of(model)))
         self._made = [name for name in self._names if name not in inputs]
-        tapped = ModelProto()
-        tapped.CopyFrom(model)
-        del tapped.graph.output[:]
-        tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._made)
+        tapped = copied(model)
+        values = values_by_name(tapped.graph)
+        tapped.graph.outputs.clear()
+        tapped.graph.outputs.extend(values[name] for name in self._made)
         self._session = session_of(tapped) if self._made else None
 
     def values(self, batch: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
         """Return the tensors for a batch, by their names and in the order in which they were given."""
         made = {} if self._session is None else named_run(self._session, self._made, batch)
         return {name: made[name] if name in made else batch[name] for name in self._names}
-
-
-def save_with_data(model: ModelProto, path: str, data: str) -> None:
-    """Write a model, with its weights in a file beside it."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    onnx.save_model(copy, path, save_as_external_data=True, location=data)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,57 +6,60 @@ import os
 import tempfile
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+import onnx_ir as ir
+from onnx import ModelProto
 
 from .already_quantised import converts
 from .display import counted
-from .graph import Graph
+from .graph import input_of, is_a
 from .plan import OPERATORS
-from .session import LARGEST_MESSAGE, session_of, weight_bytes
+from .session import session_of
+from .skeleton import weight_bytes
 
 #: A ratio of two times that is less than this may be chance.
 _BY_CHANCE = 1.05
-_FLOAT8 = frozenset({TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2})
+_FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
+#: Models with more bytes of weights are not written to be examined.
+_LARGEST = 1 << 30
 
 
-def why_slower(quantized: ModelProto, latency: tuple[float, float]) -> str | None:
+def why_slower(quantized: ir.Model, latency: tuple[float, float]) -> str | None:
     """Return a line on how ONNX Runtime runs a quantised model that is slower, and what has helped such models.
 
     Return None if the model is not slower than the float model, except by chance, or is too large to examine.
 
     Parameters
     ----------
-    quantized : ModelProto
+    quantized : onnx_ir.Model
     latency : tuple of float
         The times of the float model and of the quantised one, in the same unit.
     """
     before, after = latency
-    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= LARGEST_MESSAGE:
+    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
         return None
-    index = Graph(quantized)
-    kinds = {_kind_of_codes(node, index) for node in quantized.graph.node if node.op_type == "QuantizeLinear"}
+    kinds = {_kind_of_codes(node) for node in quantized.graph if is_a(node, {"QuantizeLinear"})}
     if kinds & _FLOAT8:
         return "ONNX Runtime has no FP8 products; try --weights int8 --activations uint8"
-    if not any(map(converts, quantized.graph.node)):
+    if not any(map(converts, quantized.graph)):
         return "no node is quantised; allow a larger --max-drop"
     if not kinds:
         return "quantised weights alone save memory, but seldom time; try --activations uint8"
-    products = sum(node.op_type in OPERATORS for node in quantized.graph.node)
+    products = sum(node.op_type in OPERATORS for node in quantized.graph)
     nodes = list(_optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
     # Codes of int8 were slower than codes of uint8 in most models, and never much faster: docs/onnx-results.md.
-    other = "--activations uint8, " if TensorProto.INT8 in kinds else ""
+    other = "--activations uint8, " if ir.DataType.INT8 in kinds else ""
     between = counted(sum(map(converts, nodes)), "conversion")
     return f"{in_float} of {products} products run in float, {between} between; try {other}--exclude"
 
 
-def _kind_of_codes(node: NodeProto, index: Graph) -> int:
+def _kind_of_codes(node: ir.Node) -> ir.DataType | None:
     """Return the type of a QuantizeLinear's codes, which is that of its zero point."""
-    zero = index.constants.get(node.input[2]) if len(node.input) > 2 else None
-    return int(TensorProto.UINT8 if zero is None else zero.data_type)
+    zero = input_of(node, 2)
+    return ir.DataType.UINT8 if zero is None else zero.dtype
 
 
-def _optimized(model: ModelProto) -> ModelProto:
+def _optimized(model: ir.Model) -> ModelProto:
     """Return the optimised model that ONNX Runtime runs."""
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "optimized.onnx")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from .._base.errors import InvalidArgumentError
@@ -40,11 +43,12 @@ def places_of(model: ModelProto, path: str) -> set[str]:
     return {os.path.realpath(os.path.join(folder, location)) for location in locations}
 
 
-def read_elsewhere(model: ModelProto, path: str) -> None:
-    """Read the tensors that the model at this path stores in other files, from where ONNX Runtime reads them too.
+def mapped(model: ModelProto, path: str) -> dict[str, ir.TensorProtocol]:
+    """Return the initializers that the model at this path stores in other files, by their names, mapped to memory.
 
-    Files are looked for in the folder of the path.  Links may lead to that folder.  If the path is a link itself, they
-    may also lead to the folder of its target, because hubs store models in this way.
+    Other tensors in other files are read into the model.  Files are looked for in the folder of the path.  Links may
+    lead to that folder.  If the path is a link itself, they may also lead to the folder of its target, because hubs
+    store models in this way.  ONNX Runtime reads weights from the same places.
 
     Raises
     ------
@@ -52,6 +56,8 @@ def read_elsewhere(model: ModelProto, path: str) -> None:
         If a file is missing, is too short, or lies in another folder.
     """
     allowed = {os.path.dirname(os.path.realpath(path)), os.path.realpath(os.path.dirname(path) or ".")}
+    initializers = {id(tensor): tensor for tensor in model.graph.initializer}
+    result = dict[str, ir.TensorProtocol]()
     for tensor in tensors_within(model):
         if not _is_elsewhere(tensor):
             continue
@@ -71,13 +77,22 @@ def read_elsewhere(model: ModelProto, path: str) -> None:
                 f"{place}: it is outside of the model's folder, and ONNX Runtime reads no weights there; "
                 "put a copy of it beside the model"
             )
-        tensor.raw_data = _read(place, offset, size)
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
+        values = _mapped(place, offset, size)
+        if id(tensor) in initializers and _type_of(tensor) not in _SMALL:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            array = np.require(values.view(dtype).reshape(tuple(tensor.dims)), requirements="A")
+            result[tensor.name] = ir.Tensor(array, dtype=ir.DataType(tensor.data_type), name=tensor.name)
+        else:
+            tensor.raw_data = values.tobytes()
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return result
 
 
-def check_stored(model: ModelProto) -> None:
+def check_stored(model: ModelProto, elsewhere: Container[str] = ()) -> None:
     """Raise unless a model holds all of its tensors, with as many values as their shapes need.
+
+    Those that are `elsewhere`, by their names, were found already.
 
     Raises
     ------
@@ -86,6 +101,8 @@ def check_stored(model: ModelProto) -> None:
     """
     for tensor in tensors_within(model):
         if _is_elsewhere(tensor):
+            if tensor.name in elsewhere:
+                continue
             raise InvalidArgumentError(
                 f"model: tensor {tensor.name!r} is in another file, {_external(tensor).get('location')}, and was not "
                 "read; give the path of the model, or load it with its external data"
@@ -102,18 +119,17 @@ def check_stored(model: ModelProto) -> None:
             ) from error
 
 
-def _read(place: str, offset: int, size: int) -> bytes:
+def _mapped(place: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
+    """Return a part of a file as bytes that are read when they are needed."""
     try:
-        with open(place, "rb") as file:
-            file.seek(offset)
-            content = file.read(size)
+        found = max(os.path.getsize(place) - offset, 0)
     except FileNotFoundError as error:
         raise InvalidArgumentError(f"{place}: no such file; put it beside the model, under this name") from error
-    if len(content) < size:
+    if found < size:
         raise InvalidArgumentError(
-            f"{place}: it is too short: expected {size:,} bytes from {offset:,} on, got {len(content):,}"
+            f"{place}: it is too short: expected {size:,} bytes from {offset:,} on, got {min(found, size):,}"
         )
-    return content
+    return np.asarray(np.memmap(place, np.uint8, "r", offset, (size,))) if size else np.empty(0, np.uint8)
 
 
 def _is_elsewhere(tensor: TensorProto) -> bool:

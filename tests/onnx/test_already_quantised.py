@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import model_rows
 from onnx import TensorProto, helper
 from onnx_models import AS_WRITTEN, run, tensor, value
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
@@ -14,7 +15,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore._cli.command import main
-from qatcore._onnx.inspection import model_rows
 from qatcore._onnx.notices import ModelWarning
 
 pytestmark = pytest.mark.any_build

@@ -6,14 +6,13 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import Graph, description, spec_of
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import AS_WRITTEN, node_of
 
 import qatcore.onnx
 from qatcore._onnx import bias, data, quantization
-from qatcore._onnx.data import LEAST_BATCHES, SAMPLES, Data, InputSpec, Sample
-from qatcore._onnx.graph import Graph
-from qatcore._onnx.model import description
+from qatcore._onnx.data import LEAST_BATCHES, SAMPLES, Data, Sample
 
 pytestmark = pytest.mark.any_build
 
@@ -485,7 +484,7 @@ def test_nodes_in_float_are_left_alone():
 @pytest.mark.parametrize("size", [1, 3, 8, 64, 100])
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 9, 64, 65, 1000])
 def test_a_sample_is_spread_evenly(n, size):
-    sample = Sample(InputSpec(two_layers()))
+    sample = Sample(spec_of(two_layers()))
     for number in range(n):
         sample.add({"x": np.full((size, 16), number, np.float32), "label": np.zeros(size)})
     numbers = [int(batch["x"][0, 0]) for batch in sample.batches]
@@ -499,7 +498,7 @@ def test_a_sample_is_spread_evenly(n, size):
 
 def test_a_sample_is_no_larger_than_it_may_be(monkeypatch):
     monkeypatch.setattr(data, "SAMPLE_BYTES", 10 * 16 * 4)
-    sample = Sample(InputSpec(two_layers()))
+    sample = Sample(spec_of(two_layers()))
     for number in range(100):
         sample.add({"x": np.full((4, 16), number, np.float32)})
     assert [int(batch["x"][0, 0]) for batch in sample.batches] == [0, 64]
@@ -521,6 +520,6 @@ def test_codes_are_corrected_and_not_a_runtimes_kernels():
 
 def test_a_sample_is_of_the_whole_data():
     batches = positive_rows(4, batches=5)
-    given = Data(batches, InputSpec(two_layers()))
+    given = Data(batches, spec_of(two_layers()))
     next(iter(given))
     assert [b["x"].tobytes() for b in given.sample()] == [b["x"].tobytes() for b in batches]

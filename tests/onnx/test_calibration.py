@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import onnx_models
 import pytest
+from insides import description, prepared
 from onnx import helper
 
 import qatcore.onnx
 from qatcore import CalibrationCollector, InvalidArgumentError
 from qatcore._base import threads
-from qatcore._onnx.model import description
 from qatcore.onnx import Calibration
 
 pytestmark = pytest.mark.any_build
@@ -22,8 +22,6 @@ MODEL, BATCHES = onnx_models.convolutions(11), onnx_models.images(4, batches=9)
 
 def test_every_value_of_the_tensors_is_observed_and_nothing_else():
     import onnxruntime
-
-    from qatcore._onnx.graph import prepared
 
     found = qatcore.onnx.calibrate(MODEL, BATCHES)
     assert list(found.collectors) == ["x", "r1", "r2"]

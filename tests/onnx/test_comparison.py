@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import session_of
 from onnx import TensorProto, helper
 from onnx_models import run, sqnr
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore._cli.command import main
-from qatcore._onnx.session import session_of
 
 pytestmark = pytest.mark.any_build
 

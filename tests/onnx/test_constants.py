@@ -6,13 +6,12 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import Graph, description, initializers_among_inputs, prepared
 from onnx import helper
 from onnx_models import run, sqnr, tensor, value
 
 import qatcore.onnx
 from qatcore._cli.command import main
-from qatcore._onnx.graph import Graph, initializers_among_inputs, prepared
-from qatcore._onnx.model import description
 from qatcore.onnx import ModelWarning
 
 pytestmark = pytest.mark.any_build

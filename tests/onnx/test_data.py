@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import onnx_models
 import pytest
+from insides import spec_of
 from onnx import TensorProto, helper
 
 from qatcore import InvalidArgumentError
-from qatcore._onnx.data import Data, InputSpec
+from qatcore._onnx.data import Data
 
 pytestmark = pytest.mark.any_build
 
@@ -22,8 +23,8 @@ def two_inputs():
     )
 
 
-SPEC = InputSpec(two_inputs())
-ONE = InputSpec(onnx_models.product(k=4, n=3))
+SPEC = spec_of(two_inputs())
+ONE = spec_of(onnx_models.product(k=4, n=3))
 
 
 def batch(n=2, start=0):
@@ -88,7 +89,7 @@ def test_one_npy_file_with_an_axis_of_samples(tmp_path):
 
 
 def test_a_model_of_fixed_size_takes_whole_batches(tmp_path):
-    spec = InputSpec(onnx_models.convolutions(batch=2))
+    spec = spec_of(onnx_models.convolutions(batch=2))
     x = onnx_models.normal(5, 3, 8, 8)
     np.save(tmp_path / "all.npy", x)
     data = Data(tmp_path / "all.npy", spec)
@@ -105,7 +106,7 @@ def test_a_large_file_is_read_in_parts(tmp_path):
     import tracemalloc
 
     np.savez(tmp_path / "all.npz", x=np.zeros((4096, 4096), np.float32), z=np.zeros((4096, 1), np.float32))
-    spec = InputSpec(two_inputs())
+    spec = spec_of(two_inputs())
     spec.shapes["x"] = None
     tracemalloc.start()
     n = sum(len(b["x"]) for b in Data(tmp_path / "all.npz", spec, batch_size=16))
@@ -242,7 +243,7 @@ def test_strings_and_integers_are_inputs_too():
         [onnx_models.value("s", ["N"], TensorProto.STRING), onnx_models.value("i", ["N"], TensorProto.INT64)],
         [onnx_models.value("t", ["N"], TensorProto.STRING), onnx_models.value("j", ["N"], TensorProto.INT64)],
     )
-    spec = InputSpec(graph)
+    spec = spec_of(graph)
     list(Data([{"s": np.array(["a", "b"]), "i": np.array([1, 2])}], spec))
     with pytest.raises(InvalidArgumentError, match=r"expected s to be string\[\?\], got int64\[2\]"):
         list(Data([{"s": np.array([1, 2]), "i": np.array([1, 2])}], spec))
@@ -262,7 +263,7 @@ def test_arrays_have_an_axis_of_samples():
     # Those that a function returns too, in batches of 8.
     same(Data(lambda: whole["x"], ONE), [{"x": whole["x"]}])
     same(Data(lambda: whole, SPEC), [whole])
-    fixed = Data(onnx_models.normal(5, 3, 8, 8), InputSpec(onnx_models.convolutions(batch=2)))
+    fixed = Data(onnx_models.normal(5, 3, 8, 8), spec_of(onnx_models.convolutions(batch=2)))
     assert [len(each["x"]) for each in fixed] == [2, 2]
     assert fixed.left_out == 1
 
@@ -309,14 +310,14 @@ def test_what_is_behind_the_inputs_has_names_of_its_own():
     assert found["labels_1"][()] == {"boxes": 3}
     assert list(found["labels_2"]) == ragged
     assert [len(each) for each in found["labels_3"]] == [2, 1]
-    taken = InputSpec(onnx_models.product(k=4, n=3))
+    taken = spec_of(onnx_models.product(k=4, n=3))
     taken.types, taken.shapes = {"labels": taken.types["x"]}, {"labels": taken.shapes["x"]}
     [found] = Data([(x, LABELS)], taken)
     assert list(found) == ["labels", "labels_1"]
 
 
 def test_rows_of_numbers_are_no_tuple_of_inputs():
-    spec = InputSpec(onnx_models.product(k=4, n=3))
+    spec = spec_of(onnx_models.product(k=4, n=3))
     spec.types["x"] = np.dtype(np.float64)
     for rows in ([[1.0, 2.0, 3.0, 4.0]], ((1.0, 2.0, 3.0, 4.0),), [np.float64([1.0, 2.0, 3.0, 4.0]).tolist()]):
         same(Data([rows], spec), [{"x": np.array(rows)}])

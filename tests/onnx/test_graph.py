@@ -5,13 +5,12 @@ import onnx
 import onnx_models
 import onnxruntime
 import pytest
+from insides import Graph, opset_of, planned, prepared
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from qatcore import InvalidArgumentError
-from qatcore._onnx.graph import Graph, prepared
-from qatcore._onnx.plan import multiply_adds, plan
-from qatcore._onnx.protos import opset_of
+from qatcore._onnx.plan import multiply_adds
 from qatcore.onnx import quantize_model
 
 pytestmark = pytest.mark.any_build
@@ -165,15 +164,15 @@ def test_initializers_of_old_models_are_no_inputs():
     ready = prepared(model)
     assert [entry.name for entry in ready.graph.input] == ["x"]
     assert ready.ir_version >= 4
-    assert plan(ready).nodes
+    assert planned(ready).nodes
 
 
 def test_an_initializer_that_is_kept_as_an_input_is_no_constant():
     model = onnx_models.product()
     model.graph.input.append(onnx_models.value("w", [48, 24]))
     with pytest.raises(InvalidArgumentError, match=r"nothing to quantise: .*: its weights are an input, which keep"):
-        plan(prepared(model, keep_inputs=True))
-    assert len(plan(prepared(model)).nodes) == 1
+        planned(prepared(model, keep_inputs=True))
+    assert len(planned(prepared(model)).nodes) == 1
 
 
 def test_every_node_gets_a_name_of_its_own():
@@ -197,7 +196,7 @@ def test_an_operator_that_cannot_be_upgraded_is_told():
 
 
 def test_codes_are_where_convolutions_read_and_write():
-    chosen = plan(prepared(onnx_models.convolutions()))
+    chosen = planned(prepared(onnx_models.convolutions()))
     assert [node.name for node in chosen.nodes] == ["first", "second", "last"]
     # MaxPool and Flatten only move elements: they have the codes of what they read.
     assert chosen.inputs == {"x": "x", "p1": "r1", "f": "r2"}
@@ -206,27 +205,27 @@ def test_codes_are_where_convolutions_read_and_write():
 
 
 def test_outputs_and_what_branches_read_stay_in_float():
-    chosen = plan(prepared(onnx_models.branches()))
+    chosen = planned(prepared(onnx_models.branches()))
     assert [node.name for node in chosen.nodes] == ["before", "after"]
     assert chosen.inputs == {"x": "x", "z": "z"}
     assert not chosen.outputs
 
 
 def test_products_of_activations_softmax_and_norms_stay_in_float():
-    chosen = plan(prepared(onnx_models.attention()))
+    chosen = planned(prepared(onnx_models.attention()))
     assert [node.name for node in chosen.nodes] == ["query", "key", "out"]
     assert chosen.tensors == ["d", "a"]
 
 
 @pytest.mark.parametrize("excluded", ["second", "c2"])
 def test_nodes_are_excluded_by_their_name_or_what_they_make(excluded):
-    chosen = plan(prepared(onnx_models.convolutions()), exclude=(excluded,))
+    chosen = planned(prepared(onnx_models.convolutions()), exclude=(excluded,))
     assert [node.name for node in chosen.nodes] == ["first", "last"]
     assert chosen.inputs == {"x": "x", "f": "r2"}
 
 
 def test_operators_are_chosen():
-    assert [node.name for node in plan(prepared(onnx_models.convolutions()), ops=("Gemm",)).nodes] == ["last"]
+    assert [node.name for node in planned(prepared(onnx_models.convolutions()), ops=("Gemm",)).nodes] == ["last"]
 
 
 @pytest.mark.parametrize(
@@ -241,11 +240,11 @@ def test_operators_are_chosen():
 )
 def test_impossible_choices_are_refused(options, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        plan(prepared(onnx_models.convolutions()), **options)
+        planned(prepared(onnx_models.convolutions()), **options)
 
 
 def test_multiplications_are_counted():
-    chosen = plan(prepared(onnx_models.convolutions()))
+    chosen = planned(prepared(onnx_models.convolutions()))
     weights = [(6, 3, 3, 3), (4, 6, 3, 3), (5, 64)]
     sources = [(2, 3, 8, 8), (2, 6, 4, 4), (2, 64)]
     outputs = [(2, 6, 8, 8), (2, 4, 4, 4), (2, 5)]
@@ -312,11 +311,11 @@ def test_why_there_is_nothing_to_quantise(weight, operands, why):
     with pytest.raises(
         InvalidArgumentError, match=f"no Conv or Gemm or MatMul can be quantised; MatMul product: {why}"
     ):
-        plan(prepared(model))
+        planned(prepared(model))
 
 
 def test_what_lies_between_two_tensors_in_codes_is_in_codes():
-    chosen = plan(prepared(onnx_models.model(
+    chosen = planned(prepared(onnx_models.model(
         [
             helper.make_node("Conv", ["x", "w"], ["c"], "convolution"),
             helper.make_node("MaxPool", ["c"], ["p"], "pool", kernel_shape=[1, 1]),
@@ -370,7 +369,7 @@ def test_where_weights_are_is_told():
     )
     message = "its weights are in 1 Gather, 2 MatMul inside of other nodes, and stay in float$"
     with pytest.raises(InvalidArgumentError, match=message):
-        plan(prepared(model))
+        planned(prepared(model))
 
 
 @pytest.mark.parametrize(("dtype", "alpha", "folded"), [("f4", 1e-6, True), ("f2", 0.5, True), ("f2", 1e-6, False)])

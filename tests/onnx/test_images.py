@@ -16,6 +16,7 @@ import onnx
 import onnx_models
 import onnxruntime
 import pytest
+from insides import spec_of
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -23,7 +24,7 @@ import qatcore
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore._cli.command import main
-from qatcore._onnx.data import Data, InputSpec
+from qatcore._onnx.data import Data
 from qatcore.onnx import ImageFolder, ModelWarning
 
 pytestmark = pytest.mark.any_build
@@ -33,7 +34,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 def spec(*shape, kind=TensorProto.FLOAT):
     """Return what a model with one input takes."""
-    return InputSpec(
+    return spec_of(
         onnx_models.model(
             [helper.make_node("Identity", ["x"], ["y"])],
             [onnx_models.value("x", list(shape), kind)],
@@ -295,7 +296,7 @@ def test_models_of_several_inputs_or_of_any_shape(tmp_path):
         [onnx_models.value("y", ["N", 3, 8, 8])],
     )
     with pytest.raises(InvalidArgumentError, match=r"the model takes x \(.*\), z \(.*\); give arrays or module:func"):
-        Data(tmp_path, InputSpec(two))
+        Data(tmp_path, spec_of(two))
     shapeless = spec("N", 3, 8, 8)
     shapeless.shapes["x"] = None
     with pytest.raises(InvalidArgumentError, match=r"the model takes x \(float32\)"):
@@ -759,7 +760,7 @@ def test_labels_are_called_otherwise_beside_an_input_of_that_name(tmp_path):
         [onnx_models.value("labels", ["N", 3, 8, 8])],
         [onnx_models.value("y", ["N", 3, 8, 8])],
     )
-    [batch] = Data(tmp_path, InputSpec(model))
+    [batch] = Data(tmp_path, spec_of(model))
     assert set(batch) == {"labels", "labels_1"}
 
 

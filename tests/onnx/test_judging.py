@@ -7,14 +7,13 @@ import onnx_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from insides import Judge, description, with_biases
 from onnx import ModelProto, ValueInfoProto, helper
 from onnx_models import run
 
 import qatcore.onnx
 from qatcore._onnx import judging
-from qatcore._onnx.bias import with_biases
-from qatcore._onnx.judging import Judge, halves, helpful
-from qatcore._onnx.model import description
+from qatcore._onnx.judging import halves, helpful
 
 pytestmark = pytest.mark.any_build
 

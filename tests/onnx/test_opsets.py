@@ -4,13 +4,12 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import opset_of, prepared
 from onnx import TensorProto, helper
 from onnx_models import run, sqnr, tensor, value
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
-from qatcore._onnx.graph import prepared
-from qatcore._onnx.protos import opset_of
 from qatcore.onnx import ModelWarning
 
 pytestmark = pytest.mark.any_build

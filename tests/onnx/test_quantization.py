@@ -7,15 +7,12 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import Graph, description, opset_of, planned, prepared
 from onnx import helper, numpy_helper
 from onnx_models import AS_WRITTEN, dequantized, node_of, run, sqnr
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
-from qatcore._onnx.graph import Graph, prepared
-from qatcore._onnx.model import description
-from qatcore._onnx.plan import plan
-from qatcore._onnx.protos import opset_of
 
 pytestmark = pytest.mark.any_build
 
@@ -167,7 +164,7 @@ def test_activations_have_the_codes_of_their_collectors():
         assert index.value_of(quantizer.input[2]) == np.uint8(zero_point + 128)
     # Whoever reads a convolution's output reads what its codes stand for.
     assert [node.op_type for node in index.readers["r1"]] == ["QuantizeLinear"]
-    assert len(plan(ready).tensors) == 3
+    assert len(planned(ready).tensors) == 3
 
 
 def test_a_bias_is_in_steps_of_the_products():
@@ -417,11 +414,9 @@ def test_weights_in_another_file(tmp_path):
 
 
 def test_models_larger_than_a_message_have_their_weights_beside_them(tmp_path, monkeypatch):
-    from qatcore._onnx import model as files
-    from qatcore._onnx import session
+    from qatcore._onnx import encoding
 
-    for module in (files, session):
-        monkeypatch.setattr(module, "LARGEST_MESSAGE", 1000)
+    monkeypatch.setattr(encoding, "_MOST_INSIDE", 1000)
     model, batches = onnx_models.product(), onnx_models.rows()
     made = qatcore.onnx.quantize_model(model, batches, output=tmp_path / "q.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q.onnx", "q.onnx.data"]
@@ -478,5 +473,5 @@ def test_what_is_no_model_is_refused(tmp_path):
             qatcore.onnx.quantize_model(path, activations="none")
     with pytest.raises(FileNotFoundError):
         qatcore.onnx.quantize_model(tmp_path / "missing", activations="none")
-    with pytest.raises(TypeError, match="model: expected a path or a ModelProto, got int"):
+    with pytest.raises(TypeError, match=r"model: expected a path, a ModelProto or an onnx_ir\.Model, got int"):
         qatcore.onnx.quantize_model(3, activations="none")

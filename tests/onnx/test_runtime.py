@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import Graph
 from onnx import helper, numpy_helper
 from onnx_models import AS_WRITTEN, dequantized, node_of, run, sqnr
 
 import qatcore.onnx
-from qatcore._onnx.graph import Graph
 
 pytestmark = pytest.mark.any_build
 

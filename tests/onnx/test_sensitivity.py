@@ -3,12 +3,12 @@
 import numpy as np
 import onnx_models
 import pytest
+from insides import description
 from onnx import TensorProto, helper
 from onnx_models import run, sqnr
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
-from qatcore._onnx.model import description
 
 pytestmark = pytest.mark.any_build
 

@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import why_slower
 from onnx import helper
 from onnx_models import tensor, value
 
 import qatcore.onnx
 from qatcore._cli.command import main
-from qatcore._onnx.speed import why_slower
 
 pytestmark = pytest.mark.any_build
 

@@ -9,14 +9,13 @@ import onnx
 import onnx_models
 import onnxruntime
 import pytest
+from insides import Graph, read
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import tensor, value
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore._cli.command import main
-from qatcore._onnx.graph import Graph
-from qatcore._onnx.model import read_model
 
 pytestmark = pytest.mark.any_build
 
@@ -58,8 +57,8 @@ def by_onnx_runtime(path, batch):
 def test_a_hubs_cache_is_read_and_not_written(tmp_path, monkeypatch, capsys):
     path = hub(tmp_path)
     batch = onnx_models.rows()[0]
-    np.testing.assert_array_equal(Graph(read_model(path)).value_of("w"), WEIGHT)
-    np.testing.assert_array_equal(by_onnx_runtime(path, batch), onnx_models.run(read_model(path), batch)[0])
+    np.testing.assert_array_equal(Graph(read(path)).value_of("w"), WEIGHT)
+    np.testing.assert_array_equal(by_onnx_runtime(path, batch), onnx_models.run(read(path), batch)[0])
     before = files(tmp_path)
     for output in ("model.onnx", "model.onnx.data", "../../blobs/aaaa", "../../blobs/bbbb"):
         with pytest.raises(InvalidArgumentError, match=f"output: .*{output} belongs to the inputs"):
@@ -109,9 +108,9 @@ def test_what_onnx_runtime_reads_is_read(tmp_path, said, content):
         (tmp_path / location).write_bytes(content)
         path = tmp_path / "model.onnx"
         path.write_bytes(elsewhere(location=location, **said).SerializeToString())
-        np.testing.assert_array_equal(Graph(read_model(path)).value_of("w"), WEIGHT)
+        np.testing.assert_array_equal(Graph(read(path)).value_of("w"), WEIGHT)
         batch = onnx_models.rows()[0]
-        np.testing.assert_array_equal(by_onnx_runtime(path, batch), onnx_models.run(read_model(path), batch)[0])
+        np.testing.assert_array_equal(by_onnx_runtime(path, batch), onnx_models.run(read(path), batch)[0])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_what_onnx_runtime_does_not_read_is_told(tmp_path, said, message):
     path = folder / "model.onnx"
     path.write_bytes(elsewhere(**said).SerializeToString())
     with pytest.raises(InvalidArgumentError, match=f"model.onnx: its weights cannot be read: .*{message}"):
-        read_model(path)
+        read(path)
 
 
 def test_small_types_and_tensors_of_nodes_may_be_elsewhere_too(tmp_path):
@@ -162,7 +161,7 @@ def test_small_types_and_tensors_of_nodes_may_be_elsewhere_too(tmp_path):
     path = tmp_path / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="w.data", size_threshold=0, convert_attribute=True)
     assert (tmp_path / "w.data").stat().st_size >= SIZE + 8
-    found = read_model(path)
+    found = read(path)
     np.testing.assert_array_equal(Graph(found).value_of("codes"), codes)
     np.testing.assert_array_equal(numpy_helper.to_array(found.graph.node[0].attribute[0].t), WEIGHT)
 

@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
+from insides import description
 from onnx import helper
 from onnx_models import node_of, run, sqnr, tensor, value
 
 import qatcore.onnx
 from qatcore import InvalidArgumentError
 from qatcore._cli.command import main
-from qatcore._onnx.model import description
 from qatcore.onnx import ModelWarning
 
 pytestmark = pytest.mark.any_build

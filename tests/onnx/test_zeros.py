@@ -7,10 +7,10 @@ onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
 import onnx_models  # noqa: E402
+from insides import Graph  # noqa: E402
 from onnx import helper  # noqa: E402
 
 import qatcore.onnx  # noqa: E402
-from qatcore._onnx.graph import Graph  # noqa: E402
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])

@@ -3,9 +3,8 @@
 import numpy as np
 import onnx
 import onnxruntime
+from insides import Graph
 from onnx import TensorProto, helper, numpy_helper
-
-from qatcore._onnx.graph import Graph
 
 OPTIMIZED, AS_WRITTEN = (
     onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,

@@ -1,0 +1,250 @@
+"""Prepare a model: the same computation in a form that is easy to quantise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from .graph import (
+    Array,
+    add_initializer,
+    all_names,
+    array_of,
+    attribute,
+    copied,
+    drop_unread,
+    input_of,
+    is_a,
+    is_constant,
+    is_seen,
+    names_of,
+    only_reader,
+    readers_of,
+    replace_reads,
+    set_input,
+    take_place,
+    unused_name,
+)
+from .opsets import inlined, upgraded
+
+#: Operators that only change the form of a constant.  Constants that are read through them are computed beforehand.
+_FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
+
+
+def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False) -> ir.Model:
+    """Return a model that computes the same, in a form that is easy to quantise.
+
+    Local functions are inlined.  Constants become initializers, and constants read through a change of form are
+    computed.  Batch norms, and constant factors and terms behind a convolution, are folded into it.  The factors of a
+    Gemm are folded into its weights and bias.  Operators are brought to `opset` if theirs is older.
+
+    Inputs, outputs and metadata stay as they are, and so do the names of all tensors that are left.  The exception is
+    `initializers_among_inputs`: they are no longer inputs, unless `keep_inputs` is true and the IR version at least 4.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model's operators cannot be brought to the opset.
+    """
+    result = inlined(copied(model))
+    taken = initializers_among_inputs(result)
+    if taken and (result.ir_version < 4 or not keep_inputs):
+        kept = [value for value in result.graph.inputs if value.name not in taken]
+        result.graph.inputs.clear()
+        result.graph.inputs.extend(kept)
+    result.ir_version = max(result.ir_version, 4)
+    result = upgraded(result, opset)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
+    _compute_forms(result)
+    _fold_into_convolutions(result)
+    _fold_factors_of_gemms(result)
+    drop_unread(result)
+    _name_nodes(result.graph)
+    return result
+
+
+def initializers_among_inputs(model: ir.Model) -> list[str]:
+    """Return the initializers that are inputs too, if there are weights among them; otherwise none.
+
+    Before IR version 4 all initializers had to be inputs, so all count as weights.  Later on, scalars and rows may be
+    real inputs with a default value.
+    """
+    among = [value for value in model.graph.initializers.values() if value.is_graph_input()]
+    are_weights = model.ir_version < 4 or any(len(value.const_value.shape) > 1 for value in among if value.const_value)
+    return names_of(among) if are_weights else []
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Give every node a unique name; nodes that have one keep it."""
+    taken: set[str] = {str(node.name) for node in graph}
+    seen = {"", None}
+    for index, node in enumerate(graph):
+        if node.name in seen:
+            node.name = unused_name(node.name or f"{node.op_type}_{index}", taken)
+        seen.add(node.name)
+
+
+def _compute_forms(model: ir.Model) -> None:
+    """Compute the nodes that only change the form of constants: weights are often read through a Transpose.
+
+    If an output or an inner graph needs the result too, the node stays, and other nodes read a constant beside it.
+    """
+    graph, taken = model.graph, all_names(model)
+    for node in list(graph):
+        if not is_a(node, _FORMS) or not all(is_constant(value) for value in node.inputs if value is not None):
+            continue
+        [output] = node.outputs
+        name = str(output.name)
+        stays = is_seen(output)
+        if stays and not readers_of(output):
+            continue
+        if stays and node.op_type == "Identity":
+            own = node.inputs[0]
+            assert own is not None
+        else:
+            result = _evaluated(node, model)
+            if not stays:  # the name is free for the constant
+                output.name = None
+            own = add_initializer(graph, unused_name(f"{name}_constant", taken) if stays else name, result)
+        for reader in readers_of(output):
+            replace_reads(reader, output, own)
+        if not stays:
+            graph.remove(node, safe=True)
+
+
+def _evaluated(node: ir.Node, model: ir.Model) -> Any:
+    """Return what a node makes of constants."""
+    from onnx.reference import ReferenceEvaluator
+
+    values = {str(value.name): array_of(value) for value in node.inputs if value is not None}
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in values.items()
+        if value is not None
+    ]
+    outputs = [onnx.ValueInfoProto(name=node.outputs[0].name)]
+    graph = onnx.helper.make_graph([ir.to_proto(node)], "form", inputs, outputs)
+    imports = [onnx.helper.make_opsetid(*each) for each in model.opset_imports.items()]
+    [result] = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, values)
+    return result
+
+
+def _fold_into_convolutions(model: ir.Model) -> None:
+    taken = all_names(model)
+    for convolution in list(model.graph):
+        if not is_a(convolution, {"Conv"}):
+            continue
+        while (follower := only_reader(convolution.outputs[0])) is not None:
+            weight = array_of(convolution.inputs[1])
+            if weight is None:
+                break
+            scale_and_shift = _per_channel(follower, convolution.outputs[0], weight.ndim)
+            if scale_and_shift is None or not _fold(taken, convolution, *scale_and_shift):
+                break
+            take_place(convolution.outputs[0], follower.outputs[0])
+            model.graph.remove(follower, safe=True)
+
+
+def _per_channel(node: ir.Node, source: ir.Value, rank: int) -> tuple[Any, Any] | None:
+    """Return a factor and a term for each channel, float64, if a node does no more to a tensor of this rank."""
+    if is_a(node, {"BatchNormalization"}) and node.inputs[0] is source:
+        return _batch_norm(node)
+    if is_a(node, {"Mul", "Add"}):
+        [other] = [value for value in node.inputs if value is not source] or [source]
+        value = _one_for_each_channel(array_of(other), rank)
+        if value is not None:
+            return (value, np.zeros(1)) if node.op_type == "Mul" else (np.ones(1), value)
+    return None
+
+
+def _batch_norm(node: ir.Node) -> tuple[Any, Any] | None:
+    parameters = [array_of(value) for value in node.inputs[1:]]
+    if (
+        attribute(node, "training_mode", 0)
+        or len([value for value in node.outputs if value.name]) > 1
+        or any(value is None for value in parameters)
+    ):
+        return None
+    # In float32, as the model stores it.
+    epsilon = float(np.float32(attribute(node, "epsilon", 1e-5)))
+    scale, shift, mean, variance = (np.asarray(value, np.float64) for value in parameters)
+    with np.errstate(all="ignore"):  # what is not finite will not be folded
+        factor = scale / np.sqrt(variance + epsilon)
+        return factor, shift - mean * factor
+
+
+def _one_for_each_channel(value: Array | None, rank: int) -> npt.NDArray[np.float64] | None:
+    """Return a constant as a number for each channel, or one for all, if it broadcasts so to a tensor of this rank."""
+    if value is None or value.dtype.kind != "f" or value.ndim > rank:
+        return None
+    shape = (1,) * (rank - value.ndim) + value.shape
+    return value.reshape(-1).astype(np.float64) if value.size == shape[1] else None
+
+
+def _fold(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -> bool:
+    """Fold factors and terms of channels into a convolution, and return whether its weights and bias allow it."""
+    given = input_of(convolution, 2)
+    weight, bias = array_of(convolution.inputs[1]), array_of(given)
+    if weight is None or (given is not None and bias is None) or weight.dtype.kind != "f":
+        return False
+    channels = weight.shape[0]
+    if factor.size not in {1, channels} or term.size not in {1, channels}:
+        return False
+    before = np.zeros(channels) if bias is None else bias.astype(np.float64)
+    with np.errstate(all="ignore"):
+        scaled = (weight.astype(np.float64) * factor.reshape(-1, *[1] * (weight.ndim - 1))).astype(weight.dtype)
+        shifted = np.broadcast_to(before * factor + term, channels).astype(weight.dtype)
+    if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
+        return False
+    for position, array in ((1, scaled), (2, shifted)):
+        _set_constant(taken, convolution, position, array)
+    return True
+
+
+def _fold_factors_of_gemms(model: ir.Model) -> None:
+    """Fold alpha into weights and beta into biases.
+
+    ONNX Runtime does not compute a Gemm with a beta in integers.  Before 1.30 it also multiplies the codes of biases by
+    alpha.
+    """
+    taken = all_names(model)
+    for node in model.graph:
+        if not is_a(node, {"Gemm"}):
+            continue
+        for position, factor in ((1, "alpha"), (2, "beta")):
+            given, by = input_of(node, position), attribute(node, factor, 1.0)
+            value = array_of(given)
+            if by == 1.0 or (given is not None and (value is None or value.dtype.kind != "f")):
+                continue
+            if value is not None:
+                with np.errstate(all="ignore"):
+                    scaled = (value.astype(np.float64) * by).astype(value.dtype)
+                is_no_bias = factor == "beta" and by == 0.0
+                if not np.isfinite(scaled).all() or (_is_coarser(scaled, value) and not is_no_bias):
+                    continue
+                _set_constant(taken, node, position, scaled)
+            del node.attributes[factor]
+
+
+def _is_coarser(array: Array, than: Array) -> bool:
+    """Return whether elements have become subnormal numbers of their type, and so have lost bits."""
+    least = np.finfo(array.dtype).smallest_normal
+    return bool(((np.abs(array) < least) & (np.abs(than) >= least)).any())
+
+
+def _set_constant(taken: set[str], node: ir.Node, position: int, array: Array) -> None:
+    """Give a node another constant as an input, under the same name if no other node reads it."""
+    assert node.graph is not None
+    given, graph = input_of(node, position), node.graph
+    if given is None or len(readers_of(given)) > 1 or is_seen(given):
+        kind = "weight" if position == 1 else "bias"
+        name = unused_name(f"{node.outputs[0].name}_{kind}", taken)
+    else:
+        name = str(given.name)
+        del graph.initializers[name]
+    set_input(node, position, add_initializer(graph, name, array))
