@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from .._base.errors import InvalidArgumentError
 from .graph import (
     Array,
     add_initializer,
@@ -49,7 +50,7 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False) -> 
     Raises
     ------
     InvalidArgumentError
-        If the model's operators cannot be brought to the opset.
+        If the model's operators cannot be brought to the opset.  If a constant is not valid.
     """
     result = inlined(copied(model))
     taken = initializers_among_inputs(result)
@@ -59,7 +60,10 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False) -> 
         result.graph.inputs.extend(kept)
     result.ir_version = max(result.ir_version, 4)
     result = upgraded(result, opset)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
+    try:
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
+    except ValueError as error:
+        raise InvalidArgumentError(f"model: it is not valid: {str(error).splitlines()[0]}") from error
     _compute_forms(result)
     _fold_into_convolutions(result)
     _fold_factors_of_gemms(result)

@@ -15,6 +15,8 @@ from .._base.errors import InvalidArgumentError
 _LARGEST_BYTES = 1024
 #: Where a model keeps what its representation has no place for.
 _TRAINING = "training_info"
+# It logs faults that the checks of models report.  Without a handler, Python would print them.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 
 def model_of(proto: ModelProto) -> ir.Model:
@@ -25,9 +27,6 @@ def model_of(proto: ModelProto) -> ir.Model:
     InvalidArgumentError
         If the protocol buffer holds no valid model.
     """
-    log = logging.getLogger("onnx_ir")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of faults that the checks of models report
     try:
         result = ir.from_proto(proto)
     except Exception as error:  # the exception depends on the fault
@@ -35,8 +34,6 @@ def model_of(proto: ModelProto) -> ir.Model:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise InvalidArgumentError(f"model: it is not valid: {str(cause).splitlines()[0]}") from error
-    finally:
-        log.setLevel(level)
     if proto.training_info:
         result.meta[_TRAINING] = list(proto.training_info)
     return result
