@@ -77,10 +77,10 @@ def _of_proto(proto: ModelProto, elsewhere: dict[str, ir.TensorProtocol]) -> ir.
     for name, value in result.graph.initializers.items():
         given = value.const_value
         if given is not None and given.dtype != ir.DataType.STRING:  # decode it once
-            array, more = elsewhere.get(name, given).numpy(), dict(given.metadata_props)
-            value.const_value = ir.Tensor(
-                array, dtype=given.dtype, name=name, doc_string=given.doc_string, metadata_props=more
-            )
+            tensor = elsewhere.get(name) or ir.Tensor(given.numpy(), dtype=given.dtype, name=name)
+            tensor.doc_string = given.doc_string
+            tensor.metadata_props.update(given.metadata_props)
+            value.const_value = tensor
     return result
 
 

@@ -151,7 +151,7 @@ class Rewriter:
             self._products[node] = scale.scale.dtype if integers else None
         if key not in self._weights:
             if transposed:  # store it as it is multiplied
-                codes, scale = np.ascontiguousarray(codes.T), _transposed(scale)
+                codes, scale = codes.T, _transposed(scale)
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             output = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}

@@ -19,9 +19,12 @@ from .encoding import Encoded
 from .graph import Array, all_nodes, copied, inputs_of, names_of, values_by_name
 from .notices import notice
 from .skeleton import large_tensors, weight_bytes, without_values
+from .stored import PLACE
 
 #: The first version of ONNX Runtime that loads nearly all models with FP8 and quantised activations.
 FP8_RUNTIME = (1, 32)
+#: The first version of ONNX Runtime in which a model in memory can have weights in a folder.
+_READS_FROM_FOLDER = (1, 23)
 #: Models with more bytes of weights are not copied to load them: the session reads the weights where they are.
 _MOST_COPIED = 1 << 25
 
@@ -47,12 +50,13 @@ def session_of(model: ir.Model, *, as_written: bool = False, optimized_path: str
     tensors = large_tensors(model)
     copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
     try:
-        if copies or all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values()):
+        if copies or (not as_written and all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values())):
             return _loaded(model, tensors, options, copies=copies)
-        with tempfile.TemporaryDirectory() as folder:  # smaller weights can only be in a file
-            path = os.path.join(folder, "model.onnx")
+        # From a file a session maps weights, and only its optimisations copy them.  Small types can only be in a file.
+        with tempfile.TemporaryDirectory(prefix="qatcore-") as folder:
+            path, data = os.path.join(folder, "model.onnx"), os.path.join(folder, "model.data")
             encoded = Encoded(model, "model.data", outside=True)
-            for name, write in ((path, encoded.write), (os.path.join(folder, "model.data"), encoded.write_data)):
+            for name, write in ((path, encoded.write), (data, encoded.write_data)):
                 with open(name, "wb") as file:
                     write(file)
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -68,19 +72,26 @@ def _loaded(
     model: ir.Model, tensors: dict[str, ir.TensorProtocol], options: onnxruntime.SessionOptions, *, copies: bool
 ) -> onnxruntime.InferenceSession:
     """Return a session of a model, whose large initializers are copied, or else read where they are."""
-    proto, values = without_values(model), list[onnxruntime.OrtValue]()
+    proto, values = without_values(model), dict[str, onnxruntime.OrtValue]()
+    places = {name: tensor.meta[PLACE] for name, tensor in tensors.items() if PLACE in tensor.meta}
+    folder = next((folder for folder, *_ in places.values()), "") if _runtime() >= _READS_FROM_FOLDER else ""
+    if folder and not copies:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     for header in proto.graph.initializer:
         if (tensor := tensors.get(header.name)) is None:
             continue
         if copies:
             header.raw_data = tensor.tobytes()
-        else:
-            header.data_location = onnx.TensorProto.EXTERNAL
-            header.external_data.add(key="location", value="memory")
+            continue
+        header.data_location = onnx.TensorProto.EXTERNAL
+        place = places.get(header.name, ("", "memory", 0))
+        for key, value in (("location", place[1]), ("offset", place[2]), ("length", tensor.nbytes)):
+            header.external_data.add(key=key, value=str(value))
+        if not folder or place[0] != folder:
             bits = _as_bits(np.ascontiguousarray(tensor.numpy()))
-            values.append(onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(tensor.dtype)))
+            values[header.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(tensor.dtype))
     if values:
-        options.add_external_initializers(list(tensors), values)
+        options.add_external_initializers(list(values), list(values.values()))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     session.qatcore_weights = values  # the session reads them as long as it lives
     return session
@@ -91,9 +102,14 @@ def _as_bits(array: Array) -> Array:
     return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
 
 
+def _runtime() -> tuple[int, ...]:
+    """Return the version of ONNX Runtime, without its last part."""
+    return tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+
+
 def lacks_fp8() -> bool:
     """Return whether the installed ONNX Runtime is older than `FP8_RUNTIME`."""
-    return tuple(map(int, onnxruntime.__version__.split(".")[:2])) < FP8_RUNTIME
+    return _runtime() < FP8_RUNTIME
 
 
 def check_loads(model: ir.Model) -> None:

@@ -16,6 +16,8 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from .._base.errors import InvalidArgumentError
 from .protos import all_nodes, graphs_within
 
+#: Where it is kept from where a tensor is mapped: the folder, the name of the file, and the offset there.
+PLACE = "qatcore.place"
 #: The bits of types that pack several values into a byte.
 _SMALL = {"float4e2m1": 4, "uint4": 4, "int4": 4, "uint2": 2, "int2": 2}
 
@@ -81,7 +83,8 @@ def mapped(model: ModelProto, path: str) -> dict[str, ir.TensorProtocol]:
         if id(tensor) in initializers and _type_of(tensor) not in _SMALL:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             array = np.require(values.view(dtype).reshape(tuple(tensor.dims)), requirements="A")
-            result[tensor.name] = ir.Tensor(array, dtype=ir.DataType(tensor.data_type), name=tensor.name)
+            found = result[tensor.name] = ir.Tensor(array, dtype=ir.DataType(tensor.data_type), name=tensor.name)
+            found.meta[PLACE] = *os.path.split(real), offset
         else:
             tensor.raw_data = values.tobytes()
             tensor.data_location = TensorProto.DEFAULT

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +31,8 @@ WEIGHTS = {
 }
 #: The kernels read rows of a multiple of so many weights; zeros fill them up.  WEIGHT_LANES in weights.pxi agrees.
 _LANES = 16
+#: From so many weights on, their codes are kept in a temporary file.
+_MANY = 1 << 22
 #: So many weights at a time are copied into rows, which then stay in the cache of a core.
 _PORTION = 1 << 18
 #: Fractions for the coarse search for channels in int4, whose errors have more local minima: 32 in each of the last two
@@ -110,6 +115,22 @@ class _Rows:
             yield blocks[..., -1, : n % size], part[..., whole * size :]
 
 
+def _room_for(shape: tuple[int, ...]) -> npt.NDArray[np.int8]:
+    """Return an array for codes; if they are many, in a temporary file, whose pages the system can write out.
+
+    Raises
+    ------
+    OSError
+        If there is no room for the file.
+    """
+    size = math.prod(shape)
+    if size < _MANY or not hasattr(os, "posix_fallocate"):
+        return np.empty(shape, np.int8)
+    with tempfile.TemporaryFile(prefix="qatcore-") as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # writing to a mapped file that has no room would end the process
+        return np.frombuffer(mmap.mmap(file.fileno(), size), np.int8).reshape(shape)
+
+
 def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, group_size: int) -> Scale:
     """Return the scale of a weight, symmetric and with the least squared error.
 
@@ -187,7 +208,7 @@ def coded_weight(weight: npt.NDArray[Any], scale: Scale, channels: int | None) -
         codes = quantize(weight, scale.scale, scale.zero_point, dtype=symmetric, axis=scale.axis)
         noise.add(weight, dequantize(codes, scale.scale, scale.zero_point, axis=scale.axis))
         return Weight(scale, codes, channels, noise.sqnr)
-    codes = np.empty(weight.shape, np.int8)
+    codes = _room_for(weight.shape)
     axis, scales = channels, scale.scale
     if scale.block_size is not None and scale.axis is not None:
         axis, scales = scale.axis, np.moveaxis(scale.scale, scale.axis, -1)
