@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
-import onnx.inliner
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
+from onnx_ir.passes.common import InlinePass
 
 from .._base.errors import InvalidArgumentError
-from .graph import opset_of, subgraphs, values_by_name
-from .skeleton import filled, skeleton_of
+from .graph import all_names, opset_of, subgraphs, take_place, unused_name, values_by_name
+from .skeleton import filled, model_of, skeleton_of
 
 
 def inlined(model: ir.Model) -> ir.Model:
@@ -22,21 +23,86 @@ def inlined(model: ir.Model) -> ir.Model:
     """
     if not model.functions:
         return model
-    opsets = {function.opset_imports.get("", 1) for function in model.functions.values()}
+    opsets = {_opset_of(function) for function in model.functions.values()}
     model = upgraded(model, max(opsets))
     try:
         if opsets == {opset_of(model)}:
             InlinePass()(model)
-        else:  # the conversion needs the types of the functions' inputs
-            typed = onnx.shape_inference.infer_shapes(skeleton_of(model))
-            model = filled(onnx.inliner.inline_local_functions(typed, True), model)
-        RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+        else:
+            InlinePass().requires(model)  # no function calls itself
+            while calls := [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]:
+                types = _types_of(model)
+                for node in calls:
+                    _inline(node, model, types)
     except Exception as error:  # the exception depends on the operator that cannot be converted
+        said = str(error.__cause__ or error).strip().splitlines()[0]
         raise InvalidArgumentError(
             f"model: its local functions, of opset {', '.join(map(str, sorted(opsets)))}, cannot be brought to opset "
-            f"{opset_of(model)}: {str(error).splitlines()[0]}; export it with functions of its own opset"
+            f"{opset_of(model)}: {said}; export it with functions of its own opset"
         ) from error
+    model.functions.clear()
     return model
+
+
+def _opset_of(function: ir.Function) -> int:
+    return function.opset_imports.get("", 1)
+
+
+def _types_of(model: ir.Model) -> dict[str, ir.Value]:
+    """Return the tensors of a model, by name, with types and shapes as far as shape inference finds them."""
+    typed = model_of(onnx.shape_inference.infer_shapes(skeleton_of(model)))
+    return ir.convenience.create_value_mapping(typed.graph)
+
+
+def _inline(call: ir.Node, model: ir.Model, types: Mapping[str, ir.Value]) -> None:
+    """Put the nodes of a function, in the opset of the model, in the place of a node that calls it."""
+    assert call.graph is not None
+    function, graph, taken = model.functions[call.op_identifier()], call.graph, all_names(model)
+    given = dict.fromkeys(value for value in call.inputs if value is not None)
+    inputs = {value: ir.Value(name=value.name) for value in given}
+    for value, own in inputs.items():
+        if (known := types.get(str(value.name))) is not None:
+            own.type, own.shape = known.type, known.shape
+    alone = ir.Node(
+        call.domain,
+        call.op_type,
+        [None if value is None else inputs[value] for value in call.inputs],
+        call.attributes,
+        overload=call.overload,
+        outputs=[ir.Value(name=value.name) for value in call.outputs],
+        metadata_props=dict(call.metadata_props),
+    )
+    imports = {**model.opset_imports, **function.opset_imports}
+    body = ir.Graph(list(inputs.values()), alone.outputs, nodes=[alone], opset_imports=imports, name="call")
+    part = ir.Model(body, ir_version=model.ir_version, functions=[function.clone()])
+    InlinePass()(part)
+    part = upgraded(part, opset_of(model))
+    for domain, version in part.opset_imports.items():
+        model.opset_imports.setdefault(domain, version)
+    body = part.graph
+    made, nodes = list(body.outputs), list(body)
+    before = dict(zip(body.inputs, given, strict=True))
+    for value in list(body.initializers.values()):
+        del body.initializers[str(value.name)]
+        value.name = unused_name(str(value.name), taken)
+        graph.register_initializer(value)
+    body.outputs.clear()
+    body.remove(nodes)
+    for node in nodes:
+        node.name = unused_name(node.name, taken) if node.name else node.name
+        for value in node.outputs:
+            if value.name and value not in made:
+                value.name = unused_name(value.name, taken)
+    for i, value in enumerate(made):
+        if value in before:  # the function returns what it is given
+            nodes.append(ir.node("Identity", [value]))
+            made[i] = nodes[-1].outputs[0]
+    for own, value in before.items():
+        own.replace_all_uses_with(value)
+    graph.insert_before(call, nodes)
+    for value, old in zip(made, call.outputs, strict=True):
+        take_place(value, old)
+    graph.remove(call, safe=True)
 
 
 def upgraded(model: ir.Model, opset: int) -> ir.Model:

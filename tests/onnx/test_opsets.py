@@ -116,6 +116,52 @@ def test_functions_of_other_opsets(opset, inner, options):
     assert sqnr(exact, run(made, batches[0])[0]) > 10
 
 
+@pytest.mark.parametrize("outer", [17, 13, 11])
+@pytest.mark.parametrize("place", ["nested", "in a branch", "twice", "passed on"])
+def test_functions_of_other_opsets_in_other_places(place, outer):
+    """Softmax of opset 11 flattens what is behind its axis, so its conversion needs shapes, also in other graphs."""
+    body = [helper.make_node("Softmax", ["i"], ["o"], axis=1)]
+    made = [helper.make_function("of.tests", "Soft", ["i"], ["o"], body, [helper.make_opsetid("", 11)])]
+    soft = {"domain": "of.tests"}
+    ours = [helper.make_opsetid("", outer), helper.make_opsetid("of.tests", 1)]
+    if place == "nested":
+        nodes = [helper.make_node("Outer", ["x"], ["a"], domain="of.tests")]
+        inside = [helper.make_node("Soft", ["i"], ["s"], domain="of.tests"), helper.make_node("Abs", ["s"], ["o"])]
+        made.append(helper.make_function("of.tests", "Outer", ["i"], ["o"], inside, ours))
+    elif place == "in a branch":
+        branches = [
+            helper.make_graph([helper.make_node("Soft", ["x"], [name], **soft)], name, [], [value(name, ["N", 4, 8])])
+            for name in ("yes", "no")
+        ]
+        nodes = [helper.make_node("If", ["condition"], ["a"], then_branch=branches[0], else_branch=branches[1])]
+    elif place == "twice":
+        nodes = [helper.make_node("Soft", ["x"], ["p"], **soft), helper.make_node("Soft", ["p"], ["a"], **soft)]
+    else:
+        made.append(helper.make_function("of.tests", "Same", ["i"], ["i"], [], [helper.make_opsetid("", 11)]))
+        nodes = [helper.make_node("Same", ["x"], ["p"], **soft), helper.make_node("Soft", ["p"], ["a"], **soft)]
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("MatMul", ["a", "w"], ["y"], "product")],
+        "tested",
+        [value("x", ["N", 4, 8]), value("condition", [], TensorProto.BOOL)],
+        [value("y", ["N", 4, 5])],
+        [tensor("w", onnx_models.normal(8, 5))],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("of.tests", 1)]
+    model = helper.make_model(graph, functions=made, opset_imports=opsets, ir_version=8)
+    ready = prepared(model, 19)
+    assert not ready.functions
+    assert len({name for node in ready.graph.node for name in node.output}) == sum(
+        len(node.output) for node in ready.graph.node
+    )
+    x = onnx_models.normal(3, 4, 8)
+    exact = x
+    for _ in range(2 if place == "twice" else 1):
+        powers = np.exp(exact.reshape(3, -1).astype(np.float64))
+        exact = (powers / powers.sum(axis=1, keepdims=True)).reshape(x.shape)
+    [found] = run(ready, {"x": x, "condition": np.array(True)})
+    np.testing.assert_allclose(found, exact @ onnx_models.normal(8, 5), rtol=1e-4, atol=1e-6)
+
+
 def test_a_function_that_cannot_be_brought_along_is_told():
     model = with_function(17, 9)
     model.functions[0].node[0].op_type = "Upsample"
