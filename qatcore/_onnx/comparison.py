@@ -208,6 +208,9 @@ def _tensors_with_codes(exact: ir.Model, quantized: ir.Model) -> dict[str, str]:
     for node in quantized.graph:
         if is_a(node, {"QuantizeLinear"}):
             tensor, _, values = tensor_of_codes(node)
+            maker = tensor.producer()
+            if maker is not None and tensor.name not in known and is_a(maker, {"Cast"}):  # from float16
+                tensor = maker.inputs[0] or tensor
             if values is not None and tensor.name in known:
                 pairs[str(tensor.name)] = str(values.name)
     return pairs

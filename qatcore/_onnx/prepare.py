@@ -32,17 +32,20 @@ from .graph import (
     unused_name,
 )
 from .opsets import inlined, upgraded
+from .precision import to_float32
 
 #: Operators that only change the form of a constant.  Constants that are read through them are computed beforehand.
 _FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
 
 
-def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False) -> ir.Model:
+def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_float32: bool = False) -> ir.Model:
     """Return a model that computes the same, in a form that is easy to quantise.
 
     Local functions are inlined.  Constants become initializers, and constants read through a change of form are
     computed.  Batch norms, and constant factors and terms behind a convolution, are folded into it.  The factors of a
     Gemm are folded into its weights and bias.  Operators are brought to `opset` if theirs is older.
+
+    If `in_float32`, what is computed in float16 is then computed in float32.
 
     Inputs, outputs and metadata stay as they are, and so do the names of all tensors that are left.  The exception is
     `initializers_among_inputs`: they are no longer inputs, unless `keep_inputs` is true and the IR version at least 4.
@@ -64,6 +67,8 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False) -> 
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
     except ValueError as error:
         raise InvalidArgumentError(f"model: it is not valid: {str(error).splitlines()[0]}") from error
+    if in_float32:
+        to_float32(result)
     _compute_forms(result)
     _fold_into_convolutions(result)
     _fold_factors_of_gemms(result)

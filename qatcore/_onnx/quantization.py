@@ -24,6 +24,7 @@ from .graph import array_of, input_of, is_a, is_seen, opset_of, readers_of, valu
 from .judging import Judge, halves, helpful
 from .model import describe, description
 from .plan import DEFAULT_OPERATORS, Plan, WeightAxes, bias_of, plan, tail, weight_axes
+from .precision import computes_in_float16
 from .prepare import prepared
 from .ranges import (
     ACTIVATIONS,
@@ -124,10 +125,10 @@ def ready(model: ir.Model, options: Options) -> ir.Model:
     if found.is_inside or description(model):
         nodes = f": {told(found.nodes)}" if found.nodes else ""
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
-    result = prepared(model, options.opset, keep_inputs=options.keep_inputs)
-    half = any(value.dtype == ir.DataType.FLOAT16 for value in result.graph.initializers.values())
-    if half and opset_of(result) < 19:  # the first opset that quantises float16
-        return prepared(model, 19, keep_inputs=options.keep_inputs)
+    how = {"keep_inputs": options.keep_inputs, "in_float32": options.needs_data}
+    result = prepared(model, options.opset, **how)
+    if computes_in_float16(result) and opset_of(result) < 19:  # the first opset that quantises float16
+        return prepared(model, 19, **how)
     return result
 
 

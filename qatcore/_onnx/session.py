@@ -18,7 +18,7 @@ from .._base.errors import InvalidArgumentError
 from .encoding import Encoded
 from .graph import Array, all_nodes, copied, inputs_of, names_of, values_by_name
 from .notices import notice
-from .skeleton import large_tensors, weight_bytes, without_values
+from .skeleton import large_tensors, skeleton_of, weight_bytes, without_values
 from .stored import PLACE
 
 #: The first version of ONNX Runtime that loads nearly all models with FP8 and quantised activations.
@@ -39,29 +39,36 @@ def session_of(model: ir.Model, *, as_written: bool = False, optimized_path: str
     InvalidArgumentError
         If ONNX Runtime cannot load the model.
     """
+    tensors, options = large_tensors(model), _options(as_written=as_written)
+    options.optimized_model_filepath = optimized_path
+    copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
+    if copies or (not as_written and all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values())):
+        return _loaded(model, tensors, options, copies=copies)
+    # From a file a session maps weights, and only its optimisations copy them.  Small types can only be in a file.
+    with tempfile.TemporaryDirectory(prefix="qatcore-") as folder:
+        path, data = os.path.join(folder, "model.onnx"), os.path.join(folder, "model.data")
+        encoded = Encoded(model, "model.data", outside=True)
+        for name, write in ((path, encoded.write), (data, encoded.write_data)):
+            with open(name, "wb") as file:
+                write(file)
+        return _opened(path, options)
+
+
+def _options(*, as_written: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal errors only: other errors are raised
-    options.optimized_model_filepath = optimized_path
     # By default a session's threads spin for a while after a run.  That would slow the session that runs next, and two
     # models timed in turn would disturb each other.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    tensors = large_tensors(model)
-    copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
+    return options
+
+
+def _opened(model: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Return a session of the model at a path, or of a serialised one."""
     try:
-        if copies or (not as_written and all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values())):
-            return _loaded(model, tensors, options, copies=copies)
-        # From a file a session maps weights, and only its optimisations copy them.  Small types can only be in a file.
-        with tempfile.TemporaryDirectory(prefix="qatcore-") as folder:
-            path, data = os.path.join(folder, "model.onnx"), os.path.join(folder, "model.data")
-            encoded = Encoded(model, "model.data", outside=True)
-            for name, write in ((path, encoded.write), (data, encoded.write_data)):
-                with open(name, "wb") as file:
-                    write(file)
-            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except OSError:
-        raise
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no narrower base class
         raise InvalidArgumentError(
             f"model: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}"
@@ -92,7 +99,7 @@ def _loaded(
             values[header.name] = onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(tensor.dtype))
     if values:
         options.add_external_initializers(list(values), list(values.values()))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = _opened(proto.SerializeToString(), options)
     session.qatcore_weights = values  # the session reads them as long as it lives
     return session
 
@@ -121,8 +128,10 @@ def check_loads(model: ir.Model) -> None:
         If ONNX Runtime cannot load the model, though it has operators of all of the model's domains.
     """
     try:
-        # Loading large weights is enough: preparing them for kernels would take as much memory again.
-        session_of(model, as_written=weight_bytes(model) > _MOST_COPIED)
+        if weight_bytes(model) > _MOST_COPIED:  # preparing large weights for kernels would take their memory once more
+            _opened(skeleton_of(model).SerializeToString(), _options(as_written=True))
+        else:
+            session_of(model)
     except InvalidArgumentError as error:
         own = {schema.domain for schema in get_all_operator_schema()} | {"ai.onnx"}
         others = sorted({node.domain for node in all_nodes(model)} - own - {domain for domain, *_ in model.functions})

@@ -256,6 +256,34 @@ def test_every_product_has_the_kernel_that_the_documentation_says(form, weights,
     compared(session, model, other, feed)
 
 
+def in_float16(model):
+    """Return a model with float16 in place of float32."""
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for tensor in half.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return half
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products_of_float16_models_have_the_same_kernels(form, tmp_path):
+    _, model, feed = FORMS[form]
+    half = in_float16(model)
+    feed = {name: array.astype(np.float16) for name, array in feed.items()}
+    ops = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+    other = qatcore.onnx.quantize_model(half, [feed], ops=ops)
+    assert (other.graph.input, other.graph.output) == (half.graph.input, half.graph.output)
+    session, found = kernels_of(other, tmp_path / "half.onnx")
+    single = kernels_of(quantized(form, "int8", "uint8"), tmp_path / "single.onnx")[1]
+    # Behind a Cast an output is no obstacle to integers.
+    assert found == single or KERNELS.issuperset(found)
+    exact = onnx_models.run(model, {name: array.astype(np.float32) for name, array in feed.items()})[0]
+    assert sqnr(exact, session.run(None, feed)[0]) > 10
+
+
 @pytest.mark.parametrize(("weights", "activations"), [each for each in FORMATS if each not in INTEGERS])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_product_in_every_other_format_is_right(form, weights, activations, tmp_path):

@@ -243,7 +243,8 @@ def test_weights_shared_by_nodes_are_stored_once():
 def test_float16(activations):
     model, batches = onnx_models.product(dtype=np.float16, opset=13), onnx_models.rows(dtype=np.float16)
     made = qatcore.onnx.quantize_model(model, batches, activations=activations)
-    assert opset_of(made) == 19
+    # Codes of float16 need opset 19; with activations in codes, the model computes in float32.
+    assert opset_of(made) == (19 if activations == "none" else 13)
     onnx.checker.check_model(made, full_check=True)
     exact, found = run(model, batches[0])[0], run(made, batches[0])[0]
     assert found.dtype == np.float16
@@ -267,19 +268,18 @@ def test_float16_behind_a_relu_and_in_constants():
     )
     batches = [{"x": onnx_models.normal(2, 3, 6, 6).astype(np.float16)}]
     made = qatcore.onnx.quantize_model(model, batches)
-    assert opset_of(made) == 19
     exact, found = (run(m, batches[0])[0].astype(np.float32) for m in (model, made))
     assert sqnr(exact, found) > 25
 
 
 def test_the_sqnr_that_is_promised_is_that_of_the_scale_that_is_stored():
-    """Scales of small float16 values are raised to the least normal number."""
+    """Also of small float16 values, in float32."""
     model = onnx_models.product(dtype=np.float16)
     batches = [{"x": (batch["x"] * 1e-3).astype(np.float16)} for batch in onnx_models.rows()]
     made = qatcore.onnx.quantize_model(model, batches)
     about = description(made)
     found = qatcore.onnx.compare(model, made, batches).tensors["x"]
-    assert about["tensors"]["x"]["sqnr"] == pytest.approx(found, abs=0.5)
+    assert about["tensors"]["x_float32"]["sqnr"] == pytest.approx(found, abs=0.5)
 
 
 def test_a_transposed_convolution():
