@@ -27,6 +27,17 @@ WIDE, NARROW, BLOCKS = 8192, 2048, 24
 #: The mid-sized one, of 151 MB.
 SMALLER = (3072, 768, 8)
 SAMPLES = 64
+#: The stages of the network for images: how much a block widens, its channels, how many blocks, stride and kernel.
+STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+SIDE, CLASSES, IMAGES = 224, 400, 40
 MIB = 2**20
 _ALIGNED = 4096
 
@@ -47,6 +58,7 @@ WORK = {
     "int8": Work("large", "int8 per channel, weights alone", ("--activations", "none"), 40, 700),
     "static": Work("large", f"static int8 on {SAMPLES} samples", ("--no-bias-correction",)),
     "middle": Work("middle", f"static int8 on {SAMPLES} samples", ()),
+    "network": Work("network", f"static int8 on {IMAGES} images, everything on", (), 6),
     "half": Work(
         "half", "int4, groups of 32, weights alone", ("--weights", "int4", "--activations", "none"), None, 700
     ),
@@ -62,6 +74,8 @@ def make(folder: Path, name: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if name == "nodes":
         write(path, 16, 16, 100, np.dtype(np.float32))
+    elif name == "network":
+        write_network(path)
     elif name == "middle":
         wide, narrow, blocks = SMALLER
         write(path, wide, narrow, blocks, np.dtype(np.float32))
@@ -110,8 +124,58 @@ def write(path: Path, wide: int, narrow: int, blocks: int, dtype: np.dtype[Any])
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
 
 
+def write_network(path: Path) -> None:
+    """Write a network for images like EfficientNet-B0: inverted residuals with squeeze-and-excitation and swish."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    nodes, weights = list[onnx.NodeProto](), list[onnx.TensorProto]()
+
+    def node(operator: str, inputs: list[str], **attributes: Any) -> str:
+        name = f"{operator}_{len(nodes)}"
+        nodes.append(helper.make_node(operator, inputs, [f"{name}_out"], name, **attributes))
+        return f"{name}_out"
+
+    def constant(array: np.ndarray) -> str:
+        weights.append(numpy_helper.from_array(array.astype(np.float32), f"weight_{len(weights)}"))
+        return str(weights[-1].name)
+
+    def convolved(x: str, channels: tuple[int, int], kernel: int = 1, stride: int = 1, group: int = 1) -> str:
+        before, after = channels
+        spread = (2.0 / (before // group * kernel**2)) ** 0.5
+        weight = constant(rng.standard_normal((after, before // group, kernel, kernel)) * spread)
+        bias = constant(rng.standard_normal(after) * 0.1)
+        pads = [kernel // 2] * 4
+        return node("Conv", [x, weight, bias], pads=pads, strides=[stride] * 2, group=group)
+
+    def swish(x: str) -> str:
+        return node("Mul", [x, node("Sigmoid", [x])])
+
+    x, n = swish(convolved("x", (3, 32), 3, 2)), 32
+    for expand, channels, repeats, stride, kernel in STAGES:
+        for i in range(repeats):
+            wide, source = n * expand, x
+            x = swish(convolved(x, (n, wide))) if expand > 1 else x
+            x = swish(convolved(x, (wide, wide), kernel, stride if i == 0 else 1, wide))
+            squeezed = swish(convolved(node("GlobalAveragePool", [x]), (wide, max(n // 4, 1))))
+            x = node("Mul", [x, node("Sigmoid", [convolved(squeezed, (max(n // 4, 1), wide))])])
+            x = convolved(x, (wide, channels))
+            x = node("Add", [source, x]) if i else x
+            n = channels
+    x = node("Flatten", [node("GlobalAveragePool", [swish(convolved(x, (n, 1280)))])])
+    matrix, row = constant(rng.standard_normal((1280, CLASSES)) / 36), constant(np.zeros(CLASSES))
+    nodes.append(helper.make_node("Gemm", [x, matrix, row], ["y"], "classes"))
+    inputs = [helper.make_tensor_value_info("x", 1, ["N", 3, SIDE, SIDE])]
+    outputs = [helper.make_tensor_value_info("y", 1, ["N", CLASSES])]
+    graph = helper.make_graph(nodes, "network", inputs, outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
 def samples(model: str) -> np.ndarray:
     """Return the inputs to calibrate with."""
+    if model == "network":
+        return np.random.default_rng(1).standard_normal((IMAGES, 3, SIDE, SIDE)).astype(np.float32)
     width = {"large": NARROW, "middle": SMALLER[1]}[model]
     return np.random.default_rng(1).standard_normal((SAMPLES, width)).astype(np.float32)
 
@@ -123,7 +187,8 @@ def quantise(work: Work, path: Path, output: Path) -> None:
     arguments = ["quantize", str(path), "-o", str(output), "--quiet", *work.options]
     if "none" not in work.options:
         np.save(output.with_name("data.npy"), samples(work.model))
-        arguments += ["--data", str(output.with_name("data.npy")), "--no-check"]
+        arguments += ["--data", str(output.with_name("data.npy"))]
+        arguments += [] if work.model == "network" else ["--no-check"]
     if code := command(arguments):
         sys.exit(code)
 
@@ -133,7 +198,8 @@ def run_in_float(work: Work, path: Path, _: Path) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for batch in np.split(samples(work.model), SAMPLES // 8):
+    inputs = samples(work.model)
+    for batch in np.split(inputs, len(inputs) // 8):
         session.run(None, {"x": batch})
 
 

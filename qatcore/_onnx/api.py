@@ -518,8 +518,10 @@ def _quantizer(
             )
         used = Calibration() if observed is None else observed
         tick = phases.begin("calibrating", data.total)
+        # A runtime may compute other operators a little differently, so observe what `calibrate` observes.
+        same = float_model if options.opset == Options().opset else None
         sampled = options.bias_correction
-        run_calibration(exact, data, options, used, float_model=float_model, sampled=sampled, progress=tick)
+        run_calibration(exact, data, options, used, float_model=same, sampled=sampled, progress=tick)
         phases.end()
     else:
         used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
@@ -553,7 +555,7 @@ def run_calibration(
     `float_model` is the model as `ready` returns it, if that was done already.
     """
     if tensors is None:
-        # Opset 13 will do, whatever the options: the tensors do not depend on the opset.
+        # The lowest opset will do, whatever the options: the tensors do not depend on it.
         float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
         names = plan(float_model, options.ops, options.exclude).tensors
     else:

@@ -20,10 +20,10 @@ from .graph import (
     drop_unread,
     input_of,
     is_a,
+    names_of,
     set_input,
     subgraphs,
     unused_name,
-    values_by_name,
 )
 from .plan import Bias, bias_of
 from .session import Tap, named_run, session_of
@@ -166,14 +166,14 @@ class _Part:
     Parameters
     ----------
     model : onnx_ir.Model
-    made : list of str
-        The tensors that this part makes for later ones, or that end it.
-    kept : set of str
-        The tensors that later parts read.
+    nodes : list of onnx_ir.Node
+    kept : set of onnx_ir.Value
+        What later parts read, or what ends this part.
     """
 
-    def __init__(self, model: ir.Model, made: list[str], kept: set[str]) -> None:
-        self._model, self._made, self._kept = model, made, kept
+    def __init__(self, model: ir.Model, nodes: list[ir.Node], kept: set[ir.Value]) -> None:
+        self._model, self._nodes, self._kept = model, nodes, {str(value.name) for value in kept}
+        self._made = [value for node in nodes for value in node.outputs if value in kept]
         self._session: Any = None
 
     def advance(self, tensors: dict[str, Any]) -> None:
@@ -181,21 +181,22 @@ class _Part:
         try:
             if self._session is None:
                 self._session = self._opened(tensors)
-            tensors.update(named_run(self._session, self._made, tensors))
-        except (InvalidArgumentError, KeyError, TypeError) as error:
+            tensors.update(named_run(self._session, names_of(self._made), tensors))
+        except (InvalidArgumentError, KeyError, TypeError, ValueError) as error:
             raise _CannotGoOnError from error
         for name in [name for name in tensors if name not in self._kept]:
             del tensors[name]
 
     def _opened(self, tensors: dict[str, Any]) -> Any:
         """Return a session whose inputs have the types of these tensors; they are not known before."""
-        known = values_by_name(self._model.graph)
-        graph = ir.convenience.extract(self._model.graph, [name for name in tensors if name in known], self._made)
+        read = dict.fromkeys(value for node in self._nodes for value in _read_by(node))
+        given = [value for value in read if value.name in tensors]
+        constants = [value for value in read if value.is_initializer() and value.name not in tensors]
+        imports, nodes = self._model.opset_imports, self._nodes
+        part = ir.GraphView(given, self._made, nodes=nodes, initializers=constants, opset_imports=imports, name="part")
+        graph = part.clone()
         for value in graph.inputs:
             value.type, value.shape = _type_of(tensors[str(value.name)])
-        read = [value for value in graph.inputs if value.uses()]
-        graph.inputs.clear()
-        graph.inputs.extend(read)
         for value in graph.outputs:
             value.type = value.shape = None
         # Correct the values that the codes stand for, not the results of a runtime's kernels for some CPU.
@@ -205,20 +206,24 @@ class _Part:
 def _parts(model: ir.Model, places: list[_Place]) -> Iterator[_Part]:
     """Yield the parts of a model.  Each part ends at a place, and has only nodes that some place depends on."""
     cuts = {place.output for place in places}
-    needed, nodes = set(cuts), list[ir.Node]()
+    needed = {value for node in model.graph for value in node.outputs if value.name in cuts}
+    nodes, constants = list[ir.Node](), dict[ir.Value, ir.Node]()
     for node in reversed(model.graph):
-        if not needed.isdisjoint(_made_by(node)):
+        if not needed.isdisjoint(node.outputs):
             needed |= _read_by(node)
-            if not _is_constant(node):  # each part that needs it computes it
+            if _is_constant(node):  # each part that needs it gets a copy
+                constants[node.outputs[0]] = node
+            else:
                 nodes.append(node)
     nodes.reverse()
-    last_read = {name: n for n, node in enumerate(nodes) for name in _read_by(node)}
+    last_read = {value: n for n, node in enumerate(nodes) for value in _read_by(node) if value not in constants}
     start = 0
     for stop, node in enumerate(nodes, start=1):
-        made = _made_by(node)
-        if not cuts.isdisjoint(made):
-            kept = {name for name, n in last_read.items() if n >= stop} | {made[0]}
-            yield _Part(model, [name for each in nodes[start:stop] for name in _made_by(each) if name in kept], kept)
+        if any(value.name in cuts for value in node.outputs):
+            chosen = nodes[start:stop]
+            own = dict.fromkeys(constants[value] for each in chosen for value in _read_by(each) if value in constants)
+            kept = {value for value, n in last_read.items() if n >= stop} | {node.outputs[0]}
+            yield _Part(model, [*own, *chosen], kept)
             start = stop
 
 
@@ -227,14 +232,11 @@ def _is_constant(node: ir.Node) -> bool:
     return is_a(node, {"DequantizeLinear"}) and all(value is None or value.is_initializer() for value in node.inputs)
 
 
-def _made_by(node: ir.Node) -> list[str]:
-    return [value.name for value in node.outputs if value.name]
-
-
-def _read_by(node: ir.Node) -> set[str]:
-    """Return the names that a node reads, also in graphs inside of it."""
+def _read_by(node: ir.Node) -> set[ir.Value]:
+    """Return what a node reads, and what graphs inside of it read from around the node."""
     inner = (value for graph in subgraphs(node) for each in graph.all_nodes() for value in each.inputs)
-    return {str(value.name) for value in (*node.inputs, *inner) if value is not None}
+    captured = {value for value in inner if value is not None and value.graph is node.graph}
+    return captured | {value for value in node.inputs if value is not None}
 
 
 def _type_of(value: Any) -> tuple[ir.TypeProtocol, ir.Shape | None]:
