@@ -16,6 +16,7 @@ try:
     import dask
     import dask.array
     from dask.delayed import Delayed, delayed
+    from distributed import Client, default_client
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
@@ -26,7 +27,7 @@ from ._base.formats import QuantBits
 from ._calibration.calibrate import checked_options, distinct_layers, iterate_batches, specs_of
 from ._calibration.collector import CalibrationCollector
 
-__all__ = ["calibrate_model", "collect"]
+__all__ = ["calibrate_model", "calibrate_onnx", "collect"]
 
 #: A Dask array, or batches.
 Batches: TypeAlias = dask.array.Array | Iterable[Delayed | npt.ArrayLike]
@@ -138,6 +139,66 @@ def calibrate_model(
     collectors = {name: collect(batches, axis, groups=groups) for name, batches in distinct_layers(layer_activations)}
     (observed,) = dask.compute(collectors)
     return specs_of(observed, *how)
+
+
+def calibrate_onnx(
+    model: Any,
+    data: Any,
+    *,
+    client: Client | None = None,
+    ops: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Any:
+    """Calibrate an ONNX model on a cluster, to the same bits as `qatcore.onnx.calibrate`; needs the extra ``onnx``.
+
+    Each worker gets the model once and keeps it.  Workers read the files of a directory themselves, under the same
+    path; other data is read here and sent to them.  Batches of a killed worker are observed again on others.
+
+    Parameters
+    ----------
+    model : str, PathLike, ModelProto or onnx_ir.Model
+        If it is a path, and the weights take more than 256 MiB, workers read the model there.
+    data, ops, exclude, batch_size, progress
+        As `qatcore.onnx.calibrate` takes them.
+    client : distributed.Client, optional
+        By default the active one.
+
+    Returns
+    -------
+    qatcore.onnx.Calibration
+        For `quantize_model`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        As `qatcore.onnx.calibrate` raises it.  If there is no client.  If a worker cannot read a batch, or has another
+        version of qatcore or ONNX Runtime.
+    OSError
+        If a file cannot be read.
+    TypeError
+        If an argument is of another type.
+    """
+    from ._onnx.api import calibrate_on
+    from ._onnx.plan import DEFAULT_OPERATORS
+
+    if client is None:
+        try:
+            client = default_client()
+        except ValueError as error:
+            raise InvalidArgumentError(
+                "client: expected an active distributed.Client, got none; make one before, such as Client()"
+            ) from error
+    return calibrate_on(
+        client,
+        model,
+        data,
+        ops=DEFAULT_OPERATORS if ops is None else ops,
+        exclude=exclude,
+        batch_size=batch_size,
+        progress=progress,
+    )
 
 
 def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:

@@ -205,6 +205,7 @@ def _add_quantize(commands: Any) -> None:
         help="write the weights into a file beside OUT, OUT.data; weights of more than 1.5 GiB always go there",
     )
     command.add_argument("--no-check", action="store_true", help="do not compare with the float model on the data")
+    _add_cluster(command)
     _add_output_options(command)
 
 
@@ -225,7 +226,17 @@ def _add_calibrate(commands: Any) -> None:
     command.add_argument("-o", "--output", required=True, metavar="FILE.npz", help="the file for the calibration")
     command.add_argument("--resume", action="store_true", help="skip the batches that FILE.npz has seen, and go on")
     _add_selection(command)
+    _add_cluster(command)
     _add_output_options(command)
+
+
+def _add_cluster(command: Any) -> None:
+    command.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="calibrate on a Dask cluster: the address of its scheduler, such as tcp://host:8786, or 'local' for "
+        "processes on this machine; workers read the files of a directory under the same path",
+    )
 
 
 def _add_merge(commands: Any) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import onnx_ir as ir
 import onnxruntime
@@ -40,6 +41,11 @@ from .sensitivity import (
 )
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
 from .skeleton import proto_of
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from .cluster import Cluster
 
 _FP8_NEEDS = f"FP8 in a model with quantised activations needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
 
@@ -125,6 +131,29 @@ def calibrate(
     with Phases(shown=as_flag(progress, "progress")) as phases:
         tick = phases.begin("calibrating", batches.total)
         run_calibration(exact, batches, options, result, tensors=tensors, resume=resume, progress=tick)
+    return result
+
+
+def calibrate_on(
+    client: Client,
+    model: Model,
+    data: Source,
+    *,
+    ops: Iterable[str],
+    exclude: Iterable[str],
+    batch_size: int | None,
+    progress: bool,
+) -> Calibration:
+    """Do the work of `qatcore.dask.calibrate_onnx`."""
+    from .cluster import Cluster  # needs distributed
+
+    exact = read_model(model)
+    batches, result = Data(data, InputSpec(exact), batch_size), Calibration()
+    cluster = Cluster(client, os.fspath(model) if isinstance(model, (str, os.PathLike)) else None)
+    with Phases(shown=as_flag(progress, "progress")) as phases:
+        tick = phases.begin("calibrating", batches.total)
+        options = Options.checked(ops=ops, exclude=exclude)
+        run_calibration(exact, batches, options, result, cluster=cluster, progress=tick)
     return result
 
 
@@ -416,8 +445,12 @@ def quantize(
     batch_size: int | None,
     phases: Phases,
     observed: Calibration | None = None,
+    cluster: Cluster | None = None,
 ) -> Quantization:
-    """Do the work of `quantize_model`; if the model has to be calibrated, add to the calibration `observed`."""
+    """Do the work of `quantize_model`; if the model has to be calibrated, add to the calibration `observed`.
+
+    With a cluster, it is calibrated there.
+    """
     if max_drop is not None:
         max_drop = as_number(max_drop, "max_drop")
         if not 0.0 <= max_drop <= 100.0:
@@ -427,7 +460,7 @@ def quantize(
     given = None if data is None else Data(data, InputSpec(exact), batch_size)
     if given is not None:
         given.check_labels(metric.labels, class_counts(exact))
-    quantizer, used = _quantizer(exact, given, options, calibration, phases, observed)
+    quantizer, used = _quantizer(exact, given, options, calibration, phases, observed, cluster)
     if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
         names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
         notice(
@@ -506,6 +539,7 @@ def _quantizer(
     calibration: Calibration | PathLike | None,
     phases: Phases,
     observed: Calibration | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[Quantizer, Calibration | None]:
     float_model = ready(exact, options)
     if not options.needs_data:
@@ -521,7 +555,7 @@ def _quantizer(
         # A runtime may compute other operators a little differently, so observe what `calibrate` observes.
         same = float_model if options.opset == Options().opset else None
         sampled = options.bias_correction
-        run_calibration(exact, data, options, used, float_model=same, sampled=sampled, progress=tick)
+        run_calibration(exact, data, options, used, float_model=same, sampled=sampled, cluster=cluster, progress=tick)
         phases.end()
     else:
         used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
@@ -548,6 +582,7 @@ def run_calibration(
     tensors: Iterable[str] | None = None,
     resume: bool = False,
     sampled: bool = False,
+    cluster: Cluster | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Observe tensors on data and add them to a calibration: those given, or by default those that get codes.
@@ -564,6 +599,9 @@ def run_calibration(
         unknown = [name for name in names if name not in known]
         if unknown:
             raise InvalidArgumentError(f"tensors: there is no tensor {unknown[0]!r} in the model")
+    if cluster is not None:
+        cluster.observe(exact, float_model, names, data, calibration, options, sampled=sampled, progress=progress)
+        return
     observe(
         float_model,
         data,

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 import numpy as np
@@ -78,11 +78,15 @@ class Calibration:
             collector.merge(other.collectors[name])
         self.samples += other.samples
 
-    def check_model(self, digest: str) -> None:
-        """Raise `InvalidArgumentError` if the calibration is of another model."""
+    def check_model(self, digest: str, tensors: Sequence[str] | None = None) -> None:
+        """Raise `InvalidArgumentError` if the calibration is of another model, or does not have these tensors."""
         if self.model not in {"", digest}:
             raise InvalidArgumentError(
                 "calibration: expected one of this model, got one of another; calibrate this model"
+            )
+        if tensors is not None and self.model and list(self.collectors) != list(tensors):
+            raise InvalidArgumentError(
+                "calibration: expected one of the same tensors, got other ones; choose the same ops and nodes"
             )
 
     def save(self, path: PathLike) -> None:
@@ -169,11 +173,7 @@ def observe(
     InvalidArgumentError
         If the calibration is of another model or of other tensors.  If the interrupted run ended inside of a batch.
     """
-    calibration.check_model(digest)
-    if calibration.model and list(calibration.collectors) != tensors:
-        raise InvalidArgumentError(
-            "calibration: expected one of the same tensors, got other ones; choose the same ops and nodes"
-        )
+    calibration.check_model(digest, tensors)
     resume = as_flag(resume, "resume")
     if resume and calibration.finished:
         return
@@ -205,6 +205,13 @@ def observe(
     calibration.unfinished = None
 
 
+def observed(values: Batch) -> dict[str, CalibrationCollector]:
+    """Return a collector of each tensor's values."""
+    collectors: dict[str, CalibrationCollector] = {name: CalibrationCollector() for name in values}
+    _observe_all(values, collectors)
+    return collectors
+
+
 def _observe_all(values: Batch, collectors: dict[str, CalibrationCollector]) -> None:
     # The largest first, so that the last thread to finish has only a small tensor left.
     for_each(sorted(values, key=lambda name: -values[name].size), lambda name: collectors[name].observe(values[name]))
@@ -220,7 +227,9 @@ def digest_of(model: ir.Model) -> str:
         digest.update(proto.SerializeToString(deterministic=True))
     for name, tensor in model.graph.initializers.tensor_items():
         digest.update(f"{name} {int(tensor.dtype)} {list(tensor.shape.numpy())}".encode())
-        if is_large(tensor) and tensor.dtype.bitwidth >= 8:  # hash it where it is
+        if tensor.dtype == ir.DataType.STRING:
+            digest.update(ir.serde.serialize_tensor(tensor).SerializeToString(deterministic=True))
+        elif is_large(tensor) and tensor.dtype.bitwidth >= 8:  # hash it where it is
             digest.update(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
         else:
             digest.update(tensor.tobytes())

@@ -60,12 +60,24 @@ def run(name: str, arguments: argparse.Namespace) -> int:
             return _fail("expected the name of a file, got an empty one", 2)
         return _fail(_explained(error) if error.filename else str(error), 2)
     except (InvalidArgumentError, TypeError, ModuleNotFoundError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != "PIL":
+        if isinstance(error, ModuleNotFoundError) and error.name not in {"PIL", "distributed"}:
             raise
         return _fail(" ".join([str(error), *getattr(error, "__notes__", [])]), 2)
     except MemoryError:
         return _fail("there is not enough memory; try a smaller --batch-size", 2)
     return 0
+
+
+@contextlib.contextmanager
+def _cluster(arguments: argparse.Namespace) -> Iterator[Any]:
+    """Yield the cluster that a command is to calibrate on, or None."""
+    if arguments.cluster is None:
+        yield None
+        return
+    from .cluster import Cluster, connected  # needs distributed
+
+    with connected(arguments.cluster) as client:
+        yield Cluster(client, arguments.model)
 
 
 def _data(arguments: argparse.Namespace) -> Any:
@@ -112,11 +124,13 @@ def _quantize(arguments: argparse.Namespace) -> None:
             "give --data to observe activations on, or --activations none to quantise weights alone"
         )
     refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration, arguments.metric)
+    if arguments.cluster is not None and (arguments.calibration is not None or not options.needs_data):
+        raise InvalidArgumentError("--cluster is for calibrating, but there is nothing to calibrate; leave it out")
     exact = read_model(arguments.model)
     data, observed, asked = _data(arguments), Calibration(), Metric(arguments.metric, arguments.labels)
     start = time.perf_counter()
     try:
-        with notices() as told, Phases(shown=not arguments.quiet) as phases:
+        with notices() as told, _cluster(arguments) as cluster, Phases(shown=not arguments.quiet) as phases:
             result = quantize(
                 exact,
                 data,
@@ -127,6 +141,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
                 batch_size=arguments.batch_size,
                 phases=phases,
                 observed=observed,
+                cluster=cluster,
             )
             metric, unchecked = result.search.metric if result.search else None, None
             if metric is None and not arguments.no_check:
@@ -327,6 +342,8 @@ def _nodes_line(report: dict[str, Any]) -> str:
 def _calibrate(arguments: argparse.Namespace) -> None:
     path = arguments.output
     refuse_output(path, arguments.model, arguments.data)
+    if arguments.cluster is not None and arguments.resume:
+        raise InvalidArgumentError("--resume goes on on one machine; leave out --cluster, or --resume")
     options = Options.checked(
         exclude=arguments.exclude or (), **({} if arguments.ops is None else {"ops": arguments.ops})
     )
@@ -343,18 +360,18 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     data = Data(_data(arguments), InputSpec(exact), arguments.batch_size)
     start = time.perf_counter()
     try:
-        with notices() as told, Phases(shown=not arguments.quiet) as phases:
+        with notices() as told, _cluster(arguments) as cluster, Phases(shown=not arguments.quiet) as phases:
             tick = phases.begin("calibrating", data.total)
             saved = time.monotonic()
 
             def after(n: int) -> None:
                 nonlocal saved
                 tick(n)
-                if time.monotonic() - saved > _SAVE_EVERY:
+                if cluster is None and time.monotonic() - saved > _SAVE_EVERY:
                     calibration.save(path)
                     saved = time.monotonic()
 
-            run_calibration(exact, data, options, calibration, resume=arguments.resume, progress=after)
+            run_calibration(exact, data, options, calibration, resume=arguments.resume, cluster=cluster, progress=after)
     except KeyboardInterrupt:
         if not calibration.samples:
             raise _InterruptedError("interrupted, nothing was written") from None

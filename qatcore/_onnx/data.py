@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import math
@@ -196,6 +197,18 @@ class Sample:
         return many or sum(array.nbytes for b in self.batches for array in b.values()) > SAMPLE_BYTES
 
 
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A batch that may be read elsewhere: in words where it is from, and the file or the batch itself."""
+
+    where: str
+    source: Path | Batch
+
+    def read(self) -> Any:
+        """Return the batch."""
+        return _loaded(self.source) if isinstance(self.source, Path) else self.source
+
+
 class Data:
     """Batches that can be iterated over several times.
 
@@ -225,11 +238,21 @@ class Data:
         self.images: Images | None = None
         if batch_size is not None:
             batch_size = as_count(batch_size, "batch_size")
+        self._files: list[Path] = []  # each a batch, if the source is a directory of them
         self._batches = self._opened(source, batch_size)
         self._sample: Sample | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self._passing(None)
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield the batches in a form that other processes can read: files of a directory are not read here."""
+        if self._files:
+            yield from (Shard(str(file), file) for file in self._files)
+            return
+        for where, given in self._batches():
+            batch = self.spec.check(given, where)
+            yield Shard(where, {name: batch[name] for name in self.spec.names})
 
     def sampled(self) -> Iterator[Batch]:
         """Yield the batches, and keep some of them for `sample`."""
@@ -309,7 +332,7 @@ class Data:
             if not (files := _array_files(path)):
                 return self._images(ImageFolder(path), batch_size)
             _refuse_batch_size(batch_size, "a directory")
-            self.total = len(files)
+            self.total, self._files = len(files), files
             return lambda: ((str(file), _loaded(file)) for file in files)
         if path.suffix in {".npz", ".npy"} and path.is_file():
             of_file = _NpzRows if path.suffix == ".npz" else _NpyRows

@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]
+#: Where onnx_ir keeps the names of a tensor's scale and zero point, if the model names them.
+_ANNOTATION = "quant_parameter_tensor_names"
 
 
 def is_a(node: ir.Node | None, operators: Container[str]) -> bool:
@@ -171,7 +173,9 @@ def take_place(value: ir.Value, other: ir.Value) -> None:
     """Let a value stand where another one stood, under its name; the other keeps no reader."""
     name, other.name = other.name, None
     value.type, value.shape, value.doc_string = other.type, other.shape, other.doc_string
+    value.metadata_props.clear()
     value.metadata_props.update(other.metadata_props)
+    value.meta.pop(_ANNOTATION, None)
     value.meta.update(other.meta)
     other.replace_all_uses_with(value, replace_graph_outputs=True)
     value.name = name
@@ -181,8 +185,9 @@ def drop_unread(model: ir.Model) -> None:
     """Remove initializers that nothing reads, but for inputs and what other tensors' annotations name."""
     graph = model.graph
     named = set[str]()
-    for value in (*graph.inputs, *graph.initializers.values(), *(v for node in graph for v in node.outputs)):
-        named.update(value.meta.get("quant_parameter_tensor_names", {}).values())
+    read = [value for value in graph.initializers.values() if value.uses()]
+    for value in (*graph.inputs, *read, *(v for node in graph for v in node.outputs)):
+        named.update(value.meta.get(_ANNOTATION, {}).values())
     for name, value in list(graph.initializers.items()):
         if not (value.uses() or value.is_graph_input() or value.is_graph_output() or name in named):
             del graph.initializers[name]

@@ -20,6 +20,7 @@ from .._base.errors import InvalidArgumentError
 from .._base.types import PathLike
 from .._calibration.storage import replace_file
 from .encoding import Encoded
+from .graph import all_nodes, copied
 from .images import image_files, is_image
 from .session import session_of
 from .skeleton import fault_of, filled, model_of, skeleton_of
@@ -45,7 +46,7 @@ def read_model(model: Model) -> ir.Model:
         If the file cannot be read.
     """
     if isinstance(model, ir.Model):
-        return _checked(filled(skeleton_of(model), model))
+        return _checked(_own(model))
     if isinstance(model, ModelProto):
         proto = ModelProto()
         proto.CopyFrom(model)
@@ -68,6 +69,45 @@ def read_model(model: Model) -> ir.Model:
         said = str(error).removeprefix("model: ")
         raise InvalidArgumentError(f"{path}: its weights cannot be read: {said}") from error
     return _checked(result)
+
+
+def _own(model: ir.Model) -> ir.Model:
+    """Return a copy of a user's model, whose tensors are in memory or mapped, as a file would hold it."""
+    try:
+        result = copied(model)
+    except Exception as error:  # it is no valid graph
+        raise InvalidArgumentError(
+            f"model: it is not valid: {str(error.__cause__ or error).splitlines()[0]}"
+        ) from error
+    for graph in (result.graph, *result.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _in_memory(value.const_value)
+    for node in all_nodes(result):
+        for name, given in list(node.attributes.items()):
+            if given.type == ir.AttributeType.TENSOR and isinstance(given.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, _in_memory(given.value))
+    return filled(skeleton_of(result), result)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Return a tensor that is mapped from its file.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If that is not possible.
+    """
+    try:
+        return ir.Tensor(
+            tensor.numpy(),
+            dtype=tensor.dtype,
+            name=tensor.name,
+            doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(f"model: tensor {tensor.name!r} cannot be read: {error}") from error
 
 
 def _of_proto(proto: ModelProto, elsewhere: dict[str, ir.TensorProtocol]) -> ir.Model:
@@ -131,11 +171,10 @@ def _data_of(path: str) -> set[str]:
     if not os.path.isfile(path):
         return set()
     with contextlib.suppress(DecodeError, OSError):
-        return {
-            place
-            for place in places_of(onnx.load(path, load_external_data=False), path)
-            if re.fullmatch(re.escape(path) + r"(\.\d+)?\.data", place)
-        }
+        model = onnx.load(path, load_external_data=False)
+        if not any(entry.key == METADATA for entry in model.metadata_props):  # another program's, who knows for what
+            return set()
+        return {place for place in places_of(model, path) if re.fullmatch(re.escape(path) + r"(\.\d+)?\.data", place)}
     return set()
 
 

@@ -26,14 +26,12 @@ def inlined(model: ir.Model) -> ir.Model:
     opsets = {_opset_of(function) for function in model.functions.values()}
     model = upgraded(model, max(opsets))
     try:
-        if opsets == {opset_of(model)}:
-            InlinePass()(model)
-        else:
-            InlinePass().requires(model)  # no function calls itself
-            while calls := [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]:
-                types = _types_of(model)
-                for node in calls:
-                    _inline(node, model, types)
+        InlinePass().requires(model)  # no function calls itself
+        while calls := [node for node in model.graph.all_nodes() if node.op_identifier() in model.functions]:
+            types = {} if opsets == {opset_of(model)} else _types_of(model)  # a conversion needs them
+            taken = all_names(model)
+            for node in calls:
+                _inline(node, model, types, taken)
     except Exception as error:  # the exception depends on the operator that cannot be converted
         said = str(error.__cause__ or error).strip().splitlines()[0]
         raise InvalidArgumentError(
@@ -54,12 +52,12 @@ def _types_of(model: ir.Model) -> dict[str, ir.Value]:
     return ir.convenience.create_value_mapping(typed.graph)
 
 
-def _inline(call: ir.Node, model: ir.Model, types: Mapping[str, ir.Value]) -> None:
+def _inline(call: ir.Node, model: ir.Model, types: Mapping[str, ir.Value], taken: set[str]) -> None:
     """Put the nodes of a function, in the opset of the model, in the place of a node that calls it."""
     assert call.graph is not None
-    function, graph, taken = model.functions[call.op_identifier()], call.graph, all_names(model)
-    given = dict.fromkeys(value for value in call.inputs if value is not None)
-    inputs = {value: ir.Value(name=value.name) for value in given}
+    function, graph = model.functions[call.op_identifier()], call.graph
+    given = [value for value in dict.fromkeys(call.inputs) if value is not None]
+    inputs = {value: ir.Value(name=f"in_{i}") for i, value in enumerate(given)}
     for value, own in inputs.items():
         if (known := types.get(str(value.name))) is not None:
             own.type, own.shape = known.type, known.shape
@@ -69,7 +67,7 @@ def _inline(call: ir.Node, model: ir.Model, types: Mapping[str, ir.Value]) -> No
         [None if value is None else inputs[value] for value in call.inputs],
         call.attributes,
         overload=call.overload,
-        outputs=[ir.Value(name=value.name) for value in call.outputs],
+        outputs=[ir.Value(name=f"out_{i}") for i in range(len(function.outputs))],
         metadata_props=dict(call.metadata_props),
     )
     imports = {**model.opset_imports, **function.opset_imports}
@@ -80,28 +78,28 @@ def _inline(call: ir.Node, model: ir.Model, types: Mapping[str, ir.Value]) -> No
     for domain, version in part.opset_imports.items():
         model.opset_imports.setdefault(domain, version)
     body = part.graph
-    made, nodes = list(body.outputs), list(body)
-    before = dict(zip(body.inputs, given, strict=True))
+    made, nodes, before = list(body.outputs), list(body), dict(zip(body.inputs, given, strict=True))
     for value in list(body.initializers.values()):
         del body.initializers[str(value.name)]
         value.name = unused_name(str(value.name), taken)
         graph.register_initializer(value)
-    body.outputs.clear()
-    body.remove(nodes)
-    for node in nodes:
+    for node in body.all_nodes():
         node.name = unused_name(node.name, taken) if node.name else node.name
         for value in node.outputs:
-            if value.name and value not in made:
-                value.name = unused_name(value.name, taken)
+            value.name = unused_name(value.name, taken) if value.name else value.name
+    body.outputs.clear()
+    body.remove(nodes)
     for i, value in enumerate(made):
         if value in before:  # the function returns what it is given
-            nodes.append(ir.node("Identity", [value]))
+            nodes.append(ir.node("Identity", [value], name=unused_name("Identity", taken)))
+            nodes[-1].outputs[0].name = unused_name(f"{value.name}_same", taken)
             made[i] = nodes[-1].outputs[0]
     for own, value in before.items():
         own.replace_all_uses_with(value)
     graph.insert_before(call, nodes)
-    for value, old in zip(made, call.outputs, strict=True):
-        take_place(value, old)
+    for value, old in zip(made, call.outputs, strict=False):  # a call may leave outputs out
+        if old.name:
+            take_place(value, old)
     graph.remove(call, safe=True)
 
 

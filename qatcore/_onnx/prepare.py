@@ -35,7 +35,7 @@ from .opsets import inlined, upgraded
 from .precision import to_float32
 
 #: Operators that only change the form of a constant.  Constants that are read through them are computed beforehand.
-_FORMS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
+_FORMS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
 
 
 def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_float32: bool = False) -> ir.Model:
@@ -105,7 +105,8 @@ def _compute_forms(model: ir.Model) -> None:
     """
     graph, taken = model.graph, all_names(model)
     for node in list(graph):
-        if not is_a(node, _FORMS) or not all(is_constant(value) for value in node.inputs if value is not None):
+        given = [value for value in node.inputs if value is not None]
+        if not is_a(node, _FORMS) or not all(is_constant(v) and v.dtype != ir.DataType.STRING for v in given):
             continue
         [output] = node.outputs
         name = str(output.name)

@@ -70,7 +70,9 @@ def without_values(model: ir.Model) -> ModelProto:
     try:
         for name, tensor in large.items():
             head = TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-            values[name].const_value = ir.serde.TensorProtoTensor(head)
+            head.doc_string = tensor.doc_string or ""
+            empty = values[name].const_value = ir.serde.TensorProtoTensor(head)
+            empty.metadata_props.update(tensor.metadata_props)
         return proto_of(model)
     finally:
         for name, tensor in large.items():
@@ -99,10 +101,13 @@ def filled(skeleton: ModelProto, model: ir.Model) -> ir.Model:
     inputs = list(result.graph.inputs)
     result.graph.inputs.clear()
     result.graph.inputs.extend(value for value in inputs if value.name in given or value.name not in large)
-    for value in inputs:
-        if value.name in large:
-            value.const_value = large[value.name]
-            result.graph.register_initializer(value)
+    values = {**result.graph.initializers, **{str(v.name): v for v in inputs if v.name in large}}
+    result.graph.initializers.clear()
+    # In the order of the model, which its digest depends on.
+    for name in dict.fromkeys((*model.graph.initializers, *values)):
+        if (value := values.get(name)) is not None:
+            value.const_value = large.get(name, value.const_value)
+            result.graph.initializers.add(value)
     result.meta.update(model.meta)
     return result
 

@@ -125,7 +125,8 @@ def check_stored(model: ModelProto, elsewhere: Container[str] = ()) -> None:
 def _mapped(place: str, offset: int, size: int) -> npt.NDArray[np.uint8]:
     """Return a part of a file as bytes that are read when they are needed."""
     try:
-        found = max(os.path.getsize(place) - offset, 0)
+        with open(place, "rb") as file:
+            found = max(os.fstat(file.fileno()).st_size - offset, 0)
     except FileNotFoundError as error:
         raise InvalidArgumentError(f"{place}: no such file; put it beside the model, under this name") from error
     if found < size:
