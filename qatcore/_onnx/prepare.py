@@ -108,6 +108,8 @@ def _compute_forms(model: ir.Model) -> None:
         given = [value for value in node.inputs if value is not None]
         if not is_a(node, _FORMS) or not all(is_constant(v) and v.dtype != ir.DataType.STRING for v in given):
             continue
+        if node.op_type == "Constant" and "value" not in node.attributes:
+            continue
         [output] = node.outputs
         name = str(output.name)
         stays = is_seen(output)

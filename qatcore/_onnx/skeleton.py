@@ -30,18 +30,34 @@ def model_of(proto: ModelProto) -> ir.Model:
     try:
         result = ir.from_proto(proto)
     except Exception as error:  # the exception depends on the fault
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise InvalidArgumentError(f"model: it is not valid: {str(cause).splitlines()[0]}") from error
+        raise _not_valid(error) from error
     if proto.training_info:
         result.meta[_TRAINING] = list(proto.training_info)
     return result
 
 
+def _not_valid(error: BaseException) -> InvalidArgumentError:
+    """Return an error with what was the first cause of another one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = str(error).splitlines()[0]
+    return InvalidArgumentError(
+        f"model: it is not valid: {'there are names in it that are not UTF-8' if 'utf-8' in said else said}"
+    )
+
+
 def proto_of(model: ir.Model) -> ModelProto:
-    """Return a model as a protocol buffer."""
-    proto = ir.serde.serialize_model(model)
+    """Return a model as a protocol buffer.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there are names in it that are no text.
+    """
+    try:
+        proto = ir.serde.serialize_model(model)
+    except ir.serde.SerdeError as error:
+        raise _not_valid(error) from error
     proto.training_info.extend(model.meta.get(_TRAINING, []))
     known = [value for value in proto.graph.value_info if value.name not in model.graph.initializers]
     del proto.graph.value_info[:]
@@ -70,7 +86,8 @@ def without_values(model: ir.Model) -> ModelProto:
     try:
         for name, tensor in large.items():
             head = TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-            head.doc_string = tensor.doc_string or ""
+            if tensor.doc_string:
+                head.doc_string = tensor.doc_string
             empty = values[name].const_value = ir.serde.TensorProtoTensor(head)
             empty.metadata_props.update(tensor.metadata_props)
         return proto_of(model)
