@@ -543,7 +543,7 @@ def _quantizer(
 ) -> tuple[Quantizer, Calibration | None]:
     float_model = ready(exact, options)
     if not options.needs_data:
-        return Quantizer(float_model, options, {}, _sample(data, options, phases)), None
+        return Quantizer(float_model, options, {}, _sample(data, options, phases), phases.begin), None
     if calibration is None:
         if data is None:
             raise InvalidArgumentError(
@@ -562,7 +562,7 @@ def _quantizer(
         used.check_model(digest_of(exact))
         if not used.finished:
             raise InvalidArgumentError("calibration: expected a finished one, got one that was interrupted; resume it")
-    return Quantizer(float_model, options, used.collectors, _sample(data, options, phases)), used
+    return Quantizer(float_model, options, used.collectors, _sample(data, options, phases), phases.begin), used
 
 
 def _sample(data: Data | None, options: Options, phases: Phases) -> list[Batch]:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -39,7 +40,7 @@ ACTIVATIONS = frozenset({"Relu", "Clip"})
 MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
 MOVES |= {"Unsqueeze"}
 #: The types of weights that can be quantised.
-WEIGHT_TYPES = (np.dtype(np.float32), np.dtype(np.float16))
+WEIGHT_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 #: Where it is kept whether all values of a weight are finite.
 _IS_FINITE = "qatcore.is_finite"

@@ -24,7 +24,7 @@ from .graph import array_of, input_of, is_a, is_seen, opset_of, readers_of, valu
 from .judging import Judge, halves, helpful
 from .model import describe, description
 from .plan import DEFAULT_OPERATORS, Plan, WeightAxes, bias_of, plan, tail, weight_axes
-from .precision import computes_in_float16
+from .precision import computes_in_half
 from .prepare import prepared
 from .ranges import (
     ACTIVATIONS,
@@ -38,6 +38,8 @@ from .session import session_of
 from .skeleton import fault_of, known_shapes
 from .weights import WEIGHTS, Weight, coded_weight, weight_scale
 
+#: From so many bytes of weights on, progress says how many are done.
+_MUCH = 1e8
 #: How many int4 weights share a scale by default.
 GROUP_SIZE = 32
 
@@ -127,7 +129,7 @@ def ready(model: ir.Model, options: Options) -> ir.Model:
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
     how = {"keep_inputs": options.keep_inputs, "in_float32": options.needs_data}
     result = prepared(model, options.opset, **how)
-    if computes_in_float16(result) and opset_of(result) < 19:  # the first opset that quantises float16
+    if computes_in_half(result) and opset_of(result) < 19:  # the first opset that quantises these
         return prepared(model, 19, **how)
     return result
 
@@ -144,6 +146,9 @@ class Quantizer:
         Collectors of the tensors in the plan, and perhaps of others.  None are needed for weights alone.
     sample : sequence of dict
         Batches to correct biases with.  Without any, no bias is corrected.
+    begin : callable, optional
+        ``begin(name, total)`` begins to show the progress of choosing weights, and returns what to call with how many
+        are done and with a note.
 
     Attributes
     ----------
@@ -163,6 +168,7 @@ class Quantizer:
         options: Options,
         collectors: dict[str, CalibrationCollector],
         sample: Sequence[Batch] = (),
+        begin: Callable[[str, int], Callable[..., None]] | None = None,
     ) -> None:
         self.float_model, self.options, self._sample = model, options, sample
         self.plan = plan(model, options.ops, options.exclude)
@@ -193,7 +199,7 @@ class Quantizer:
                     bounds = [array_of(input_of(maker, position)) for position in (1, 2)]
                     self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
         self._weights: dict[str, Weight] = {}
-        self._choose_weights()
+        self._choose_weights(None if begin is None else begin("weights", len(self.plan.nodes)))
 
     def _leave_unreached(self, collectors: dict[str, CalibrationCollector]) -> None:
         """Remove nodes from the plan whose tensors had no elements in any batch, because these have no range."""
@@ -211,11 +217,12 @@ class Quantizer:
         if self.unreached:
             self.plan = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=self.unreached)
 
-    def _choose_weights(self) -> None:
-        options = self.options
+    def _choose_weights(self, progress: Callable[..., None] | None) -> None:
+        options, total = self.options, sum(self._weight_of(node).nbytes for node in self.plan.nodes)
+        done = 0
         readers = Counter(node.inputs[1] for node in self.plan.nodes)
         chosen: dict[tuple[ir.Value | None, WeightAxes | None], Weight] = {}
-        for node in self.plan.nodes:
+        for n, node in enumerate(self.plan.nodes, start=1):
             weight = self._weight_of(node)
             outputs = weight_axes(node, weight.ndim)
             key = (node.inputs[1], outputs)
@@ -231,6 +238,9 @@ class Quantizer:
                     scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
                 chosen[key] = coded_weight(weight, scale, None if outputs is None else outputs.channels)
             self._weights[str(node.name)] = chosen[key]
+            done += weight.nbytes
+            if progress is not None:
+                progress(n, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if total > _MUCH else "")
 
     @property
     def corrects(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -437,8 +438,9 @@ def passes(codes: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | 
 
 def as_stored(scale: npt.NDArray[np.float64], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Return scales in the type of what they scale, limited to its normal numbers."""
-    least = np.finfo(dtype).smallest_normal
-    return np.ascontiguousarray(np.clip(scale, least, np.finfo(dtype).max)).reshape(scale.shape).astype(dtype)
+    limits = ml_dtypes.finfo(dtype)
+    least, greatest = float(limits.smallest_normal), float(limits.max)
+    return np.ascontiguousarray(np.clip(scale, least, greatest)).reshape(scale.shape).astype(dtype)
 
 
 def tensor_of_codes(quantize: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | None]:

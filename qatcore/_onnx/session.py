@@ -135,6 +135,9 @@ def check_loads(model: ir.Model) -> None:
     except InvalidArgumentError as error:
         own = {schema.domain for schema in get_all_operator_schema()} | {"ai.onnx"}
         others = sorted({node.domain for node in all_nodes(model)} - own - {domain for domain, *_ in model.functions})
+        if not others and any(value.dtype == ir.DataType.BFLOAT16 for value in model.graph.initializers.values()):
+            notice("model: it computes in bfloat16, which ONNX Runtime lacks on the CPU, so it was not loaded there")
+            return
         if not others:
             raise InvalidArgumentError(f"quantised {error}") from error
         notice(

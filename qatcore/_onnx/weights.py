@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -150,7 +151,7 @@ def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, g
     else:
         scale = _scales_of_rows(weight, _Rows(weight.shape, axis, size), bits)
     finest = np.min(scale, where=scale > 0.0, initial=math.inf)
-    scale[scale == 0.0] = finest if finest < math.inf else np.finfo(weight.dtype).eps
+    scale[scale == 0.0] = finest if finest < math.inf else float(ml_dtypes.finfo(weight.dtype).eps)
     if axis is not None and size is not None:
         scale = np.moveaxis(scale, -1, axis)
     stored = as_stored(scale, weight.dtype)

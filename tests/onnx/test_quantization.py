@@ -251,6 +251,23 @@ def test_float16(activations):
     assert sqnr(exact.astype(np.float32), found.astype(np.float32)) > 30
 
 
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_bfloat16_weights(kind):
+    """They are quantised without a runtime for them: codes and scales are near those of the same values in float32."""
+    exact = onnx_models.normal(64, 48).astype(ml_dtypes.bfloat16)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], "product")
+    inputs, outputs = (
+        onnx_models.value(name, ["N", n], onnx.TensorProto.BFLOAT16) for name, n in (("x", 64), ("y", 48))
+    )
+    model = onnx_models.model([node], [inputs], [outputs], [onnx_models.tensor("w", exact)])
+    with pytest.warns(qatcore.onnx.ModelWarning, match="it computes in bfloat16, which ONNX Runtime lacks"):
+        made = qatcore.onnx.quantize_model(model, weights=kind, activations="none")
+    onnx.checker.check_model(made, full_check=True)
+    values, _, scale = onnx_models.dequantized(made, made.graph.node[-1], 1)
+    assert scale.dtype == ml_dtypes.bfloat16
+    assert sqnr(exact.astype(np.float32), values.astype(np.float32)) > {"int8": 38, "int4": 17, "fp8": 28}[kind]
+
+
 def test_float16_behind_a_relu_and_in_constants():
     """What a convolution writes has its type, also where only its Relu's output has codes."""
     weight = onnx_models.tensor("w", onnx_models.normal(4, 3, 3, 3).astype(np.float16))
