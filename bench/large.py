@@ -182,6 +182,7 @@ def samples(model: str) -> np.ndarray:
 
 def quantise(work: Work, path: Path, output: Path) -> None:
     """Do a row's work, as the command does it."""
+    import qatcore.onnx  # noqa: F401 (so that importing it is not timed)
     from qatcore._cli.command import main as command
 
     arguments = ["quantize", str(path), "-o", str(output), "--quiet", *work.options]
