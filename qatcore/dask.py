@@ -7,7 +7,7 @@ threads, processes, or the active `distributed.Client`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ try:
     import dask
     import dask.array
     from dask.delayed import Delayed, delayed
-    from distributed import Client, default_client
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("qatcore.dask needs Dask: pip install 'qatcore[dask]'", name=_missing.name) from _missing
 
@@ -26,6 +25,9 @@ from ._base.errors import InvalidArgumentError
 from ._base.formats import QuantBits
 from ._calibration.calibrate import checked_options, distinct_layers, iterate_batches, specs_of
 from ._calibration.collector import CalibrationCollector
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["calibrate_model", "calibrate_onnx", "collect"]
 
@@ -183,13 +185,6 @@ def calibrate_onnx(
     from ._onnx.api import calibrate_on
     from ._onnx.plan import DEFAULT_OPERATORS
 
-    if client is None:
-        try:
-            client = default_client()
-        except ValueError as error:
-            raise InvalidArgumentError(
-                "client: expected an active distributed.Client, got none; make one before, such as Client()"
-            ) from error
     return calibrate_on(
         client,
         model,

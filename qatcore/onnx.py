@@ -9,7 +9,7 @@ try:
     from ._onnx.sensitivity import Sensitivity
 except ModuleNotFoundError as _error:
     _package = (_error.name or "").partition(".")[0]
-    if _package not in {"onnx", "onnxruntime", "rich", "google"}:
+    if _package not in {"google", "onnx", "onnx_ir", "onnxruntime", "rich"}:
         raise
     raise ModuleNotFoundError(f"qatcore.onnx needs {_package}: pip install 'qatcore[onnx]'", name=_package) from _error
 

@@ -135,7 +135,7 @@ def calibrate(
 
 
 def calibrate_on(
-    client: Client,
+    client: Client | None,
     model: Model,
     data: Source,
     *,
@@ -145,8 +145,9 @@ def calibrate_on(
     progress: bool,
 ) -> Calibration:
     """Do the work of `qatcore.dask.calibrate_onnx`."""
-    from .cluster import Cluster  # needs distributed
+    from .cluster import Cluster, active_client  # needs distributed
 
+    client = active_client() if client is None else client
     exact = read_model(model)
     batches, result = Data(data, InputSpec(exact), batch_size), Calibration()
     cluster = Cluster(client, os.fspath(model) if isinstance(model, (str, os.PathLike)) else None)

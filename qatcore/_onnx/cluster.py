@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from distributed import Client, Future, KilledWorker, LocalCluster, get_worker, wait
+from distributed import Client, Future, KilledWorker, LocalCluster, default_client, get_worker, wait
 
 from .. import __version__
 from .._base.errors import InvalidArgumentError
@@ -122,6 +122,22 @@ def _merge(parts: list[tuple[Collectors, int]]) -> tuple[Collectors, int]:
         for name, collector in collectors.items():
             total[name].merge(collector)
     return total, sum(samples for _, samples in parts)
+
+
+def active_client() -> Client:
+    """Return the active client.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If there is none.
+    """
+    try:
+        return default_client()
+    except ValueError as error:
+        raise InvalidArgumentError(
+            "client: expected an active distributed.Client, got none; make one before, such as Client()"
+        ) from error
 
 
 @contextlib.contextmanager

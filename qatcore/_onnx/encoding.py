@@ -13,8 +13,8 @@ from .skeleton import large_tensors, without_values
 
 #: The most bytes of weights in a model's own file: a protocol buffer is limited to 2 GiB.
 _MOST_INSIDE = 3 << 29
-#: Weights in a file of their own begin at multiples of this, so that runtimes can map them.
-_ALIGNMENT = 4096
+#: In a file of their own, weights of so many bytes begin at a page, so that runtimes can map them; others at a line.
+_MAPPED, _PAGE, _LINE = 1 << 20, 4096, 64
 
 
 class Encoded:
@@ -43,7 +43,8 @@ class Encoded:
         for head in proto.graph.initializer:
             tensor = self._tensors.get(head.name)
             if tensor is not None and outside:
-                self._offsets.append(-(-self.data_size // _ALIGNMENT) * _ALIGNMENT)
+                step = _PAGE if tensor.nbytes >= _MAPPED else _LINE
+                self._offsets.append(-(-self.data_size // step) * step)
                 self.data_size = self._offsets[-1] + tensor.nbytes
                 head.data_location = onnx.TensorProto.EXTERNAL
                 for key, value in (("location", data), ("offset", self._offsets[-1]), ("length", tensor.nbytes)):
