@@ -27,7 +27,7 @@ from ._calibration.calibrate import checked_options, distinct_layers, iterate_ba
 from ._calibration.collector import CalibrationCollector
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from ._onnx.remote import calibrate_onnx
 
 __all__ = ["calibrate_model", "calibrate_onnx", "collect"]
 
@@ -143,57 +143,17 @@ def calibrate_model(
     return specs_of(observed, *how)
 
 
-def calibrate_onnx(
-    model: Any,
-    data: Any,
-    *,
-    client: Client | None = None,
-    ops: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
-    batch_size: int | None = None,
-    progress: bool = False,
-) -> Any:
-    """Calibrate an ONNX model on a cluster, to the same bits as `qatcore.onnx.calibrate`; needs the extra ``onnx``.
-
-    Each worker gets the model once and keeps it.  Workers read the files of a directory themselves, under the same
-    path; other data is read here and sent to them.  Batches of a killed worker are observed again on others.
-
-    Parameters
-    ----------
-    model : str, PathLike, ModelProto or onnx_ir.Model
-        If it is a path, and the weights take more than 256 MiB, workers read the model there.
-    data, ops, exclude, batch_size, progress
-        As `qatcore.onnx.calibrate` takes them.
-    client : distributed.Client, optional
-        By default the active one.
-
-    Returns
-    -------
-    qatcore.onnx.Calibration
-        For `quantize_model`.
-
-    Raises
-    ------
-    InvalidArgumentError
-        As `qatcore.onnx.calibrate` raises it.  If there is no client.  If a worker cannot read a batch, or has another
-        version of qatcore or ONNX Runtime.
-    OSError
-        If a file cannot be read.
-    TypeError
-        If an argument is of another type.
-    """
-    from ._onnx.api import calibrate_on
-    from ._onnx.plan import DEFAULT_OPERATORS
-
-    return calibrate_on(
-        client,
-        model,
-        data,
-        ops=DEFAULT_OPERATORS if ops is None else ops,
-        exclude=exclude,
-        batch_size=batch_size,
-        progress=progress,
-    )
+def __getattr__(name: str) -> Any:
+    """Import what also needs the extra ``onnx`` when it is asked for."""
+    if name != "calibrate_onnx":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from ._onnx.remote import calibrate_onnx
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"qatcore.dask.{name} needs {error.name}: pip install 'qatcore[dask,onnx]'", name=error.name
+        ) from error
+    return calibrate_onnx
 
 
 def _blocks(x: Any, kind: CalibrationCollector) -> Iterator[Delayed]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -43,9 +42,7 @@ from .session import FP8_RUNTIME, check_loads, lacks_fp8
 from .skeleton import proto_of
 
 if TYPE_CHECKING:
-    from distributed import Client
-
-    from .cluster import Cluster
+    from .cluster import Cluster  # needs distributed
 
 _FP8_NEEDS = f"FP8 in a model with quantised activations needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
 
@@ -131,30 +128,6 @@ def calibrate(
     with Phases(shown=as_flag(progress, "progress")) as phases:
         tick = phases.begin("calibrating", batches.total)
         run_calibration(exact, batches, options, result, tensors=tensors, resume=resume, progress=tick)
-    return result
-
-
-def calibrate_on(
-    client: Client | None,
-    model: Model,
-    data: Source,
-    *,
-    ops: Iterable[str],
-    exclude: Iterable[str],
-    batch_size: int | None,
-    progress: bool,
-) -> Calibration:
-    """Do the work of `qatcore.dask.calibrate_onnx`."""
-    from .cluster import Cluster, active_client  # needs distributed
-
-    client = active_client() if client is None else client
-    exact = read_model(model)
-    batches, result = Data(data, InputSpec(exact), batch_size), Calibration()
-    cluster = Cluster(client, os.fspath(model) if isinstance(model, (str, os.PathLike)) else None)
-    with Phases(shown=as_flag(progress, "progress")) as phases:
-        tick = phases.begin("calibrating", batches.total)
-        options = Options.checked(ops=ops, exclude=exclude)
-        run_calibration(exact, batches, options, result, cluster=cluster, progress=tick)
     return result
 
 
