@@ -11,6 +11,7 @@ import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -180,7 +181,7 @@ class _Tree:
     def result(self) -> tuple[Collectors, int]:
         """Return the sum of all results."""
         rest = [future for level in self._levels for future in level]
-        result: tuple[Collectors, int] = self._client.submit(_merge, rest, pure=False).result()
+        result: tuple[Collectors, int] = _result_of(self._client.submit(_merge, rest, pure=False))
         return result
 
 
@@ -253,19 +254,37 @@ def _observed_on(
         while len(waiting) > most:
             finished, waiting = wait(waiting, return_when="FIRST_COMPLETED")
             for future in finished:
-                future.result()  # raises what the worker raised
+                _result_of(future)  # raises what the worker raised
             done += len(finished)
             if progress is not None:
                 progress(done)
 
+    most = _WAITING * max(sum(client.nthreads().values()), 1)
+    for shard in data.shards():
+        future = client.submit(_observe, sent, shard, pure=False)
+        waiting.add(future)
+        tree.add(future)
+        finish(most)
+    finish(0)
+    return tree.result()
+
+
+def _result_of(future: Future) -> Any:
+    """Return the result of a task.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the task failed.
+    """
     try:
-        most = _WAITING * max(sum(client.nthreads().values()), 1)
-        for shard in data.shards():
-            future = client.submit(_observe, sent, shard, pure=False)
-            waiting.add(future)
-            tree.add(future)
-            finish(most)
-        finish(0)
-        return tree.result()
+        return future.result()
+    except InvalidArgumentError:
+        raise
     except KilledWorker as error:
         raise InvalidArgumentError(f"cluster: workers were killed again and again: {error}") from error
+    except Exception as error:  # such as a worker that lacks a package
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InvalidArgumentError(
+            f"cluster: a worker failed: {said}; workers need qatcore[dask,onnx] in version {__version__}"
+        ) from error

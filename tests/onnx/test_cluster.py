@@ -102,6 +102,20 @@ def test_what_a_worker_cannot_read_is_told(client, folder):
         calibrate_onnx(MODEL, "data", client=client)
 
 
+def test_data_without_batches(client):
+    with pytest.raises(InvalidArgumentError, match="data: expected at least one batch, got none"):
+        calibrate_onnx(MODEL, [], client=client)
+
+
+def test_a_worker_that_lacks_a_package_is_told(client, folder, monkeypatch):
+    def missing(_):
+        raise ModuleNotFoundError("No module named 'onnxruntime'")
+
+    monkeypatch.setattr(cluster._SESSIONS, "of", missing)
+    with pytest.raises(InvalidArgumentError, match=r"^cluster: a worker failed: ModuleNotFoundError: No module named"):
+        calibrate_onnx(MODEL, "data", client=client)
+
+
 def test_other_versions_are_told(client, folder, monkeypatch):
     versions = iter([("9.9", "1.0")])
     given = cluster._versions()
