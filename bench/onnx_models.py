@@ -111,14 +111,13 @@ def quantize_ours(task: Task, variant: str, output: Path) -> None:
 
 def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
     """Return everything about one model by one variant; a directory keeps what the rows share."""
-    import onnx
-
     from qatcore._onnx.comparison import latency_of
     from qatcore._onnx.metric import Noise
+    from qatcore._onnx.model import read_model
     from qatcore._onnx.session import named_run, session_of
 
     task = magika(kept=kept) if name == "magika" else TASKS[name]()
-    exact = onnx.load(task.path)
+    exact = read_model(task.path)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "quantized.onnx")
         before, start = peak(), time.perf_counter()
@@ -129,10 +128,10 @@ def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
         else:
             quantize_theirs(task, variant, output)
         seconds, memory = time.perf_counter() - start, peak() - before
-        model = onnx.load(output)
+        model = read_model(output)
         size = output.stat().st_size
     result: dict[str, Any] = {"seconds": seconds, "memory": memory, "bytes": size, "tests": {}}
-    names = [value.name for value in exact.graph.output]
+    names = [str(value.name) for value in exact.graph.outputs]
     session = None if variant == FLOAT else session_of(model)
     for number, (test, batches) in enumerate(task.tests.items()):
         right, same, noises = [], [], [Noise() for _ in names]
@@ -149,7 +148,7 @@ def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
             "sqnr": min(noise.sqnr for noise in noises),
         }
         result["latency"] = latency_of([exact, model], batches[0])
-    about = {entry.key: entry.value for entry in model.metadata_props}.get("qatcore")
+    about = model.metadata_props.get("qatcore")
     if "max_drop" in OURS.get(variant, {}) and about:
         result["float_nodes"] = json.loads(about)["float"]
         result["share"] = share_of(task, model)
@@ -173,23 +172,20 @@ def float_outputs(
 
 def share_of(task: Task, model: Any) -> float:
     """Return the part of all multiplications by constant weights that a quantised model does on codes."""
-    import onnx
-
+    from qatcore._onnx.model import read_model
     from qatcore._onnx.plan import plan
     from qatcore._onnx.quantization import Options, ready
     from qatcore._onnx.sensitivity import node_multiply_adds
 
-    exact = ready(onnx.load(task.path), Options())
+    exact = ready(read_model(task.path), Options())
     work = node_multiply_adds(exact, plan(exact).nodes, task.calibration[0])
-    about = {entry.key: entry.value for entry in model.metadata_props}["qatcore"]
+    about = model.metadata_props["qatcore"]
     done = sum(work[name] for name in json.loads(about)["nodes"])
     return 100.0 * done / sum(work.values())
 
 
 def calibrator(what: str, images: int) -> dict[str, Any]:
     """Run the recogniser's calibration by one of three, and return seconds and the process's peak memory."""
-    import onnx
-
     task = TASKS["recogniser"]()
     batches = [task.calibration[i % len(task.calibration)] for i in range(images)]
     tensors = theirs_observe(task)
@@ -211,9 +207,10 @@ def calibrator(what: str, images: int) -> dict[str, Any]:
         calibration = qatcore.onnx.calibrate(task.path, batches, tensors=tensors)
         n = len(qatcore.choose_specs(calibration.collectors, "kl", include_zero=True))
     else:
+        from qatcore._onnx.model import read_model
         from qatcore._onnx.session import run, session_of
 
-        session, n = session_of(onnx.load(task.path)), 0
+        session, n = session_of(read_model(task.path)), 0
         for batch in batches:
             run(session, None, batch)
     return {"seconds": time.perf_counter() - start, "memory": peak(), "tensors": n, "images": images}

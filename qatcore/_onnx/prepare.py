@@ -32,7 +32,7 @@ from .graph import (
     unused_name,
 )
 from .opsets import inlined, upgraded
-from .precision import to_float32
+from .precision import computes_in_half, to_float32
 
 #: Operators that only change the form of a constant.  Constants that are read through them are computed beforehand.
 _FORMS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
@@ -45,7 +45,7 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_
     computed.  Batch norms, and constant factors and terms behind a convolution, are folded into it.  The factors of a
     Gemm are folded into its weights and bias.  Operators are brought to `opset` if theirs is older.
 
-    If `in_float32`, what is computed in float16 is then computed in float32.
+    If `in_float32`, and there are constants of float16 or bfloat16, the model then computes in float32.
 
     Inputs, outputs and metadata stay as they are, and so do the names of all tensors that are left.  The exception is
     `initializers_among_inputs`: they are no longer inputs, unless `keep_inputs` is true and the IR version at least 4.
@@ -67,7 +67,7 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(result)
     except ValueError as error:
         raise InvalidArgumentError(f"model: it is not valid: {str(error).splitlines()[0]}") from error
-    if in_float32:
+    if in_float32 and computes_in_half(result):
         to_float32(result)
     _compute_forms(result)
     _fold_into_convolutions(result)
