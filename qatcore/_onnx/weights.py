@@ -155,7 +155,8 @@ def weight_scale(weight: npt.NDArray[Any], axes: WeightAxes | None, kind: str, g
     if axis is not None and size is not None:
         scale = np.moveaxis(scale, -1, axis)
     stored = as_stored(scale, weight.dtype)
-    return Scale(dtype, stored, np.zeros(stored.shape, np.int32), axis, size)
+    # Zeros that take no memory: groups may be many.
+    return Scale(dtype, stored, np.broadcast_to(np.int32(0), stored.shape), axis, size)
 
 
 def _scale_of_all(weight: npt.NDArray[Any], bits: QuantBits) -> npt.NDArray[np.float64]:
