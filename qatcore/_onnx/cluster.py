@@ -24,8 +24,7 @@ from .._calibration.collector import CalibrationCollector
 from .calibration import Calibration, digest_of, observed
 from .data import Data, InputSpec, Shard
 from .model import read_model
-from .prepare import prepared
-from .quantization import Options
+from .quantization import Options, ready
 from .session import Tap
 from .skeleton import proto_of, weight_bytes
 
@@ -97,7 +96,7 @@ def _opened(job: Job) -> tuple[Tap, InputSpec]:
         exact = read_model(job.model)
         if digest_of(exact) != job.digest:
             raise InvalidArgumentError(f"{job.model} is another model there")
-        model = prepared(exact, keep_inputs=job.keep_inputs, in_float32=True)
+        model = ready(exact, Options(keep_inputs=job.keep_inputs))
     return Tap(model, job.tensors), InputSpec(model)
 
 
