@@ -21,7 +21,7 @@ from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models
 from .data import Batch, Data, InputSpec, Source
 from .display import Phases
-from .graph import inputs_of, names_of, values_by_name
+from .graph import inputs_of, names_of, tensors_of
 from .metric import Metric, Score
 from .model import Model, class_counts, describe, description, read_model, refuse_output, write_model
 from .notices import notice
@@ -569,7 +569,7 @@ def run_calibration(
         names = plan(float_model, options.ops, options.exclude).tensors
     else:
         float_model, names = exact, list(dict.fromkeys(tensors))
-        known = set(values_by_name(exact.graph)) - set(exact.graph.initializers) | set(names_of(inputs_of(exact)))
+        known = tensors_of(exact)
         unknown = [name for name in names if name not in known]
         if unknown:
             raise InvalidArgumentError(f"tensors: there is no tensor {unknown[0]!r} in the model")

@@ -21,8 +21,8 @@ from .graph import (
     input_of,
     is_a,
     names_of,
+    read_by,
     set_input,
-    subgraphs,
     unused_name,
 )
 from .plan import Bias, bias_of
@@ -189,7 +189,7 @@ class _Part:
 
     def _opened(self, tensors: dict[str, Any]) -> Any:
         """Return a session whose inputs have the types of these tensors; they are not known before."""
-        read = dict.fromkeys(value for node in self._nodes for value in _read_by(node))
+        read = dict.fromkeys(value for node in self._nodes for value in read_by(node))
         given = [value for value in read if value.name in tensors]
         constants = [value for value in read if value.is_initializer() and value.name not in tensors]
         imports, nodes = self._model.opset_imports, self._nodes
@@ -210,18 +210,18 @@ def _parts(model: ir.Model, places: list[_Place]) -> Iterator[_Part]:
     nodes, constants = list[ir.Node](), dict[ir.Value, ir.Node]()
     for node in reversed(model.graph):
         if not needed.isdisjoint(node.outputs):
-            needed |= _read_by(node)
+            needed |= read_by(node)
             if _is_constant(node):  # each part that needs it gets a copy
                 constants[node.outputs[0]] = node
             else:
                 nodes.append(node)
     nodes.reverse()
-    last_read = {value: n for n, node in enumerate(nodes) for value in _read_by(node) if value not in constants}
+    last_read = {value: n for n, node in enumerate(nodes) for value in read_by(node) if value not in constants}
     start = 0
     for stop, node in enumerate(nodes, start=1):
         if any(value.name in cuts for value in node.outputs):
             chosen = nodes[start:stop]
-            own = dict.fromkeys(constants[value] for each in chosen for value in _read_by(each) if value in constants)
+            own = dict.fromkeys(constants[value] for each in chosen for value in read_by(each) if value in constants)
             kept = {value for value, n in last_read.items() if n >= stop} | {node.outputs[0]}
             yield _Part(model, [*own, *chosen], kept)
             start = stop
@@ -230,13 +230,6 @@ def _parts(model: ir.Model, places: list[_Place]) -> Iterator[_Part]:
 def _is_constant(node: ir.Node) -> bool:
     """Return whether a node only dequantises constant codes."""
     return is_a(node, {"DequantizeLinear"}) and all(value is None or value.is_initializer() for value in node.inputs)
-
-
-def _read_by(node: ir.Node) -> set[ir.Value]:
-    """Return what a node reads, and what graphs inside of it read from around the node."""
-    inner = (value for graph in subgraphs(node) for each in graph.all_nodes() for value in each.inputs)
-    captured = {value for value in inner if value is not None and value.graph is node.graph}
-    return captured | {value for value in node.inputs if value is not None}
 
 
 def _type_of(value: Any) -> tuple[ir.TypeProtocol, ir.Shape | None]:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .data import Batch, Data
-from .graph import inputs_of, is_a, names_of, values_by_name
+from .graph import is_a, names_of, tensors_of
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
 from .model import file_bytes
 from .rewriting import tensor_of_codes
@@ -203,8 +203,7 @@ def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any
 
 def _tensors_with_codes(exact: ir.Model, quantized: ir.Model) -> dict[str, str]:
     """Return the float model's tensors that have codes in the quantised one, and their dequantised tensors there."""
-    known = set(values_by_name(exact.graph)) - set(exact.graph.initializers) | set(names_of(inputs_of(exact)))
-    pairs = {}
+    known, pairs = tensors_of(exact), {}
     for node in quantized.graph:
         if is_a(node, {"QuantizeLinear"}):
             tensor, _, values = tensor_of_codes(node)

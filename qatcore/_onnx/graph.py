@@ -108,14 +108,21 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not is_seen(value) else None
 
 
-def maker_of(value: ir.Value | None) -> ir.Node | None:
-    """Return the node that makes a value, if one does."""
-    return None if value is None else value.producer()
-
-
 def values_by_name(graph: ir.Graph) -> dict[str, ir.Value]:
     """Return the inputs and initializers of a graph and what its nodes make, by their names."""
     return ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+
+
+def tensors_of(model: ir.Model) -> set[str]:
+    """Return the names of a model's inputs and of what its nodes make."""
+    return set(values_by_name(model.graph)) - set(model.graph.initializers) | set(names_of(inputs_of(model)))
+
+
+def read_by(node: ir.Node) -> set[ir.Value]:
+    """Return what a node reads, and what graphs inside of it read from around the node."""
+    inner = (value for graph in subgraphs(node) for each in graph.all_nodes() for value in each.inputs)
+    captured = {value for value in inner if value is not None and value.graph is node.graph}
+    return captured | {value for value in node.inputs if value is not None}
 
 
 def all_names(model: ir.Model) -> set[str]:

@@ -23,7 +23,6 @@ from .graph import (
     is_captured,
     is_constant,
     is_seen,
-    maker_of,
     only_reader,
     readers_of,
     shape_of,
@@ -258,7 +257,7 @@ def _find_tensors(result: Plan, everything: Plan) -> None:
     result.readers = {str(node.name) for node in result.nodes}
     for name, value in read.items():
         source, moves = value, list[ir.Node]()
-        while (maker := maker_of(source)) is not None and is_move(maker) and maker.inputs[0] is not None:
+        while (maker := source.producer()) is not None and is_move(maker) and maker.inputs[0] is not None:
             source = maker.inputs[0]
             moves.append(maker)
             if source.name in everything.outputs:

@@ -26,10 +26,10 @@ from .graph import (
     is_constant,
     is_seen,
     only_reader,
+    read_by,
     readers_of,
     replace_reads,
     shape_of,
-    subgraphs,
     take_place,
     unused_name,
     values_by_name,
@@ -98,9 +98,7 @@ class Rewriter:
         self._chosen = set[ir.Value]()
         for node in self._graph:
             read = {value for value in node.inputs if value is not None}
-            captured = {v for graph in subgraphs(node) for n in graph.all_nodes() for v in n.inputs if v is not None}
-            captured = {value for value in captured if value.graph is self._graph}
-            if is_a(node, {"Shape", "Size"}) or self._fixed >= read | captured:
+            if is_a(node, {"Shape", "Size"}) or self._fixed >= read_by(node):
                 self._fixed.update(node.outputs)
             elif not is_a(node, OPERATORS) and self._chosen >= read - self._fixed:
                 self._chosen.update(node.outputs)
