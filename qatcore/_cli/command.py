@@ -153,6 +153,7 @@ def _add_quantize(commands: Any) -> None:
     )
     command.add_argument(
         "--method",
+        type=lambda name: "minmax" if name == "min_max" else name,
         choices=("mse", "kl", "percentile", "minmax", "auto"),
         help="how to choose the ranges of activations (default: mse)",
     )

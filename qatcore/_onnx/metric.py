@@ -46,6 +46,8 @@ class Metric:
     """
 
     def __init__(self, score: Score | str | None = None, labels: str | None = None) -> None:
+        if labels is not None and not isinstance(labels, str):
+            raise TypeError(f"labels: expected the name of labels in the data, got {type(labels).__name__}")
         if score is not None and labels is not None:
             raise InvalidArgumentError(
                 "labels: expected none beside a metric, which gets the whole batch; leave out one"

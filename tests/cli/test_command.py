@@ -98,7 +98,7 @@ def test_a_wrong_argument_is_one_line(argv, said, capsys):
         ("quantize model.onnx --outptu=y.onnx", "--output"),
         ("quantize model.onnx -output y.onnx", "--output"),
         ("inspect model.onnx -json", "--json"),
-        ("quantize model.onnx --method min_max -o y.onnx", "minmax"),
+        ("quantize model.onnx --method min-max -o y.onnx", "minmax"),
         ("quantize model.onnx --method precentile -o y.onnx", "percentile"),
         ("quantize model.onnx --weights INT8 -o y.onnx", "int8"),
         ("quantize model.onnx --activations unit8 -o y.onnx", "uint8"),
