@@ -171,17 +171,16 @@ def float_outputs(
 
 
 def share_of(task: Task, model: Any) -> float:
-    """Return the part of all multiplications by constant weights that a quantised model does on codes."""
+    """Return the part of all multiplications by weights that a quantised model does on codes."""
     from qatcore._onnx.model import read_model
     from qatcore._onnx.plan import plan
     from qatcore._onnx.quantization import Options, ready
-    from qatcore._onnx.sensitivity import node_multiply_adds
+    from qatcore._onnx.work import all_multiply_adds, node_multiply_adds
 
-    exact = ready(read_model(task.path), Options())
-    work = node_multiply_adds(exact, plan(exact).nodes, task.calibration[0])
+    exact, batch = ready(read_model(task.path), Options()), task.calibration[0]
+    work = node_multiply_adds(exact, plan(exact).nodes, batch)
     about = model.metadata_props["qatcore"]
-    done = sum(work[name] for name in json.loads(about)["nodes"])
-    return 100.0 * done / sum(work.values())
+    return 100.0 * sum(work[name] for name in json.loads(about)["nodes"]) / all_multiply_adds(exact, batch)
 
 
 def calibrator(what: str, images: int) -> dict[str, Any]:

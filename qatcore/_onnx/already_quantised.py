@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx import NodeProto
 
 from .graph import all_nodes, array_of, input_of, inputs_of, is_a, is_captured, is_constant, readers_of
-from .plan import is_move
+from .regions import is_move
 from .rewriting import Scale
 
 #: Names of operators that make, read or compute on codes: QLinearConv, MatMulInteger, MatMulNBits, QGemm and so on.

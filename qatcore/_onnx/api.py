@@ -28,18 +28,18 @@ from .notices import notice
 from .plan import DEFAULT_OPERATORS, plan
 from .prepare import initializers_among_inputs
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
-from .ranges import PERCENTILE
+from .ranges import ACTIVATIONS, PERCENTILE
 from .sensitivity import (
     BATCHES,
     Search,
     Sensitivity,
     most_sensitive,
-    node_multiply_adds,
     node_sensitivities,
     within_drop,
 )
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
 from .skeleton import proto_of
+from .work import all_multiply_adds, node_multiply_adds
 
 if TYPE_CHECKING:
     from .cluster import Cluster  # needs distributed
@@ -398,14 +398,13 @@ class Quantization:
     data: Data | None
 
     def share(self) -> float | None:
-        """Return which part of all multiplications by constant weights is quantised, 0 to 1; None without data."""
+        """Return which part of all multiplications by weights is quantised, 0 to 1; None without data."""
         if self.data is None:
             return None
-        model, ops = self.quantizer.float_model, (*DEFAULT_OPERATORS, *self.quantizer.options.ops)
-        work = node_multiply_adds(model, plan(model, ops).nodes, next(iter(self.data)))
+        model, batch = self.quantizer.float_model, next(iter(self.data))
         kept = set(self.search.float_nodes if self.search else [])
-        done = sum(work[str(node.name)] for node in self.quantizer.plan.nodes if node.name not in kept)
-        return done / max(sum(work.values()), 1)
+        done = node_multiply_adds(model, [node for node in self.quantizer.plan.nodes if node.name not in kept], batch)
+        return sum(done.values()) / max(all_multiply_adds(model, batch), 1)
 
 
 def quantize(
@@ -566,7 +565,13 @@ def run_calibration(
     if tensors is None:
         # The lowest opset will do, whatever the options: the tensors do not depend on it.
         float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
-        names = plan(float_model, options.ops, options.exclude).tensors
+        # What is on codes between products depends on the format and the opset, and the calibration serves all.
+        names = [
+            name
+            for kind, any_pool in itertools.product(ACTIVATIONS, (False, True))
+            for name in plan(float_model, options.ops, options.exclude, activations=kind, any_pool=any_pool).tensors
+        ]
+        names = list(dict.fromkeys(names))
     else:
         float_model, names = exact, list(dict.fromkeys(tensors))
         known = tensors_of(exact)

@@ -164,6 +164,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "nodes": len(result.quantizer.plan.nodes) - len(kept),
         "kept_in_float": kept,
         "unreached": list(result.quantizer.unreached),
+        "slow_on_codes": list(result.quantizer.slow),
         "share_of_multiply_adds": share,
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
         "samples": result.calibration.samples if result.calibration else 0,
@@ -201,10 +202,12 @@ def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tu
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {counted(len(others), 'other tensor')}" if others else ""
         lines.append(("not finite", f"{n:,} values of {name}{more}; the ranges leave them out"))
-    if report["samples_left_out"]:
-        lines.append(("left out", f"{counted(report['samples_left_out'], 'sample')} at the end, too few for a batch"))
+    lines += _lines_of_left_out(report["samples_left_out"])
     if kept:
         lines.append(("in float", ", ".join(kept)))
+    if report["slow_on_codes"]:
+        what = counted(len(report["slow_on_codes"]), "convolution")
+        lines.append(("in float", f"{what} over one or two channels, faster so"))
     if report["score"] is not None:
         score = _score_line(report["metric"], tuple(report["score"].values()))
         lines.append((report["metric"], f"{score}, on the data given"))
@@ -222,6 +225,10 @@ def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tu
 
 def _lines_of_images(images: str | None) -> list[tuple[str, str]]:
     return [] if images is None else [("images", images)]
+
+
+def _lines_of_left_out(samples: int) -> list[tuple[str, str]]:
+    return [("left out", f"{counted(samples, 'sample')} at the end, too few for a batch")] if samples else []
 
 
 def _note_lines(notices: list[str]) -> list[tuple[str, str]]:
@@ -382,7 +389,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
         ) from None
     calibration.save(path)
     seconds = time.perf_counter() - start
-    _print_calibration(arguments, calibration, seconds, complete=complete, images=data.images_line, told=told)
+    images, left_out = data.images_line, data.left_out
+    _print_calibration(arguments, calibration, seconds, complete=complete, images=images, left_out=left_out, told=told)
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -414,6 +422,7 @@ def _print_calibration(
     *,
     complete: bool = False,
     images: str | None = None,
+    left_out: int = 0,
     told: list[str] | None = None,
 ) -> None:
     if arguments.json:
@@ -423,6 +432,7 @@ def _print_calibration(
                 "tensors": len(calibration.collectors),
                 "samples": calibration.samples,
                 "images": images,
+                "samples_left_out": left_out,
                 "notices": told or [],
                 "seconds": seconds,
             }
@@ -432,7 +442,7 @@ def _print_calibration(
     lines = [*_lines_of_images(images), ("observed", observed)]
     if complete:
         lines.append(("complete", "no run was interrupted, nothing was added; leave out --resume to start anew"))
-    lines += _note_lines(told or [])
+    lines += [*_lines_of_left_out(left_out), *_note_lines(told or [])]
     _print_lines([*lines, ("written", f"{arguments.output}, in {seconds:.1f} s")])
 
 
@@ -458,6 +468,7 @@ def _print_comparison(result: Comparison, told: list[str]) -> None:
         (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
         ("latency", _latency_line(*result.latency)),
     ]
+    lines += _lines_of_left_out(result.samples_left_out)
     if result.slower is not None:
         lines.append(("slower", result.slower))
     _print_lines([*lines, *_note_lines(told), ("size", _size_line(*result.size))])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .data import Batch, Data
-from .graph import is_a, names_of, tensors_of
+from .graph import is_a, names_of, readers_of, tensors_of
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
-from .model import file_bytes
+from .model import description, file_bytes
 from .rewriting import tensor_of_codes
 from .session import Tap, named_run, run, session_of
 from .skeleton import known_shapes
@@ -55,6 +55,8 @@ class Comparison:
         If the quantised model is slower: how ONNX Runtime runs it, and what to try.
     images : str or None
         If the data is a folder of images: how many there were, and how they became the model's input.
+    samples_left_out : int
+        How many samples at the end are too few for a batch of the size that the model takes.
     """
 
     metric: str
@@ -66,6 +68,7 @@ class Comparison:
     size: tuple[int, int]
     slower: str | None
     images: str | None = None
+    samples_left_out: int = 0
 
     @property
     def drop(self) -> float:
@@ -103,6 +106,7 @@ def compare_models(
         (file_bytes(exact), file_bytes(quantized)),
         why_slower(quantized, latency),
         data.images_line,
+        data.left_out,
     )
 
 
@@ -162,13 +166,16 @@ def _tensor_noise(exact: ir.Model, quantized: ir.Model, batches: list[Batch]) ->
     The models run once more for this: runtimes do not fuse the nodes around a tensor that they return, so the outputs
     may then differ.
     """
-    pairs = _tensors_with_codes(exact, quantized)
+    channels = description(quantized).get("channels", {})
+    pairs = _tensors_with_codes(exact, quantized, channels)
     noise = {name: Noise() for name in pairs}
     taps = Tap(exact, pairs), Tap(quantized, pairs.values())
     shapes: Mapping[str, list[int]] = {}
     for batch in batches:
         values, others = (tap.values(batch) for tap in taps)
         for name, other in pairs.items():
+            if other in channels:  # padded, for fast kernels
+                others[other] = others[other][:, : channels[other]]
             if not are_alike(values[name], others[other]):
                 shapes = shapes or known_shapes(exact)
                 _check_size_depends_on_values(name, shapes.get(name), values[name], others[other])
@@ -201,15 +208,24 @@ def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any
         )
 
 
-def _tensors_with_codes(exact: ir.Model, quantized: ir.Model) -> dict[str, str]:
-    """Return the float model's tensors that have codes in the quantised one, and their dequantised tensors there."""
+def _tensors_with_codes(exact: ir.Model, quantized: ir.Model, channels: Container[str]) -> dict[str, str]:
+    """Return the float model's tensors that have codes in the quantised one, and their dequantised tensors there.
+
+    `channels` are the tensors that have more channels than in the float model.
+    """
     known, pairs = tensors_of(exact), {}
+    # Their ranges fit what follows, and cut off what has no effect there.
+    fitted = description(quantized).get("fitted", [])
     for node in quantized.graph:
         if is_a(node, {"QuantizeLinear"}):
             tensor, _, values = tensor_of_codes(node)
             maker = tensor.producer()
             if maker is not None and tensor.name not in known and is_a(maker, {"Cast"}):  # from float16
                 tensor = maker.inputs[0] or tensor
-            if values is not None and tensor.name in known:
+            if values is None:
+                padded = [n for n in readers_of(node.outputs[0]) if is_a(n, {"Pad"})]
+                made = (reader.outputs[0] for pad in padded for reader in readers_of(pad.outputs[0]))
+                values = next((value for value in made if value.name in channels), None)
+            if values is not None and tensor.name in known and tensor.name not in fitted:
                 pairs[str(tensor.name)] = str(values.name)
     return pairs

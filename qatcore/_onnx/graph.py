@@ -75,6 +75,12 @@ def array_of(value: ir.Value | None) -> Array | None:
     return value.const_value.numpy()
 
 
+def are_equal(value: ir.Value | None, other: ir.Value | None) -> bool:
+    """Return whether two values are the same, or equal constants."""
+    first, second = array_of(value), array_of(other)
+    return value is other or (first is not None and second is not None and np.array_equal(first, second))
+
+
 def shape_of(value: ir.Value) -> tuple[int, ...]:
     """Return the shape of an initializer."""
     assert value.const_value is not None

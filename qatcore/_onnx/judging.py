@@ -12,7 +12,7 @@ from .comparison import tensor_outputs
 from .data import SAMPLE_BYTES, Batch, InputSpec
 from .graph import is_a, values_by_name
 from .metric import IncomparableError, Noise, is_of_floats
-from .plan import is_move
+from .regions import is_move
 from .session import Tap
 
 _Part = TypeVar("_Part")

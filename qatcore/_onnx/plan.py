@@ -20,30 +20,32 @@ from .graph import (
     dtype_of,
     input_of,
     is_a,
-    is_captured,
     is_constant,
     is_seen,
+    names_of,
     only_reader,
-    readers_of,
+    opset_of,
     shape_of,
     subgraphs,
 )
+from .hard_sigmoids import ALIASES
+from .regions import ON_CODES, between, data_of, is_captured_behind, is_written_on_codes, keeps_range, made_by, tail
 
 #: The operators that can be quantised.  Their second input is the weight.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 DEFAULT_OPERATORS = ("Conv", "Gemm", "MatMul")
 
-#: Operators that runtimes compute together with the convolution before them.
-ACTIVATIONS = frozenset({"Relu", "Clip"})
-#: Operators that move elements of their first input to other positions, and leave their values as they are.
-MOVES = frozenset({"DepthToSpace", "Flatten", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose"})
-MOVES |= {"Unsqueeze"}
 #: The types of weights that can be quantised.
 WEIGHT_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 #: Where it is kept whether all values of a weight are finite.
 _IS_FINITE = "qatcore.is_finite"
-_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+#: The channels of images.  A convolution over them gets a fourth one, and is then fast enough on codes.
+IMAGE_CHANNELS = 3
+#: Convolutions over so few channels are slower on codes.
+_FEW_CHANNELS = 2
+#: Layers that multiply each step of a sequence by their second and their third input.
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 @dataclass
@@ -61,8 +63,14 @@ class Plan:
     because : dict of str to onnx_ir.Node
         The node because of which each of these tensors gets codes.
     readers : set of str
-        The names of nodes that read the dequantised values of `inputs`: those that are quantised, and those that only
-        move elements from one tensor with codes to another.
+        The names of nodes that read the dequantised values of `inputs`: those that are quantised, and those between.
+    between : list of onnx_ir.Node
+        The nodes between products that are computed on codes.
+    written : dict of str to str
+        The tensors that quantised nodes read and that get codes because the node that makes them is written on codes.
+        The value is the tensor that gives the range.
+    ranges : dict of str to str
+        The tensors whose elements are moved, and those that they come from.
     """
 
     nodes: list[ir.Node] = field(default_factory=list)
@@ -70,6 +78,9 @@ class Plan:
     outputs: dict[str, str] = field(default_factory=dict)
     because: dict[str, ir.Node] = field(default_factory=dict)
     readers: set[str] = field(default_factory=set)
+    between: list[ir.Node] = field(default_factory=list)
+    written: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> list[str]:
@@ -100,6 +111,9 @@ def plan(
     exclude: tuple[str, ...] = (),
     *,
     float_nodes: Collection[str] = (),
+    activations: str = "uint8",
+    any_pool: bool | None = None,
+    within: Collection[str] | None = None,
 ) -> Plan:
     """Return the plan for a prepared model.
 
@@ -113,6 +127,12 @@ def plan(
         Names of nodes, or of tensors that they make, that stay in float.
     float_nodes : collection of str
         Names of more nodes that stay in float.  These may be all that are left.
+    activations : str
+        Their format.  What is computed between products depends on it.
+    any_pool : bool, optional
+        As in `between`.  By default it depends on the opset.
+    within : collection of str, optional
+        The nodes that may be computed between products, by default all.
 
     Raises
     ------
@@ -122,11 +142,15 @@ def plan(
     unknown = [op for op in ops if op not in OPERATORS]
     if unknown or not ops:
         raise InvalidArgumentError(f"ops: expected some of {', '.join(OPERATORS)}, got {[*unknown, 'none'][0]}")
+    aliases = model.meta.get(ALIASES, {})
+    exclude = tuple(name for name in (aliases.get(name, name) for name in exclude) if name)
     everything, result = Plan(), Plan()
-    unused, obstacles = set(exclude), list[str]()
+    unused, obstacles, left_out = set(exclude), list[str](), set(float_nodes)
     for node in model.graph:
         named = {node.name, *(value.name for value in node.outputs)} & set(exclude)
         unused -= named
+        if named:
+            left_out.add(str(node.name))
         if not is_a(node, OPERATORS):
             continue
         obstacle = _obstacle(node)
@@ -143,9 +167,14 @@ def plan(
         why = _why_nothing(model, ops, everything.nodes, obstacles)
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} can be quantised{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
+    # From opset 21 on, ONNX Runtime up to 1.32 makes an invalid model if int8 codes end ahead of a MaxPool.
+    pools = opset_of(model) >= 21 if any_pool is None else any_pool
+    how = {"operators": ON_CODES[activations], "any_pool": pools}
     # The range of a tensor does not depend on the chosen nodes, so that one calibration serves all choices.
-    _find_tensors(everything, everything)
-    _find_tensors(result, everything)
+    _find_tensors(everything, everything, model.graph, how)
+    possible = {str(node.name) for node in everything.between}
+    chosen = (possible if within is None else possible.intersection(within)) - left_out
+    _find_tensors(result, everything, model.graph, {**how, "within": chosen})
     return result
 
 
@@ -188,14 +217,15 @@ def bias_of(node: ir.Node) -> Bias | None:
     return Bias(adder, position, values)
 
 
-def multiply_adds(node: ir.Node, weight: tuple[int, ...], source: tuple[int, ...], output: tuple[int, ...]) -> int:
-    """Return how many multiplications a node does, from the shapes of its weight, input and output."""
-    if node.op_type == "ConvTranspose":  # each input element is multiplied by all weights of its channel
-        return math.prod(source) * math.prod(weight[1:])
-    axes = weight_axes(node, len(weight))
-    if axes is None:
-        return math.prod(output) * weight[0]
-    return math.prod(output) * weight[axes.summed] * (math.prod(weight[2:]) if node.op_type == "Conv" else 1)
+def is_slow_on_codes(node: ir.Node) -> bool:
+    """Return whether ONNX Runtime computes a node with constant weights more slowly on codes than in float.
+
+    A convolution over one or two channels takes up to nine times as long: it first copies what lies below its kernel,
+    one or two bytes at a time.  `python -m bench.placement` measures it.
+    """
+    if not is_a(node, {"Conv"}) or attribute(node, "group", 1) != 1 or node.inputs[1] is None:
+        return False
+    return shape_of(node.inputs[1])[1] <= _FEW_CHANNELS
 
 
 def _obstacle(node: ir.Node) -> str | None:
@@ -235,62 +265,46 @@ def _where_weights_are(model: ir.Model) -> str:
     found += [f"{n} {op} inside of other nodes" for op, n in Counter(node.op_type for node in inside).items()]
     if not found:
         return ""
-    recurrent = sorted(_RECURRENT & {node.op_type for node in holders})
+    recurrent = sorted(RECURRENT & {node.op_type for node in holders})
     why = f": ONNX has no {' or '.join(recurrent)} on codes" if recurrent else ""
     return f"; its weights are in {', '.join(found)}, and stay in float{why}"
 
 
-def _find_tensors(result: Plan, everything: Plan) -> None:
-    """Fill in the tensors of a plan; ranges are shared as if all nodes were quantised."""
-    read = dict[str, ir.Value]()
+def _find_tensors(result: Plan, everything: Plan, graph: ir.Graph, how: dict[str, Any]) -> None:
+    """Fill in the regions and tensors of a plan; ranges are shared as if all nodes were quantised."""
+    causes, inputs, coded = dict[str, ir.Node](), dict[str, None](), list[ir.Value]()
     for node in result.nodes:
-        source = node.inputs[0]
-        assert source is not None and source.name
-        read[source.name] = source
-        result.inputs[source.name] = source.name
-        result.because.setdefault(source.name, node)
-        if node.op_type in {"Conv", "ConvTranspose"}:
-            output = tail(node)
-            if not is_seen(output) and not _is_captured(output):
-                result.outputs[str(output.name)] = str(output.name)
-                result.because[str(output.name)] = node
-    result.readers = {str(node.name) for node in result.nodes}
-    for name, value in read.items():
-        source, moves = value, list[ir.Node]()
-        while (maker := source.producer()) is not None and is_move(maker) and maker.inputs[0] is not None:
-            source = maker.inputs[0]
-            moves.append(maker)
-            if source.name in everything.outputs:
-                result.inputs[name] = source.name
-                break
-        if source.name in result.outputs:
-            # Give codes to all tensors on the way: runtimes fill in gaps, and ONNX Runtime 1.32 does so wrongly.
-            for move in moves:
-                result.readers.add(str(move.name))
-                before = move.inputs[0]
-                if before is not source and before is not None and before.name:
-                    result.inputs[before.name] = source.name
-                    result.because[before.name] = result.because[source.name]
+        source, end = node.inputs[0], _end(node)
+        assert source is not None
+        causes.setdefault(str(source.name), node)
+        causes[str(end.name)] = node
+        if node.op_type in {"Conv", "ConvTranspose"} and not is_seen(end) and not is_captured_behind(end):
+            coded.append(end)
+    outputs = dict.fromkeys(names_of(coded))
+    read = {value: None for node in result.nodes if (value := node.inputs[0]) is not None}
+    result.between = between(graph, read, list(map(_end, result.nodes)), coded, **how)
+    result.readers = {str(node.name) for node in (*result.nodes, *result.between)}
+    written = set[str]()
+    for node in result.between:
+        data, made = names_of(data_of(node)), names_of(made_by(node))
+        inputs.update(dict.fromkeys(data))
+        for name in made:
+            causes.setdefault(name, causes[data[0]])
+        if is_written_on_codes(node):
+            written.update(made)
+        else:
+            outputs.update(dict.fromkeys(made))
+        if keeps_range(node):
+            result.ranges.update(dict.fromkeys(made, result.ranges.get(data[0], data[0])))
+    inputs = {**dict.fromkeys(names_of(read)), **inputs}
+    ranges = everything.ranges
+    result.inputs = {name: ranges.get(name, name) for name in inputs if name not in written}
+    result.outputs = {name: ranges.get(name, name) for name in outputs}
+    result.written = {name: ranges[name] for name in names_of(read) if name in written}
+    result.because = {name: causes[name] for name in (*result.inputs, *result.outputs)}
 
 
-def _is_captured(value: ir.Value) -> bool:
-    """Return whether a graph inside of a node reads a tensor behind nodes that move its elements.
-
-    If such a tensor has codes, ONNX Runtime up to 1.32 crashes the process when it loads the model.
-    """
-    moves = [node for node in readers_of(value) if is_move(node)]
-    return any(is_captured(node.outputs[0]) or _is_captured(node.outputs[0]) for node in moves)
-
-
-def is_move(node: ir.Node) -> bool:
-    """Return whether a node only moves elements of its first input, and nothing but its first output is read.
-
-    The second output of a MaxPool says where elements came from.  Codes are often equal, so it would differ on codes.
-    """
-    return is_a(node, MOVES) and not any(value.uses() or is_seen(value) for value in node.outputs[1:])
-
-
-def tail(node: ir.Node) -> ir.Value:
-    """Return the output of a node, or of the activation behind it that runtimes compute together with it."""
-    follower = only_reader(node.outputs[0])
-    return follower.outputs[0] if follower is not None and is_a(follower, ACTIVATIONS) else node.outputs[0]
+def _end(node: ir.Node) -> ir.Value:
+    """Return what a product makes together with its bias and with the activation behind it."""
+    bias = bias_of(node)
+    return tail(node if bias is None else bias.adder)

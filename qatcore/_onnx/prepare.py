@@ -31,9 +31,12 @@ from .graph import (
     take_place,
     unused_name,
 )
+from .hard_sigmoids import ALIASES, name_hard_sigmoids
 from .opsets import inlined, upgraded
 from .precision import computes_in_half, to_float32
 
+#: Operators whose result has the shape of their input.
+_UNARY = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 #: Operators that only change the form of a constant.  Constants that are read through them are computed beforehand.
 _FORMS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
 
@@ -42,8 +45,9 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_
     """Return a model that computes the same, in a form that is easy to quantise.
 
     Local functions are inlined.  Constants become initializers, and constants read through a change of form are
-    computed.  Batch norms, and constant factors and terms behind a convolution, are folded into it.  The factors of a
-    Gemm are folded into its weights and bias.  Operators are brought to `opset` if theirs is older.
+    computed.  Nodes that change nothing are dropped.  Batch norms, and constant factors and terms, are folded into the
+    convolution before them, or else into the one behind them.  The factors of a Gemm are folded into its weights and
+    bias.  Hard sigmoid and hard swish get one spelling.  Operators are brought to `opset` if theirs is older.
 
     If `in_float32`, and there are constants of float16 or bfloat16, the model then computes in float32.
 
@@ -70,7 +74,10 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_
     if in_float32 and computes_in_half(result):
         to_float32(result)
     _compute_forms(result)
+    _drop_identities(result)
     _fold_into_convolutions(result)
+    name_hard_sigmoids(result, all_names(result))
+    _fold_from_ahead(result)
     _fold_factors_of_gemms(result)
     drop_unread(result)
     _name_nodes(result.graph)
@@ -146,6 +153,19 @@ def _evaluated(node: ir.Node, model: ir.Model) -> Any:
     return result
 
 
+def _drop_identities(model: ir.Model) -> None:
+    """Drop nodes that give their input on as it is, but for those that give it a name that is seen."""
+    graph, aliases = model.graph, model.meta.setdefault(ALIASES, {})
+    for node in list(graph):
+        if not is_a(node, {"Dropout", "Identity"}) or input_of(node, 2) is not None:
+            continue
+        given, [made, *others] = node.inputs[0], node.outputs
+        if given is not None and not is_seen(made) and not any(value.uses() or is_seen(value) for value in others):
+            aliases.update(dict.fromkeys((str(node.name), str(made.name)), ""))
+            made.replace_all_uses_with(given)
+            graph.remove(node, safe=True)
+
+
 def _fold_into_convolutions(model: ir.Model) -> None:
     taken = all_names(model)
     for convolution in list(model.graph):
@@ -160,6 +180,83 @@ def _fold_into_convolutions(model: ir.Model) -> None:
                 break
             take_place(convolution.outputs[0], follower.outputs[0])
             model.graph.remove(follower, safe=True)
+
+
+def _fold_from_ahead(model: ir.Model) -> None:
+    """Fold factors and terms of channels ahead of a convolution into it; terms only if nothing is padded."""
+    taken = all_names(model)
+    for convolution in list(model.graph):
+        while is_a(convolution, {"Conv"}) and (source := convolution.inputs[0]) is not None:
+            node, weight = source.producer(), array_of(convolution.inputs[1])
+            if node is None or weight is None or only_reader(source) is not convolution:
+                break
+            given = [value for value in node.inputs if not is_constant(value)]
+            if not is_a(node, {"Add", "Div", "Mul"}) or len(given) != 1 or given[0] is None:
+                break
+            found = _ahead(node, given[0], weight.ndim)
+            if found is None or not _fold_ahead(taken, convolution, *found):
+                break
+            convolution.replace_input_with(0, given[0])
+            model.graph.remove(node, safe=True)
+
+
+def _ahead(node: ir.Node, source: ir.Value, rank: int) -> tuple[Any, Any] | None:
+    """Return a factor and a term for each channel, float64, if a node does no more to a tensor of this rank."""
+    [other] = [value for value in node.inputs if value is not source]
+    given = array_of(other)
+    value = _one_for_each_channel(given, rank)
+    if value is None or given is None:
+        return None
+    channels = _channels_of(source, rank)
+    if given.ndim > 1 and (channels is None or value.size not in {1, channels}):
+        return None  # it may make several channels of one, or add dimensions
+    if node.op_type != "Div":
+        return _per_channel(node, source, rank)
+    if other is not node.inputs[1] or not value.all():
+        return None
+    return 1.0 / value, np.zeros(1)
+
+
+def _channels_of(value: ir.Value, rank: int) -> int | None:
+    """Return the number of channels of a tensor of this rank; None if one of them is not known."""
+    while (maker := value.producer()) is not None and is_a(maker, _UNARY) and maker.inputs[0] is not None:
+        value = maker.inputs[0]
+    if maker is not None and is_a(maker, {"Conv"}) and (weight := array_of(maker.inputs[1])) is not None:
+        return len(weight) if weight.ndim == rank else None
+    if value.shape is None or len(value.shape) != rank or not isinstance(value.shape[1], int):
+        return None
+    return value.shape[1]
+
+
+def _fold_ahead(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -> bool:
+    """Fold what is done to each channel ahead of a convolution into it, and return whether that was possible."""
+    given = input_of(convolution, 2)
+    weight, bias = array_of(convolution.inputs[1]), array_of(given)
+    if weight is None or (given is not None and bias is None) or weight.dtype.kind != "f":
+        return False
+    pads, automatic = convolution.attributes.get("pads"), convolution.attributes.get("auto_pad")
+    is_padded = (pads is not None and any(pads.as_ints())) or (
+        automatic is not None and automatic.as_string() not in {"NOTSET", "VALID"}
+    )
+    if term.any() and is_padded:
+        return False
+    groups = attribute(convolution, "group", 1)
+    channels = groups * weight.shape[1]
+    if not {factor.size, term.size} <= {1, channels}:
+        return False
+    wide = weight.astype(np.float64).reshape(groups, -1, *weight.shape[1:])
+    shape = (groups, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+    factors, terms = (np.broadcast_to(value, channels).reshape(shape) for value in (factor, term))
+    with np.errstate(all="ignore"):
+        scaled = (wide * factors).reshape(weight.shape).astype(weight.dtype)
+        more = (wide * terms).reshape(len(weight), -1).sum(axis=1)
+        shifted = (more + (0.0 if bias is None else bias)).astype(weight.dtype)
+    if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()) or _is_coarser(scaled, weight):
+        return False
+    _set_constant(taken, convolution, 1, scaled)
+    if term.any():
+        _set_constant(taken, convolution, 2, shifted)
+    return True
 
 
 def _per_channel(node: ir.Node, source: ir.Value, rank: int) -> tuple[Any, Any] | None:

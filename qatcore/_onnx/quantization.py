@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
@@ -19,11 +20,12 @@ from .._base.validation import as_flag, as_member, as_percentile
 from .._calibration.collector import CalibrationCollector
 from .already_quantised import Quantised, scale_given, told
 from .bias import corrected_biases, with_biases
+from .channels import pad_channels
 from .data import Batch, InputSpec
-from .graph import array_of, input_of, is_a, is_seen, opset_of, readers_of, values_by_name
+from .graph import array_of, input_of, is_a, is_seen, names_of, only_reader, opset_of, readers_of, values_by_name
 from .judging import Judge, halves, helpful
 from .model import describe, description
-from .plan import DEFAULT_OPERATORS, Plan, WeightAxes, bias_of, plan, tail, weight_axes
+from .plan import DEFAULT_OPERATORS, OPERATORS, Plan, WeightAxes, bias_of, is_slow_on_codes, plan, weight_axes
 from .precision import computes_in_half
 from .prepare import prepared
 from .ranges import (
@@ -31,8 +33,11 @@ from .ranges import (
     PERCENTILE,
     Activation,
     activation_scales,
+    hard_sigmoid_scale,
     inside_clip,
+    shifted,
 )
+from .regions import data_of, hard_sigmoid, is_written_on_codes, made_by, number_of, tail, unscaled
 from .rewriting import Rewriter, with_room_for_bias
 from .session import session_of
 from .skeleton import fault_of, known_shapes
@@ -108,6 +113,11 @@ class Options:
         return self.needs_data and "fp8" in {self.weights, self.activations}
 
     @property
+    def on_integers(self) -> bool:
+        """Whether runtimes compute the quantised model on integers."""
+        return self.activations in {"int8", "uint8"}
+
+    @property
     def opset(self) -> int:
         """The lowest opset that has operators for these formats."""
         if self.weights == "int4":
@@ -153,6 +163,8 @@ class Quantizer:
     Attributes
     ----------
     plan : Plan
+    slow : tuple of str
+        Names of nodes that stay in float, and are not in the plan, because runtimes compute them faster so.
     unreached : tuple of str
         Names of nodes that stay in float, and are not in the plan, because no sample reached them.
 
@@ -171,12 +183,20 @@ class Quantizer:
         begin: Callable[[str, int], Callable[..., None]] | None = None,
     ) -> None:
         self.float_model, self.options, self._sample = model, options, sample
-        self.plan = plan(model, options.ops, options.exclude)
+        self.plan: Plan = plan(model, options.ops, options.exclude, activations=options.activations)
+        self.slow: tuple[str, ...] = ()
+        if options.on_integers:
+            slow = tuple(str(node.name) for node in self.plan.nodes if is_slow_on_codes(node))
+            if len(slow) < len(self.plan.nodes):
+                self.slow = slow
+                self.plan = self._planned(slow)
         self._values = values_by_name(model.graph)
         self._is_faulty = fault_of(model) is not None
         self._shapes = known_shapes(model)
         self._activations: dict[str, Activation] = {}
         self.unreached: tuple[str, ...] = ()
+        self._left_out: tuple[str, ...] = self.slow
+        self._shifts: set[str] = set()  # nodes that add a number, and only change a zero point
         if options.needs_data:
             missing = [name for name in self.plan.tensors if name not in collectors]
             if missing:
@@ -190,16 +210,70 @@ class Quantizer:
             self._activations = activation_scales(
                 needed, options.method, options.percentile, options.activations, types
             )
+            fixed = set[str]()  # tensors whose scale has a reason beside their range
             for name, given in self._activations.items():
                 if (scale := scale_given(self._values[name], given.scale.dtype)) is not None:
                     self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
+                    fixed.add(name)
             for name, activation in self._activations.items():
                 maker = self._values[name].producer()
                 if maker is not None and is_a(maker, {"Clip"}):
                     bounds = [array_of(input_of(maker, position)) for position in (1, 2)]
                     self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
+            self._fit_hard_sigmoids(needed, fixed)
+            self._fit_sums(fixed)
         self._weights: dict[str, Weight] = {}
         self._choose_weights(None if begin is None else begin("weights", len(self.plan.nodes)))
+
+    def _planned(self, float_nodes: Iterable[str]) -> Plan:
+        """Return a plan with more nodes in float; without these, no other node enters a region."""
+        options, within = self.options, {str(node.name) for node in self.plan.between}
+        return plan(
+            self.float_model,
+            options.ops,
+            options.exclude,
+            float_nodes=tuple(float_nodes),
+            activations=options.activations,
+            within=within,
+        )
+
+    def _fit_hard_sigmoids(self, collectors: dict[str, CalibrationCollector], fixed: set[str]) -> None:
+        """Choose the scales ahead of hard sigmoids for their results, or leave these in float if that costs much."""
+        scales, left = self._activations, list[str]()
+        for node in self.plan.between:
+            if not is_a(node, {"HardSigmoid"}):
+                continue
+            [source] = data_of(node)
+            name, swish = str(source.name), len(readers_of(source)) > 1
+            scale = hard_sigmoid_scale(collectors[name], scales[name], *hard_sigmoid(node), swish=swish)
+            if scale is None or name in fixed:
+                left.append(str(node.name))
+                continue
+            scales[name] = replace(scales[name], scale=scale, sqnr=math.nan)
+            fixed.add(name)
+        if left:
+            self._left_out = (*self._left_out, *left)
+            self.plan = self._planned(self._left_out)
+
+    def _fit_sums(self, fixed: set[str]) -> None:
+        """Choose scales so that sums with a number have the codes of what is added to, but for fixed scales."""
+        scales = self._activations
+        for node in self.plan.between:
+            if not is_a(node, {"Add"}) or (number := number_of(node)) is None:
+                continue
+            source, factor = unscaled(data_of(node)[0])
+            before, after = names = str(source.name), str(node.outputs[0].name)
+            # A product has a range of its own, because its bias depends on it.
+            own = all(name in scales and self._range_of(name) == name and name not in fixed for name in names)
+            if not own or only_reader(source) is None or is_a(source.producer(), OPERATORS):
+                continue
+            if (fitting := shifted(scales[after].scale, number)) is not None:
+                first, second = fitting
+                first = replace(first, scale=np.asarray(first.scale / factor, first.scale.dtype))
+                scales[before] = replace(scales[before], scale=first, sqnr=math.nan)
+                scales[after] = replace(scales[after], scale=second, sqnr=math.nan)
+                self._shifts.add(str(node.name))
+                fixed.update(names)
 
     def _leave_unreached(self, collectors: dict[str, CalibrationCollector]) -> None:
         """Remove nodes from the plan whose tensors had no elements in any batch, because these have no range."""
@@ -214,8 +288,14 @@ class Quantizer:
                 f"calibration: there is nothing to quantise: no sample reached {', '.join(self.unreached)}; "
                 "calibrate with samples that do"
             )
-        if self.unreached:
-            self.plan = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=self.unreached)
+        ends = {str(node.name): names_of((*data_of(node), *made_by(node))) for node in self.plan.between}
+        self._left_out = (
+            *self.slow,
+            *self.unreached,
+            *(name for name, around in ends.items() if not empty.isdisjoint(around)),
+        )
+        if len(self._left_out) > len(self.slow):
+            self.plan = self._planned(self._left_out)
 
     def _choose_weights(self, progress: Callable[..., None] | None) -> None:
         options, total = self.options, sum(self._weight_of(node).nbytes for node in self.plan.nodes)
@@ -269,14 +349,16 @@ class Quantizer:
     ) -> ir.Model:
         """Return the quantised model, with some nodes in float, and with biases corrected if there is data."""
         kept = tuple(float_nodes)
-        left = (*kept, *self.unreached)
-        chosen = plan(self.float_model, self.options.ops, self.options.exclude, float_nodes=left)
+        chosen = self._planned((*kept, *self._left_out))
 
         exact, n = self.float_model, (0, 0)
         if corrected and self.corrects and chosen.nodes:
             biases, left_out = self._helpful_biases(chosen, kept, progress)
             exact, n = with_biases(exact, biases), (len(biases), left_out)
         result = self._written(exact, chosen, kept, n)
+        if self.options.weights == "int8" and self.options.on_integers:
+            padded = pad_channels(result)
+            describe(result, {**description(result), **({"channels": padded} if padded else {})})
         # Many models that run have a fault from the start, such as an output without a shape.  Allow no new fault.
         if self._is_faulty:
             session_of(result)
@@ -331,25 +413,38 @@ class Quantizer:
         """Return a model with codes for the plan; its metadata hold how many biases were `corrected` and left out."""
         options = self.options
         rewriter = Rewriter(exact, self._shapes)
-        # Outputs come first, because other nodes read them in codes.
-        tensors = {name: self._range_of(name) for name in {**chosen.outputs, **chosen.inputs}}
+        in_codes = {**chosen.outputs, **chosen.inputs}
+        # In the order of the graph, because what follows a tensor depends on whether it has codes.
+        tensors = {name: self._range_of(name) for name in self._values if name in in_codes}
+        ranges = {**tensors, **chosen.written}
         for node in chosen.nodes:
             name = str(node.name)
             weight = self._weights[name]
             rewriter.weight(name, weight.scale, weight.codes, weight.channels, alone=not options.needs_data)
             if options.needs_data:
-                rewriter.bias(name, self._activations[tensors[_source(node)]].scale, weight.scale)
+                rewriter.bias(name, self._activations[ranges[_source(node)]].scale, weight.scale)
         if options.needs_data:
             for name, source in tensors.items():
                 scale = self._activations[source].scale
                 rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
+            for node in chosen.between:
+                if is_written_on_codes(node):
+                    rewriter.on_codes(str(node.name))
+                elif is_a(node, {"PRelu"}):
+                    [name] = names_of(made_by(node))
+                    rewriter.prelu(str(node.name), self._activations[tensors[name]].scale)
+                elif node.name in self._shifts:
+                    rewriter.shift(str(node.name))
+                elif number_of(node) is not None:
+                    rewriter.number(str(node.name))
         result = rewriter.finished(all_activations=all_activations)
         about = self._about(chosen, tensors, kept)
         describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
         return result
 
     def _range_of(self, name: str) -> str:
-        return self.plan.inputs.get(name) or self.plan.outputs[name]
+        plan = self.plan
+        return plan.inputs.get(name) or plan.outputs.get(name) or plan.written[name]
 
     def _about(self, chosen: Plan, tensors: dict[str, str], kept: tuple[str, ...]) -> dict[str, Any]:
         options = self.options
@@ -363,6 +458,8 @@ class Quantizer:
             },
             "float": list(kept),
             "unreached": list(self.unreached),
+            "slow": list(self.slow),
+            "fitted": [names_of(data_of(node))[0] for node in chosen.between if is_a(node, {"HardSigmoid"})],
             "tensors": {},
         }
         if options.needs_data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
-from .._base.formats import QuantBits
+from .._base.formats import QuantBits, as_code_format
 from .._base.scale import Target
 from .._base.threads import for_each
 from .._calibration.calibrate import choose_scale
@@ -37,6 +38,12 @@ ACTIVATIONS = {
 
 #: How many neighbouring scales are tried to find one whose codes stay inside the bounds of a Clip.
 _STEPS_TO_CLIP = 4
+#: A squared error is large from this part of the power on, and much larger if it is so many times as large.
+_LARGE, _MUCH = 1e-3, 4.0
+#: How many ends of a range are tried for the input of a HardSigmoid.
+_ENDS = 64
+#: A number of at least so many steps is made whole steps, which changes the step by a sixth at most.
+_FEW_STEPS = 3
 #: Percent of the values of a tensor that the percentile method keeps by default.
 PERCENTILE = 99.99
 
@@ -78,6 +85,80 @@ def activation_scale(
     stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
     return Activation(stored, by, float(sqnr))
+
+
+def hard_sigmoid_scale(
+    collector: CalibrationCollector, chosen: Activation, alpha: float, beta: Fraction, *, swish: bool
+) -> Scale | None:
+    """Return the scale of a tensor from which a HardSigmoid is computed, so that a Clip of its codes does the same.
+
+    Return None if the errors would be large, and much larger than with the scale that was chosen for the tensor alone.
+    They are if a hard swish has small values only.
+
+    The range begins where the HardSigmoid does, at -beta / alpha.  With a zero point z, counted from the least code,
+    the scale is beta / (alpha z).  Then alpha x + beta = alpha scale (c - z) + beta = alpha scale c, and the code
+    z / beta has the value 1.
+
+    The range ends about where the given one does.  If that has the least squared error, the end is chosen anew, for the
+    least squared error of the results.
+
+    Parameters
+    ----------
+    collector : CalibrationCollector
+    chosen : Activation
+        The scale that was chosen for the tensor alone.
+    alpha, beta : float, Fraction
+        Of the HardSigmoid.
+    swish : bool
+        Whether the result is multiplied by the tensor.
+    """
+    scale = chosen.scale
+    least, most = as_code_format(scale.dtype, "codes").ends
+    width, start = most - least, float(beta) / alpha
+    whole = beta.numerator  # z / beta is a code, and so an integer, if z is a multiple of this
+    ends = {float(scale.scale) * (most - int(scale.zero_point))}
+    if chosen.method is CalibMethod.MSE:
+        ends = {max(float(np.max(collector.max_val)), 0.0) * fraction / _ENDS for fraction in range(1, _ENDS + 1)}
+    zeros = {int(min(max(round(start * width / (start + end) / whole), 1), width // whole) * whole) for end in ends}
+    counts, edges = collector.histogram()
+    values, counts = (edges[:-1] + edges[1:])[counts > 0] / 2.0, counts[counts > 0]
+
+    def result(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        gate = np.clip(alpha * x + float(beta), 0.0, 1.0)
+        return x * gate if swish else gate
+
+    exact = result(values)
+
+    def power(of: npt.NDArray[np.float64]) -> float:
+        return float(np.cumsum(counts * of**2)[-1])  # added up one after the other, as on every machine
+
+    def error(zero: int, step: float) -> float:
+        codes = np.clip(np.rint(values / step) + zero, 0, width)
+        return power(result((codes - zero) * step) - exact)
+
+    if not values.size:
+        return None
+    zero: int = min(sorted(zeros), key=lambda zero: error(zero, start / zero))
+    least_error, plain = error(zero, start / zero), error(int(scale.zero_point - least), float(scale.scale))
+    if least_error > max(_MUCH * plain, _LARGE * power(exact)):
+        return None
+    step = np.asarray(start / zero, scale.scale.dtype)
+    return replace(scale, scale=step, zero_point=np.asarray(zero + least, np.int32))
+
+
+def shifted(scale: Scale, number: float) -> tuple[Scale, Scale] | None:
+    """Return scales with which a tensor and its sum with a number have the same codes; None if there are none nearby.
+
+    The given scale is that of the sum.  Its step is changed a little, so that the number is whole steps, and the sum
+    only has another zero point.
+    """
+    steps = round(number / float(scale.scale))
+    least, most = as_code_format(scale.dtype, "codes").ends
+    zero = int(scale.zero_point) + steps
+    if abs(steps) < _FEW_STEPS or not least <= zero <= most:
+        return None
+    scale = replace(scale, scale=np.asarray(number / steps, scale.scale.dtype))
+    return replace(scale, zero_point=np.asarray(zero, np.int32)), scale
 
 
 def inside_clip(scale: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> Scale:

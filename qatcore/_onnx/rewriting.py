@@ -17,6 +17,7 @@ from .._base.formats import CODE_FORMATS, as_code_format
 from .graph import (
     add_initializer,
     all_names,
+    are_equal,
     array_of,
     attribute,
     copied,
@@ -34,7 +35,8 @@ from .graph import (
     unused_name,
     values_by_name,
 )
-from .plan import ACTIVATIONS, MOVES, OPERATORS, is_move
+from .plan import OPERATORS
+from .regions import ACTIVATIONS, MOVES, data_of, hard_sigmoid, is_move, number_of
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 #: The greatest code of a bias.  The rest of the 32 bits is for the products that are added to it.  Runtimes compute the
@@ -45,8 +47,8 @@ _ROOMY = 2.0**29
 #: Products below this part of a bias are negligible, and may lose their precision to it.
 _NEGLIGIBLE = 2.0**-16
 #: Operators that runtimes move codes past, or remove where they have no effect.
-_PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Expand", "Gather"}
-_PASSED |= {"Identity", "Mul", "Pad", "Pow", "Resize", "Split", "Sub", "Sum", "Tile"}
+_PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Identity", "Mul"}
+_PASSED |= {"Pad", "Pow", "Sub", "Sum"}
 #: The least scale of a weight.  Its product with the scale of an activation is still far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
@@ -75,7 +77,8 @@ class Scale:
 class Rewriter:
     """Puts codes into a copy of a model.
 
-    Call `weight`, `bias` and `activation` in this order, and `finished` at the end.
+    Call `weight`, `bias` and `activation` in this order, and `finished` at the end.  Before that, call `on_codes`,
+    `number`, `shift` or `prelu` for nodes between products, in the order of the graph.
 
     Parameters
     ----------
@@ -131,6 +134,99 @@ class Rewriter:
         unread = not any(value in reader.inputs for reader in before)
         if source is value and unread and not is_seen(value):
             self._codes[value] = scale
+
+    def on_codes(self, name: str) -> None:
+        """Write a node on codes, whose input has codes.
+
+        A Pad pads with the code of 0.  A HardSigmoid becomes a Clip, if its input has a scale of `hard_sigmoid_scale`.
+        A product with a number only changes the scale.
+        """
+        node = self._nodes[name]
+        [source], [result] = data_of(node), node.outputs
+        (made, step, shift), output = _codes_of(source), f"{result.name}_quantized"
+        values = source.producer()
+        assert values is not None
+        scale, zero = values.inputs[1:]
+        if node.op_type == "Pad":
+            inputs = [made, node.inputs[1], zero, *node.inputs[3:]]
+            made = self._add(node, "Pad", inputs, self._name(output), node.attributes, before=True)
+        elif node.op_type == "HardSigmoid":
+            alpha, beta = hard_sigmoid(node)
+            least, most = as_code_format(str(shift.dtype), "codes").ends
+            top = int((int(shift) - least) / beta) + least
+            if top < most:
+                greatest = self._constant(f"{name}_greatest", np.asarray(top, shift.dtype))
+                made = self._add(node, "Clip", [made, None, greatest], self._name(output), before=True)
+            scale = self._constant(f"{name}_scale", np.asarray(step * alpha, step.dtype))
+            zero = self._constant(f"{name}_zero_point", np.asarray(least, shift.dtype))
+        else:
+            number = number_of(node)
+            assert number is not None
+            changed = step / number if node.op_type == "Div" else step * number
+            scale = self._constant(f"{name}_scale", np.asarray(changed, step.dtype))
+        output = self._name(f"{result.name}_dequantized")
+        replaced = self._add(node, "DequantizeLinear", [made, scale, zero], output, before=True)
+        take_place(replaced, result)
+        self._graph.remove(node, safe=True)
+
+    def number(self, name: str) -> None:
+        """Give the constant number that a node adds or multiplies by a code: 1 more or less than its zero point."""
+        node, [source] = self._nodes[name], data_of(self._nodes[name])
+        _, step, zero = _codes_of(source)
+        number = number_of(node)
+        assert number is not None
+        low = as_code_format(str(zero.dtype), "codes").ends[0]
+        code, shift = (low + 1, low) if number > 0.0 else (low, low + 1)
+        scale = Scale(str(zero.dtype), np.asarray(abs(number), step.dtype), np.asarray(shift, np.int32))
+        [constant] = [value for value in node.inputs if value is not None and is_constant(value)]
+        replace_reads(node, constant, self._dequantized(node, name, np.asarray(code), scale))
+
+    def shift(self, name: str) -> None:
+        """Drop an Add of a number, because its result has the codes of its input, with another zero point."""
+        node = self._nodes[name]
+        codes, *_ = _codes_of(data_of(node)[0])
+        quantize = only_reader(node.outputs[0])
+        if quantize is None or not is_a(quantize, {"QuantizeLinear"}):  # a division keeps runtimes from joining them
+            self.number(name)
+            return
+        quantize.outputs[0].replace_all_uses_with(codes)
+        self._graph.remove([quantize, node], safe=True)
+
+    def prelu(self, name: str, scale: Scale) -> None:
+        """Write a PRelu, whose input has codes, as the sum of what is positive and of a product with the slopes.
+
+        Both parts are Clips of the codes.  The range of the product is what it can be, inside of that of the result.
+        """
+        node, [result] = self._nodes[name], self._nodes[name].outputs
+        codes, step, zero = _codes_of(node.inputs[0])
+        assert node.inputs[0] is not None
+        values, slopes = node.inputs[0].producer(), array_of(node.inputs[1])
+        assert values is not None and slopes is not None
+        bound, parts = self._constant(f"{name}_zero_code", zero), list[ir.Value]()
+        for part, bounds in (("positive", [bound]), ("negative", [None, bound])):
+            clipped = self._add(node, "Clip", [codes, *bounds], self._name(f"{name}_{part}_codes"), before=True)
+            inputs = [clipped, *values.inputs[1:]]
+            parts.append(self._add(node, "DequantizeLinear", inputs, self._name(f"{name}_{part}"), before=True))
+        low, high = as_code_format(scale.dtype, "codes").ends
+        least, greatest = (float(scale.scale) * (end - int(scale.zero_point)) for end in (low, high))
+        down, up = min(float(slopes.min()), 0.0), max(float(slopes.max()), 0.0)
+        most = float(step) * (int(zero) - low)  # of what is below 0
+        scale = _of_range(max(-up * most, least), min(-down * most, greatest), scale)
+        steps = _of_range(down, up, scale)
+        slope_codes = np.clip(np.rint(slopes / steps.scale) + steps.zero_point, low, high)
+        factor = self._dequantized(node, f"{name}_slopes", slope_codes, steps)
+        product = self._add(node, "Mul", [parts[1], factor], self._name(f"{name}_product"), before=True)
+        parameters = self._parameters(f"{name}_product", scale)
+        for operator in ("QuantizeLinear", "DequantizeLinear"):
+            output = self._name(f"{name}_product_{'de' * operator.startswith('D')}quantized")
+            product = self._add(node, operator, [product, *parameters], output, before=True)
+        take_place(self._add(node, "Add", [parts[0], product], self._name(f"{name}_sum"), before=True), result)
+        self._graph.remove(node, safe=True)
+
+    def _dequantized(self, node: ir.Node, name: str, codes: npt.NDArray[Any], scale: Scale) -> ir.Value:
+        """Return constant codes as values, ahead of a node that reads them."""
+        inputs = [self._store(f"{name}_quantized", codes, scale.dtype), *self._parameters(name, scale)]
+        return self._add(node, "DequantizeLinear", inputs, self._name(f"{name}_dequantized"), before=True)
 
     def weight(self, node: str, scale: Scale, codes: npt.NDArray[Any], channels: int | None, *, alone: bool) -> None:
         """Let a node read the dequantised codes of its weight; nodes that use the same channels share them.
@@ -213,8 +309,11 @@ class Rewriter:
         """Return the model with codes, without a Relu or Clip that changes no code unless `all_activations`."""
         if not all_activations:
             self._drop_activations()
-        for node in self._products:
-            self._keep_apart(node)
+        for product in self._products:
+            self._keep_apart(product)
+        for node in list(reversed(self._graph)):
+            if is_a(node, {"DequantizeLinear"}) and not node.outputs[0].uses() and not is_seen(node.outputs[0]):
+                self._graph.remove(node, safe=True)
         drop_unread(self.model)
         return self.model
 
@@ -294,6 +393,7 @@ class Rewriter:
         ONNX Runtime removes Relu and Clip before FP8, as if the codes were unsigned.  Between tensors with codes, it
         also quantises the weights, with one scale for all, and the biases of float nodes, even past an If whose branch
         it knows.  It moves codes past a MaxPool, even if the indices are read, which would then be indices of codes.
+        It computes an AveragePool on codes, which takes several times as long as in float.
         """
         while (maker := value.producer()) is not None:
             if is_a(maker, OPERATORS):
@@ -303,7 +403,7 @@ class Rewriter:
                 return True
             if is_a(maker, ACTIVATIONS) and scale.dtype.startswith("float8"):
                 return True
-            if is_a(maker, MOVES) and not is_move(maker):
+            if is_a(maker, {"AveragePool"}) or (is_a(maker, {"MaxPool"}) and not is_move(maker)):
                 return True
             sources = {given for given in maker.inputs if given is not None} - self._fixed
             if not is_a(maker, _PASSED) or len(sources) != 1:
@@ -448,15 +548,40 @@ def tensor_of_codes(quantize: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value | N
     """
     tensor, scale = quantize.inputs[:2]
     assert tensor is not None and scale is not None
-    readers = [node for node in readers_of(quantize.outputs[0]) if is_a(node, {"DequantizeLinear"})]
+    maker, zero = tensor.producer(), input_of(quantize, 2)
+    divides = is_a(maker, {"Div"})
+    # Others read the codes as those of another tensor, whose scale or zero point differs.
+    readers = [
+        node
+        for node in readers_of(quantize.outputs[0])
+        if is_a(node, {"DequantizeLinear"})
+        and are_equal(input_of(node, 2), zero)
+        and (divides or are_equal(node.inputs[1], scale))
+    ]
     if not readers:
         return tensor, scale, None
-    maker, whole = tensor.producer(), readers[0].inputs[1]
-    if maker is not None and is_a(maker, {"Div"}) and maker.inputs[0] is not None and whole is not None:
+    whole = readers[0].inputs[1]
+    if maker is not None and divides and maker.inputs[0] is not None and whole is not None:
         divisor, rest, product = map(array_of, (maker.inputs[1], scale, whole))
         if divisor is not None and rest is not None and product is not None and np.array_equal(divisor * rest, product):
             tensor, scale = maker.inputs[0], whole
     return tensor, scale, readers[0].outputs[0]
+
+
+def _of_range(low: float, high: float, like: Scale) -> Scale:
+    """Return the scale of a range that includes 0, in the types of another one."""
+    least, most = as_code_format(like.dtype, "codes").ends
+    step = as_stored(np.asarray((high - low) / (most - least), np.float64), like.scale.dtype)
+    return dataclasses.replace(like, scale=step, zero_point=np.rint(least - low / step).astype(np.int32))
+
+
+def _codes_of(value: ir.Value | None) -> tuple[ir.Value, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the codes of a dequantised value, their scale and their zero point."""
+    maker = None if value is None else value.producer()
+    assert maker is not None and maker.inputs[0] is not None
+    scale, zero = map(array_of, maker.inputs[1:3])
+    assert scale is not None and zero is not None
+    return maker.inputs[0], scale, zero
 
 
 def _transposed(scale: Scale) -> Scale:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from .comparison import answers_of, tensor_outputs
 from .data import Batch, Data
-from .graph import shape_of
 from .metric import IncomparableError, Metric, OutputNoise
-from .plan import multiply_adds
 from .quantization import Quantizer
-from .session import Tap, run, session_of
+from .session import run, session_of
+from .work import node_multiply_adds
 
 #: The number of batches that each node is tried on.
 BATCHES = 8
@@ -122,19 +120,6 @@ def _each_alone(quantizer: Quantizer, progress: Callable[[int], None] | None) ->
         yield name, quantizer.model([other for other in names if other != name], corrected=False)
         if progress is not None:
             progress(index)
-
-
-def node_multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], batch: Batch) -> dict[str, int]:
-    """Return how many multiplications nodes with constant weights of a prepared model do for a batch."""
-    ends = {str(node.name): (str(node.inputs[0].name), str(node.outputs[0].name)) for node in nodes if node.inputs[0]}
-    values = Tap(model, itertools.chain.from_iterable(ends.values())).values(batch)
-    result = dict[str, int]()
-    for node in nodes:
-        source, output = ends[str(node.name)]
-        assert node.inputs[1] is not None
-        shape = shape_of(node.inputs[1])
-        result[str(node.name)] = multiply_adds(node, shape, values[source].shape, values[output].shape)
-    return result
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx import ModelProto
 
-from .already_quantised import converts
+from .already_quantised import computes_on_codes, converts, told
 from .display import counted
 from .graph import input_of, is_a
 from .plan import OPERATORS
@@ -41,7 +41,9 @@ def why_slower(quantized: ir.Model, latency: tuple[float, float]) -> str | None:
     if kinds & _FLOAT8:
         return "ONNX Runtime has no FP8 products; try --weights int8 --activations uint8"
     if not any(map(converts, quantized.graph)):
-        return "no node is quantised; allow a larger --max-drop"
+        found = [node for node in quantized.graph if computes_on_codes(node)]
+        on_codes = f"{told(found)} on codes take longer than floats here; try qatcore quantize"
+        return on_codes if found else "no node is quantised; allow a larger --max-drop"
     if not kinds:
         return "quantised weights alone save memory, but seldom time; try --activations uint8"
     products = sum(node.op_type in OPERATORS for node in quantized.graph)
@@ -50,7 +52,10 @@ def why_slower(quantized: ir.Model, latency: tuple[float, float]) -> str | None:
     # Codes of int8 were slower than codes of uint8 in most models, and never much faster: docs/onnx-results.md.
     other = "--activations uint8, " if ir.DataType.INT8 in kinds else ""
     between = counted(sum(map(converts, nodes)), "conversion")
-    return f"{in_float} of {products} products run in float, {between} between; try {other}--exclude"
+    said = f"{in_float} of {products} products run in float, {between} between"
+    if not in_float:
+        said = f"no product of {products} in float, but the rest is slower"
+    return f"{said}; try {other}--exclude"
 
 
 def _kind_of_codes(node: ir.Node) -> ir.DataType | None:

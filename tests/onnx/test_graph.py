@@ -10,7 +10,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from qatcore import InvalidArgumentError
-from qatcore._onnx.plan import multiply_adds
+from qatcore._onnx.work import multiply_adds
 from qatcore.onnx import quantize_model
 
 pytestmark = pytest.mark.any_build
@@ -199,8 +199,8 @@ def test_codes_are_where_convolutions_read_and_write():
     chosen = planned(prepared(onnx_models.convolutions()))
     assert [node.name for node in chosen.nodes] == ["first", "second", "last"]
     # MaxPool and Flatten only move elements: they have the codes of what they read.
-    assert chosen.inputs == {"x": "x", "p1": "r1", "f": "r2"}
-    assert chosen.outputs == {"r1": "r1", "r2": "r2"}
+    assert chosen.inputs == {"x": "x", "r1": "r1", "p1": "r1", "r2": "r2", "f": "r2"}
+    assert chosen.outputs == {"r1": "r1", "r2": "r2", "p1": "r1", "f": "r2"}
     assert chosen.tensors == ["x", "r1", "r2"]
 
 
@@ -321,14 +321,23 @@ def test_what_lies_between_two_tensors_in_codes_is_in_codes():
             helper.make_node("MaxPool", ["c"], ["p"], "pool", kernel_shape=[1, 1]),
             helper.make_node("Flatten", ["p"], ["f"], "flat"),
             helper.make_node("Gemm", ["f", "v"], ["y"], "last"),
+            helper.make_node("Conv", ["p", "u"], ["q"], "second"),
             helper.make_node("Relu", ["p"], ["z"], "other"),
         ],
         [onnx_models.value("x", ["N", 3, 2, 2])],
-        [onnx_models.value("y", ["N", 5]), onnx_models.value("z", ["N", 4, 2, 2])],
-        [onnx_models.tensor("w", onnx_models.normal(4, 3, 1, 1)), onnx_models.tensor("v", onnx_models.normal(16, 5))],
+        [
+            onnx_models.value("y", ["N", 5]),
+            onnx_models.value("z", ["N", 4, 2, 2]),
+            onnx_models.value("q", ["N", 4, 2, 2]),
+        ],
+        [
+            onnx_models.tensor("w", onnx_models.normal(4, 3, 1, 1)),
+            onnx_models.tensor("u", onnx_models.normal(4, 4, 1, 1)),
+            onnx_models.tensor("v", onnx_models.normal(16, 5)),
+        ],
     )))  # fmt: skip
-    assert chosen.inputs == {"x": "x", "f": "c", "p": "c"}
-    assert chosen.readers == {"convolution", "pool", "flat", "last"}
+    assert chosen.inputs == {"x": "x", "c": "c", "f": "c", "p": "c"}
+    assert chosen.readers == {"convolution", "pool", "flat", "second", "last"}
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
