@@ -40,8 +40,6 @@ ACTIVATIONS = {
 _STEPS_TO_CLIP = 4
 #: A squared error is large from this part of the power on, and much larger if it is so many times as large.
 _LARGE, _MUCH = 1e-3, 4.0
-#: How many ends of a range are tried for the input of a HardSigmoid.
-_ENDS = 64
 #: A number of at least so many steps is made whole steps, which changes the step by a sixth at most.
 _FEW_STEPS = 3
 #: Percent of the values of a tensor that the percentile method keeps by default.
@@ -99,8 +97,7 @@ def hard_sigmoid_scale(
     the scale is beta / (alpha z).  Then alpha x + beta = alpha scale (c - z) + beta = alpha scale c, and the code
     z / beta has the value 1.
 
-    The range ends about where the given one does.  If that has the least squared error, the end is chosen anew, for the
-    least squared error of the results.
+    The range ends about where the given one does.
 
     Parameters
     ----------
@@ -116,10 +113,8 @@ def hard_sigmoid_scale(
     least, most = as_code_format(scale.dtype, "codes").ends
     width, start = most - least, float(beta) / alpha
     whole = beta.numerator  # z / beta is a code, and so an integer, if z is a multiple of this
-    ends = {float(scale.scale) * (most - int(scale.zero_point))}
-    if chosen.method is CalibMethod.MSE:
-        ends = {max(float(np.max(collector.max_val)), 0.0) * fraction / _ENDS for fraction in range(1, _ENDS + 1)}
-    zeros = {int(min(max(round(start * width / (start + end) / whole), 1), width // whole) * whole) for end in ends}
+    end = float(scale.scale) * (most - int(scale.zero_point))
+    zero = int(min(max(round(start * width / (start + end) / whole), 1), width // whole) * whole)
     counts, edges = collector.histogram()
     values, counts = (edges[:-1] + edges[1:])[counts > 0] / 2.0, counts[counts > 0]
 
@@ -138,9 +133,8 @@ def hard_sigmoid_scale(
 
     if not values.size:
         return None
-    zero: int = min(sorted(zeros), key=lambda zero: error(zero, start / zero))
-    least_error, plain = error(zero, start / zero), error(int(scale.zero_point - least), float(scale.scale))
-    if least_error > max(_MUCH * plain, _LARGE * power(exact)):
+    fitted, plain = error(zero, start / zero), error(int(scale.zero_point - least), float(scale.scale))
+    if fitted > max(_MUCH * plain, _LARGE * power(exact)):
         return None
     step = np.asarray(start / zero, scale.scale.dtype)
     return replace(scale, scale=step, zero_point=np.asarray(zero + least, np.int32))
