@@ -60,12 +60,12 @@ class _Space:
         return -(-self.channels // _WIDTH) * _WIDTH
 
 
-def pad_channels(model: ir.Model) -> dict[str, int]:
+def pad_channels(model: ir.Model, *, images: bool = True) -> dict[str, int]:
     """Pad channels of a quantised model, and return the dequantised tensors that get more, and how many they had.
 
     What is added is zeros in weights, so the outputs of the model stay the same.  Channels are padded between
     convolutions that mix channels, where there is a depthwise convolution that gains by it.  Images of three channels
-    get a fourth one.
+    get a fourth one, unless `images` is false.
     """
     graph, taken, chosen = model.graph, all_names(model), dict[ir.Value, _Space]()
     for node in graph:
@@ -85,7 +85,7 @@ def pad_channels(model: ir.Model) -> dict[str, int]:
         for value, space in chosen.items()
         if is_a(value.producer(), {"DequantizeLinear"})
     }
-    for node in list(graph):
+    for node in list(graph) if images else ():
         if (padded := _add_fourth_channel(node, taken)) is not None:
             changed[padded] = IMAGE_CHANNELS
     drop_unread(model)

@@ -357,7 +357,8 @@ class Quantizer:
             exact, n = with_biases(exact, biases), (len(biases), left_out)
         result = self._written(exact, chosen, kept, n)
         if self.options.weights == "int8" and self.options.on_integers:
-            padded = pad_channels(result)
+            # A Pad on int8 codes would keep ONNX Runtime from turning them into uint8, as its convolutions need.
+            padded = pad_channels(result, images=self.options.activations == "uint8")
             describe(result, {**description(result), **({"channels": padded} if padded else {})})
         # Many models that run have a fault from the start, such as an output without a shape.  Allow no new fault.
         if self._is_faulty:

@@ -47,7 +47,7 @@ def both(exact, monkeypatch, channels=3, **options):
     """Return a model that was quantised with padded channels and one without."""
     made = qatcore.onnx.quantize_model(exact, [images(channels)], **options)
     with monkeypatch.context() as patch:
-        patch.setattr(quantization, "pad_channels", lambda model: {})
+        patch.setattr(quantization, "pad_channels", lambda model, **options: {})
         return made, qatcore.onnx.quantize_model(exact, [images(channels)], **options)
 
 
@@ -190,12 +190,14 @@ def test_channels_of_grouped_convolutions_stay(monkeypatch):
     assert_same(made, other, exact, 16)
 
 
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_images_get_a_fourth_channel(kernel, monkeypatch):
+def test_images_get_a_fourth_channel(kernel, activations, monkeypatch):
     net = Net()
     exact = net.model(net.add("Tanh", net.add("Relu", net.conv("x", 3, 16, kernel))))
-    made, other = both(exact, monkeypatch)
-    assert [node.op_type for node in made.graph.node].count("Pad") == (kernel > 1)
+    made, other = both(exact, monkeypatch, activations=activations)
+    pads = [node.op_type for node in made.graph.node].count("Pad")
+    assert pads == (kernel > 1 and activations == "uint8")
     assert_same(made, other, exact)
 
 
