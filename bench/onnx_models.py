@@ -173,14 +173,12 @@ def float_outputs(
 def share_of(task: Task, model: Any) -> float:
     """Return the part of all multiplications by weights that a quantised model does on codes."""
     from qatcore._onnx.model import read_model
-    from qatcore._onnx.plan import plan
     from qatcore._onnx.quantization import Options, ready
-    from qatcore._onnx.work import all_multiply_adds, node_multiply_adds
+    from qatcore._onnx.work import all_multiply_adds
 
-    exact, batch = ready(read_model(task.path), Options()), task.calibration[0]
-    work = node_multiply_adds(exact, plan(exact).nodes, batch)
+    work = all_multiply_adds(ready(read_model(task.path), Options()), task.calibration[0])
     about = model.metadata_props["qatcore"]
-    return 100.0 * sum(work[name] for name in json.loads(about)["nodes"]) / all_multiply_adds(exact, batch)
+    return 100.0 * sum(work[name] for name in json.loads(about)["nodes"]) / sum(work.values())
 
 
 def calibrator(what: str, images: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from .sensitivity import (
 )
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
 from .skeleton import proto_of
-from .work import all_multiply_adds, node_multiply_adds
+from .work import all_multiply_adds
 
 if TYPE_CHECKING:
     from .cluster import Cluster  # needs distributed
@@ -403,8 +403,9 @@ class Quantization:
             return None
         model, batch = self.quantizer.float_model, next(iter(self.data))
         kept = set(self.search.float_nodes if self.search else [])
-        done = node_multiply_adds(model, [node for node in self.quantizer.plan.nodes if node.name not in kept], batch)
-        return sum(done.values()) / max(all_multiply_adds(model, batch), 1)
+        work = all_multiply_adds(model, batch)
+        done = sum(work[str(node.name)] for node in self.quantizer.plan.nodes if node.name not in kept)
+        return done / max(sum(work.values()), 1)
 
 
 def quantize(

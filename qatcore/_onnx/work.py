@@ -25,10 +25,15 @@ def multiply_adds(node: ir.Node, weight: tuple[int, ...], source: tuple[int, ...
 
 
 def node_multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], batch: Batch) -> dict[str, int]:
-    """Return how many multiplications nodes of a prepared model do for a batch; their weights are the second input."""
+    """Return how many multiplications by weights nodes of a prepared model do for a batch.
+
+    Weights are the second input, or the first one if that is constant.
+    """
     ends = {
         str(node.name): [
-            str(value.name) for value in (node.inputs[0], node.outputs[0]) if value is not None and value.name
+            str(value.name)
+            for value in (*node.inputs[:1], node.outputs[0])
+            if value is not None and value.name and not is_constant(value)
         ]
         for node in nodes
     }
@@ -36,30 +41,28 @@ def node_multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], batch: Batch) 
     result = dict[str, int]()
     for node in nodes:
         shapes = [values[name].shape for name in ends[str(node.name)]]
-        by, *others = (shape_of(value) for value in node.inputs[1:3] if value is not None and value.is_initializer())
+        given = node.inputs[:1] if is_constant(node.inputs[0]) else node.inputs[1:3]
+        weights = [shape_of(value) for value in given if value is not None and value.is_initializer()]
         if node.op_type in RECURRENT:  # each step is multiplied by the weights of both
-            work = shapes[0][0] * shapes[0][1] * (math.prod(by) + math.prod(others[0]))
+            work = shapes[0][0] * shapes[0][1] * (math.prod(weights[0]) + math.prod(weights[1]))
+        elif is_constant(node.inputs[0]):
+            work = math.prod(shapes[0]) * weights[0][0 if attribute(node, "transA", 0) else -1]
         else:
-            work = multiply_adds(node, by, shapes[0], shapes[1])
+            work = multiply_adds(node, weights[0], shapes[0], shapes[1])
         result[str(node.name)] = work
     return result
 
 
-def all_multiply_adds(model: ir.Model, batch: Batch) -> int:
-    """Return how many multiplications by weights a prepared model does for a batch, on codes or not."""
-    by_weights, by_first = list[ir.Node](), list[ir.Node]()
-    for node in model.graph:
-        if is_a(node, {*OPERATORS, *RECURRENT}):
-            first, *others = node.inputs[: 3 if node.op_type in RECURRENT else 2]
-            if all(value is not None and value.is_initializer() for value in others) and not is_constant(first):
-                by_weights.append(node)
-            elif is_a(node, {"Gemm", "MatMul"}) and is_constant(first) and not is_constant(node.inputs[1]):
-                by_first.append(node)
-    result = sum(node_multiply_adds(model, by_weights, batch).values())
-    made = Tap(model, [str(node.outputs[0].name) for node in by_first]).values(batch)
-    for node in by_first:
-        assert node.inputs[0] is not None
-        shape = shape_of(node.inputs[0])
-        summed = shape[0] if attribute(node, "transA", 0) else shape[-1]
-        result += math.prod(made[str(node.outputs[0].name)].shape) * summed
-    return result
+def all_multiply_adds(model: ir.Model, batch: Batch) -> dict[str, int]:
+    """Return how many multiplications by weights each node of a prepared model does for a batch, on codes or not."""
+    return node_multiply_adds(model, [node for node in model.graph if _multiplies_by_weights(node)], batch)
+
+
+def _multiplies_by_weights(node: ir.Node) -> bool:
+    """Return whether a node multiplies what is computed by weights, which may be inputs too."""
+    if not is_a(node, {*OPERATORS, *RECURRENT}):
+        return False
+    first, *others = node.inputs[: 3 if node.op_type in RECURRENT else 2]
+    if is_constant(first):
+        return node.op_type in {"Gemm", "MatMul"} and not is_constant(node.inputs[1])
+    return all(value is not None and value.is_initializer() for value in others)
