@@ -230,9 +230,8 @@ def _channels_of(value: ir.Value, rank: int) -> int | None:
 
 def _fold_ahead(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -> bool:
     """Fold what is done to each channel ahead of a convolution into it, and return whether that was possible."""
-    given = input_of(convolution, 2)
-    weight, bias = array_of(convolution.inputs[1]), array_of(given)
-    if weight is None or (given is not None and bias is None) or weight.dtype.kind != "f":
+    weight, bias = _weight_and_bias(convolution)
+    if weight is None or not weight.size:
         return False
     pads, automatic = convolution.attributes.get("pads"), convolution.attributes.get("auto_pad")
     is_padded = (pads is not None and any(pads.as_ints())) or (
@@ -249,7 +248,8 @@ def _fold_ahead(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -
     factors, terms = (np.broadcast_to(value, channels).reshape(shape) for value in (factor, term))
     with np.errstate(all="ignore"):
         scaled = (wide * factors).reshape(weight.shape).astype(weight.dtype)
-        more = (wide * terms).reshape(len(weight), -1).sum(axis=1)
+        # Added up one after the other: sums of NumPy depend on the machine.
+        more = (wide * terms).reshape(len(weight), -1).cumsum(axis=1)[:, -1]
         shifted = (more + (0.0 if bias is None else bias)).astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()) or _is_coarser(scaled, weight):
         return False
@@ -295,11 +295,19 @@ def _one_for_each_channel(value: Array | None, rank: int) -> npt.NDArray[np.floa
     return value.reshape(-1).astype(np.float64) if value.size == shape[1] else None
 
 
-def _fold(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -> bool:
-    """Fold factors and terms of channels into a convolution, and return whether its weights and bias allow it."""
+def _weight_and_bias(convolution: ir.Node) -> tuple[Array | None, Array | None]:
+    """Return the floats of a convolution's weight and bias; no weight if one of them is something else."""
     given = input_of(convolution, 2)
     weight, bias = array_of(convolution.inputs[1]), array_of(given)
     if weight is None or (given is not None and bias is None) or weight.dtype.kind != "f":
+        return None, None
+    return weight, bias
+
+
+def _fold(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -> bool:
+    """Fold factors and terms of channels into a convolution, and return whether its weights and bias allow it."""
+    weight, bias = _weight_and_bias(convolution)
+    if weight is None:
         return False
     channels = weight.shape[0]
     if factor.size not in {1, channels} or term.size not in {1, channels}:
