@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from .graph import (
     add_initializer,
+    add_node,
     all_names,
     are_equal,
     array_of,
@@ -299,10 +300,7 @@ def _pad_constant(node: ir.Node, position: int, axis: int, more: int, taken: set
             _padded(graph, each, 0, more, fill, taken) for each, fill in zip(inputs[1:], (1, 0), strict=False)
         ]
     name = unused_name(f"{value.name}_padded", taken)
-    added = ir.node("DequantizeLinear", inputs, maker.attributes, name=unused_name(f"{name}_DequantizeLinear", taken))
-    added.outputs[0].name = name
-    graph.insert_before(node, added)
-    node.replace_input_with(position, added.outputs[0])
+    node.replace_input_with(position, add_node(node, "DequantizeLinear", inputs, name, taken, maker.attributes))
     if not value.uses():
         graph.remove(maker, safe=True)
 
@@ -345,15 +343,12 @@ def _add_fourth_channel(node: ir.Node, taken: set[str]) -> str | None:
     pads[weight.ndim + 1] = 1
     widths = add_initializer(graph, unused_name(f"{node.name}_fourth_channel", taken), pads)
     zero = values.inputs[2]
-    pad = ir.node("Pad", [codes, widths, zero], name=unused_name(f"{node.name}_Pad", taken))
-    pad.outputs[0].name = unused_name(f"{node.name}_padded_codes", taken)
-    again = ir.node(
-        "DequantizeLinear", [pad.outputs[0], *values.inputs[1:]], name=unused_name(f"{node.name}_values", taken)
-    )
-    again.outputs[0].name = unused_name(f"{node.name}_padded", taken)
-    graph.insert_before(node, [pad, again])
-    node.replace_input_with(0, again.outputs[0])
+    output = unused_name(f"{node.name}_padded_codes", taken)
+    padded = add_node(node, "Pad", [codes, widths, zero], output, taken, name=f"{node.name}_Pad")
+    inputs, output = [padded, *values.inputs[1:]], unused_name(f"{node.name}_padded", taken)
+    again = add_node(node, "DequantizeLinear", inputs, output, taken, name=f"{node.name}_values")
+    node.replace_input_with(0, again)
     if not values.outputs[0].uses() and not is_seen(values.outputs[0]):
         graph.remove(values, safe=True)
     _pad_constant(node, 1, 1, 1, taken)
-    return str(again.outputs[0].name)
+    return str(again.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,25 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     )
     graph.register_initializer(value)
     return value
+
+
+def add_node(
+    at: ir.Node,
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    output: str,
+    taken: set[str],
+    attributes: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    before: bool = True,
+    name: str | None = None,
+) -> ir.Value:
+    """Add a node before or behind another one, and return its output; the node's name comes from the output's."""
+    node = ir.node(operator, inputs, dict(attributes), name=unused_name(name or f"{output}_{operator}", taken))
+    node.outputs[0].name = output
+    assert at.graph is not None
+    (at.graph.insert_before if before else at.graph.insert_after)(at, node)
+    return node.outputs[0]
 
 
 def take_place(value: ir.Value, other: ir.Value) -> None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from .._base.formats import CODE_FORMATS, as_code_format
 from .graph import (
     add_initializer,
+    add_node,
     all_names,
     are_equal,
     array_of,
@@ -456,12 +457,9 @@ class Rewriter:
         before: bool = False,
     ) -> ir.Value:
         """Add a node behind or before another one, or as the first one, and return its output."""
-        node = ir.node(operator, inputs, dict(attributes), name=self._name(f"{output}_{operator}"))
-        node.outputs[0].name = output
         if at is None:
             at, before = self._graph[0], True
-        (self._graph.insert_before if before else self._graph.insert_after)(at, node)
-        return node.outputs[0]
+        return add_node(at, operator, inputs, output, self._taken, attributes, before=before)
 
     def _add_behind(self, node: ir.Node, operator: str, other: ir.Value, name: str) -> None:
         """Let an operator make the output of a node, from what this makes now, under a new name, and another value."""
