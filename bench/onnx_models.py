@@ -46,6 +46,8 @@ THEIRS = {
     },
 }
 FLOAT = "float"
+#: Seconds for which each model is timed.
+TIMED_SECONDS = 0.5
 
 
 class Reader:
@@ -111,7 +113,7 @@ def quantize_ours(task: Task, variant: str, output: Path) -> None:
 
 def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
     """Return everything about one model by one variant; a directory keeps what the rows share."""
-    from qatcore._onnx.comparison import latency_of
+    from qatcore._onnx.latency import latency_of
     from qatcore._onnx.metric import Noise
     from qatcore._onnx.model import read_model
     from qatcore._onnx.session import named_run, session_of
@@ -147,7 +149,8 @@ def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
             "agreement": 100.0 * float(np.concatenate(same).mean()),
             "sqnr": min(noise.sqnr for noise in noises),
         }
-        result["latency"] = latency_of([exact, model], batches[0])
+        found = latency_of(exact, model, batches[0], names, TIMED_SECONDS)
+        result["latency"] = found.float_ms, found.quantized_ms
     about = model.metadata_props.get("qatcore")
     if "max_drop" in OURS.get(variant, {}) and about:
         result["float_nodes"] = json.loads(about)["float"]

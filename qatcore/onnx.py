@@ -5,6 +5,7 @@ try:
     from ._onnx.calibration import Calibration
     from ._onnx.comparison import Comparison
     from ._onnx.images import ImageFolder
+    from ._onnx.latency import Latency
     from ._onnx.notices import ModelWarning
     from ._onnx.sensitivity import Sensitivity
 except ModuleNotFoundError as _error:
@@ -17,6 +18,7 @@ __all__ = [
     "Calibration",
     "Comparison",
     "ImageFolder",
+    "Latency",
     "ModelWarning",
     "Sensitivity",
     "calibrate",

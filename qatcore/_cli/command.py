@@ -282,10 +282,16 @@ def _add_inspect(commands: Any) -> None:
         "signal-to-quantisation-noise ratio (SQNR) that each method promises at int8.\n"
         "Of a float model: the nodes that can be quantised.  Of a quantised model: the\n"
         "tensors and nodes with codes.",
-        "qatcore inspect calibration.npz\n  qatcore inspect model-int8.onnx",
+        "qatcore inspect calibration.npz\n  qatcore inspect model-int8.onnx\n"
+        "  qatcore inspect --runtime model-int8.onnx",
         _onnx("inspect"),
     )
     command.add_argument("file", metavar="FILE", help="an ONNX model, or a file that qatcore calibrate wrote")
+    command.add_argument(
+        "--runtime",
+        action="store_true",
+        help="list the kernels that ONNX Runtime runs for a model, what they compute on, and why some stay in float",
+    )
     _add_output_options(command, progress=False)
 
 

@@ -25,6 +25,7 @@ from .graph import inputs_of, names_of, tensors_of
 from .metric import Metric, Score
 from .model import Model, class_counts, describe, description, read_model, refuse_output, write_model
 from .notices import notice
+from .placement import InIntegers, in_integers, kernels_of
 from .plan import DEFAULT_OPERATORS, plan
 from .prepare import initializers_among_inputs
 from .quantization import GROUP_SIZE, Options, Quantizer, ready
@@ -39,7 +40,7 @@ from .sensitivity import (
 )
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
 from .skeleton import proto_of
-from .work import all_multiply_adds
+from .work import all_multiply_adds, multiplies_by_weights
 
 if TYPE_CHECKING:
     from .cluster import Cluster  # needs distributed
@@ -397,15 +398,28 @@ class Quantization:
     search: Search | None
     data: Data | None
 
-    def share(self) -> float | None:
-        """Return which part of all multiplications by weights is quantised, 0 to 1; None without data."""
-        if self.data is None:
+    def work(self) -> dict[str, int] | None:
+        """Return how many multiplications by weights each node does for the first batch; None without data."""
+        return None if self.data is None else all_multiply_adds(self.quantizer.float_model, next(iter(self.data)))
+
+    def share(self, work: dict[str, int] | None) -> float | None:
+        """Return which part of all multiplications by weights is quantised, 0 to 1; None if the work is not known."""
+        if work is None:
             return None
-        model, batch = self.quantizer.float_model, next(iter(self.data))
         kept = set(self.search.float_nodes if self.search else [])
-        work = all_multiply_adds(model, batch)
         done = sum(work[str(node.name)] for node in self.quantizer.plan.nodes if node.name not in kept)
         return done / max(sum(work.values()), 1)
+
+    def in_integers(self, work: dict[str, int] | None) -> InIntegers | None:
+        """Return how much ONNX Runtime computes on integers; None if nothing is to, or it cannot be examined."""
+        kernels = None
+        if self.quantizer.options.on_integers:
+            with contextlib.suppress(InvalidArgumentError):  # there is no room for temporary files
+                kernels = kernels_of(self.model)
+        if kernels is None:
+            return None
+        products = [str(node.name) for node in self.quantizer.float_model.graph if multiplies_by_weights(node)]
+        return in_integers(kernels, products, work)
 
 
 def quantize(

@@ -21,14 +21,16 @@ import onnx_ir as ir
 from .._base.errors import InvalidArgumentError
 from .api import Quantization, quantize, run_calibration, run_comparison
 from .calibration import Calibration
-from .comparison import Comparison, latency_of
+from .comparison import Comparison, tensor_outputs
 from .data import Data, InputSpec
 from .display import Phases, counted, figure, print_table, printable
 from .images import ImageFolder
-from .inspection import calibration_rows, model_rows
+from .inspection import calibration_rows, model_rows, runtime_rows
+from .latency import Latency, latency_of
 from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
 from .notices import notices
+from .placement import InIntegers
 from .quantization import Options
 from .sensitivity import scored
 from .session import FP8_RUNTIME
@@ -147,7 +149,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
             if metric is None and not arguments.no_check:
                 metric, unchecked = _checked(exact, result, asked, arguments, phases)
             latency = None if arguments.no_check else _latency(exact, result)
-            share = result.share()
+            work = result.work()
+            integers = None if arguments.no_check else result.in_integers(work)
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
     write_model(result.model, arguments.output, outside=arguments.external_data)
@@ -165,7 +168,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "kept_in_float": kept,
         "unreached": list(result.quantizer.unreached),
         "slow_on_codes": list(result.quantizer.slow),
-        "share_of_multiply_adds": share,
+        "share_of_multiply_adds": result.share(work),
+        "in_integers": None if integers is None else vars(integers),
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
         "samples": result.calibration.samples if result.calibration else 0,
         "images": None if result.data is None else result.data.images_line,
@@ -174,17 +178,19 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "metric": None if metric is None else metric.name,
         "unchecked": unchecked,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
-        "latency": None if latency is None else dict(zip(("float", "quantized"), latency, strict=True)),
+        "latency": None if latency is None else vars(latency),
         "slower": None if latency is None else why_slower(result.model, latency),
         "notices": told,
     }
     if arguments.json:
         _print_json(report)
         return
-    _print_lines(_quantization_lines(report, result))
+    _print_lines(_quantization_lines(report, result, latency, integers))
 
 
-def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tuple[str, str]]:
+def _quantization_lines(
+    report: dict[str, Any], result: Quantization, latency: Latency | None, integers: InIntegers | None
+) -> list[tuple[str, str]]:
     """Return the report on a quantised model as lines of text."""
     options, kept = result.quantizer.options, report["kept_in_float"]
     lines = _lines_of_images(report["images"])
@@ -213,8 +219,10 @@ def _quantization_lines(report: dict[str, Any], result: Quantization) -> list[tu
         lines.append((report["metric"], f"{score}, on the data given"))
     if report["unchecked"] is not None:
         lines.append(("unchecked", report["unchecked"]))
-    if report["latency"] is not None:
-        lines.append(("latency", _latency_line(*report["latency"].values())))
+    if integers is not None:
+        lines.append(("in integers", str(integers)))
+    if latency is not None:
+        lines.append(("latency", _latency_line(latency)))
     if report["slower"] is not None:
         lines.append(("slower", report["slower"]))
     lines += _note_lines(report["notices"])
@@ -252,12 +260,12 @@ def _checked(
     return metric, None
 
 
-def _latency(exact: ir.Model, result: Quantization) -> Any:
-    """Return the milliseconds of a run of each model on the first batch; None without data or outputs to read."""
+def _latency(exact: ir.Model, result: Quantization) -> Latency | None:
+    """Return how long a run of each model on the first batch takes; None without data or outputs to read."""
     if result.data is None:
         return None
     with contextlib.suppress(IncomparableError):
-        return latency_of([exact, result.model], next(iter(result.data)), _TIMED_SECONDS)
+        return latency_of(exact, result.model, next(iter(result.data)), tensor_outputs(exact), _TIMED_SECONDS)
     return None
 
 
@@ -456,7 +464,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             arguments.model, arguments.quantized, _data(arguments), metric, arguments.batch_size, phases
         )
     if arguments.json:
-        _print_json({**vars(result), "notices": told})
+        _print_json({**dataclasses.asdict(result), "notices": told})
         return
     with _printing():
         _print_comparison(result, told)
@@ -466,12 +474,13 @@ def _print_comparison(result: Comparison, told: list[str]) -> None:
     lines = [
         *_lines_of_images(result.images),
         (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
-        ("latency", _latency_line(*result.latency)),
     ]
     lines += _lines_of_left_out(result.samples_left_out)
     if result.slower is not None:
         lines.append(("slower", result.slower))
     _print_lines([*lines, *_note_lines(told), ("size", _size_line(*result.size))])
+    print()
+    _print_latencies(result.latency)
     print()
     rows = [(name, figure(sqnr, ".1f"), figure(largest, ".3g")) for name, (sqnr, largest) in result.outputs.items()]
     print_table("outputs", [("output", "name"), ("SQNR dB", "right"), ("greatest difference", "right")], rows)
@@ -481,13 +490,33 @@ def _print_comparison(result: Comparison, told: list[str]) -> None:
         print_table("tensors with codes", [("tensor", "name"), ("SQNR dB", "right")], pairs)
 
 
+def _print_latencies(latencies: list[Latency]) -> None:
+    headings = ("samples", "threads", "float ms", "quantised ms", "times as fast", "middle half")
+    rows = [
+        (
+            f"{each.samples:,}",
+            "all" if each.threads is None else str(each.threads),
+            f"{each.float_ms:.2f}",
+            f"{each.quantized_ms:.2f}",
+            f"{each.ratio:.2f}",
+            f"{each.spread[0]:.2f} to {each.spread[1]:.2f}",
+        )
+        for each in latencies
+    ]
+    print_table("latency", [(heading, "right") for heading in headings], rows)
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     path = arguments.file
     with open(path, "rb"):  # raises an error that names the file
         pass
     images = None
     if zipfile.is_zipfile(path):
+        if arguments.runtime:
+            raise InvalidArgumentError(f"{path}: --runtime needs an ONNX model, but this is a calibration")
         tables = calibration_rows(path)
+    elif arguments.runtime:
+        tables = runtime_rows(read_model(path))
     else:
         model = read_model(path)
         tables, images = model_rows(model), description(model).get("images")
@@ -546,8 +575,11 @@ def _score_line(metric: str, score: tuple[float, float]) -> str:
     return f"{exact:.2f} % float, {other:.2f} % quantised: drop {exact - other:.2f}"
 
 
-def _latency_line(before: float, after: float) -> str:
-    return f"{before:.2f} ms float, {after:.2f} ms quantised: {before / after:.2f} x as fast"
+def _latency_line(latency: Latency) -> str:
+    return (
+        f"{latency.float_ms:.2f} ms float, {latency.quantized_ms:.2f} ms quantised: {latency.ratio:.2f} x as fast"
+        f" ({latency.spread[0]:.2f} to {latency.spread[1]:.2f})"
+    )
 
 
 def _size_line(before: int, after: int) -> str:

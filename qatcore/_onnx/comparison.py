@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +12,18 @@ import onnx_ir as ir
 from .._base.errors import InvalidArgumentError
 from .data import Batch, Data
 from .graph import is_a, names_of, readers_of, tensors_of
+from .latency import Latency, latencies_of
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
 from .model import description, file_bytes
 from .rewriting import tensor_of_codes
-from .session import Tap, named_run, run, session_of
+from .session import Tap, named_run, session_of
 from .skeleton import known_shapes
 from .speed import why_slower
 
 #: The number of batches that single tensors are compared on.
 _TENSOR_BATCHES = 8
+#: Seconds for which each model is timed, with a number of threads and samples.
 _TIMED_SECONDS = 0.5
-_MOST_RUNS = 200
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,9 @@ class Comparison:
     tensors : dict of str to float
         For every tensor with codes, its SQNR in dB on the first 8 batches, in the order of the graph.  It is NaN where
         the tensor's size depends on values and differs.
-    latency : tuple of float
-        Median milliseconds of a run on the first batch, of the float model and of the quantised one.
+    latency : list of Latency
+        How long a run takes: of the first batch with all threads and with one, and of its first sample.  The sample is
+        left out if it is the whole batch, or the models take batches of another size only.
     size : tuple of int
         Bytes of the float model and of the quantised one.
     slower : str or None
@@ -64,7 +64,7 @@ class Comparison:
     batches: int
     outputs: dict[str, tuple[float, float]]
     tensors: dict[str, float]
-    latency: tuple[float, float]
+    latency: list[Latency]
     size: tuple[int, int]
     slower: str | None
     images: str | None = None
@@ -95,7 +95,7 @@ def compare_models(
         metric.add(a, b, batch)
         for name in outputs:
             noise[name].add(a[name], b[name])
-    latency = latency_of([exact, quantized], first[0])
+    latency = latencies_of(exact, quantized, first[0], outputs, _TIMED_SECONDS)
     return Comparison(
         metric.name,
         metric.scores,
@@ -104,7 +104,7 @@ def compare_models(
         _tensor_noise(exact, quantized, first),
         latency,
         (file_bytes(exact), file_bytes(quantized)),
-        why_slower(quantized, latency),
+        why_slower(quantized, latency[0]),
         data.images_line,
         data.left_out,
     )
@@ -181,21 +181,6 @@ def _tensor_noise(exact: ir.Model, quantized: ir.Model, batches: list[Batch]) ->
                 _check_size_depends_on_values(name, shapes.get(name), values[name], others[other])
             noise[name].add(values[name], others[other])
     return {name: each.sqnr for name, each in noise.items()}
-
-
-def latency_of(models: Iterable[ir.Model], batch: Batch, seconds: float = _TIMED_SECONDS) -> Any:
-    """Return the median milliseconds of a run of each model; the models take turns."""
-    sessions = [(session_of(model), tensor_outputs(model)) for model in models]
-    times: list[list[float]] = [[] for _ in sessions]
-    for session, outputs in sessions:
-        run(session, outputs, batch)  # the first run prepares the session
-    stop = time.perf_counter() + seconds * len(sessions)
-    while len(times[0]) < 3 or (time.perf_counter() < stop and len(times[0]) < _MOST_RUNS):
-        for (session, outputs), taken in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            run(session, outputs, batch)
-            taken.append(time.perf_counter() - start)
-    return tuple(statistics.median(taken) * 1e3 for taken in times)
 
 
 def _check_size_depends_on_values(name: str, known: list[int] | None, exact: Any, other: Any) -> None:

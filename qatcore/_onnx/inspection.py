@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
@@ -21,10 +23,14 @@ from .already_quantised import Quantised, computes_on_codes, told
 from .display import counted, figure
 from .graph import array_of, dtype_of, input_of, is_a, is_constant, names_of, opset_of, readers_of, shape_of
 from .model import description
+from .placement import CODES, CONVERSION, FLOATS, kernels_of
 from .plan import OPERATORS, plan
 from .prepare import prepared
 from .ranges import PERCENTILE
 from .rewriting import tensor_of_codes
+
+#: The types of constants that are no weights in codes: those of biases, and of what is no code.
+_NO_WEIGHTS = frozenset({ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL})
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,7 @@ def model_rows(model: ir.Model) -> list[Rows]:
     for node in model.graph:
         if is_a(node, {"QuantizeLinear"}) and is_constant(node.inputs[1]):
             activations.append(_activation(node, about.get("tensors", {})))
-        if is_a(node, {"DequantizeLinear"}) and is_constant(node.inputs[0]):
-            weights += _weights(node, about.get("nodes", {}))
+        weights += _weights(node, about.get("nodes", {}))
     tables = [
         Rows(
             "activations",
@@ -129,6 +134,27 @@ def model_rows(model: ir.Model) -> list[Rows]:
     ]
     tables = [table for table in tables if table.rows]
     return tables if found.is_inside or about else [*tables, _quantisable_rows(model)]
+
+
+def runtime_rows(model: ir.Model) -> list[Rows]:
+    """Return the kernels that ONNX Runtime runs for a model, as a table.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model is too large to examine.
+    """
+    kernels = kernels_of(model)
+    if kernels is None:
+        raise InvalidArgumentError("model: it has more than 1 GiB of weights; --runtime is for smaller ones")
+    nodes = {str(node.name) for node in model.graph}  # others only change the layout of tensors
+    found = Counter(kernel.computes_on for kernel in kernels if kernel.node in nodes)
+    computing = found[CODES] + found[FLOATS]
+    title = f"ONNX Runtime {onnxruntime.__version__}: {found[CODES]:,} of {counted(computing, 'node')} on codes"
+    rows = [(kernel.node, kernel.kernel, kernel.computes_on, kernel.why) for kernel in kernels]
+    keys = ("node", "kernel", "computes_on", "why")
+    headings = ("node", "kernel", "on", "why in float")
+    return [Rows("kernels", f"{title}, {counted(found[CONVERSION], 'conversion')}", keys, headings, [*rows])]
 
 
 def _quantisable_rows(model: ir.Model) -> Rows:
@@ -163,8 +189,15 @@ def _activation(node: ir.Node, about: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _weights(node: ir.Node, about: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    codes, scale = node.inputs[0], array_of(node.inputs[1])
-    if codes is None or codes.dtype == ir.DataType.INT32 or scale is None:  # a bias
+    """Yield rows of the weights that a node makes from constant codes."""
+    codes = input_of(node, 0)
+    maker = None if codes is None else codes.producer()
+    if is_a(node, {"Mul"}) and maker is not None and is_a(maker, {"Cast"}):
+        codes = input_of(maker, 0)
+    elif not is_a(node, {"DequantizeLinear"}):
+        return
+    scale = array_of(node.inputs[1])
+    if codes is None or not is_constant(codes) or codes.dtype in _NO_WEIGHTS or scale is None:
         return
     for reader in readers_of(node.outputs[0]):
         said = about.get(str(reader.name), {})

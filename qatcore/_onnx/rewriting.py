@@ -40,6 +40,9 @@ from .plan import OPERATORS
 from .regions import ACTIVATIONS, MOVES, data_of, hard_sigmoid, is_move, number_of
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+#: Codes that all versions of ONNX Runtime cast to floats.
+_CAST = frozenset({"int8", "float8_e4m3fn"})
 #: The greatest code of a bias.  The rest of the 32 bits is for the products that are added to it.  Runtimes compute the
 #: codes of float16 biases in float16.
 _GREATEST = {"float32": 2.0**30, "float16": 2.0**15}
@@ -235,6 +238,9 @@ class Rewriter:
         If activations have codes, ONNX Runtime computes a Gemm in integers only if the weights have zero points, in the
         shape of the scales.  If only weights have codes, ONNX Runtime before 1.27 uses them in a MatMul only, so a Gemm
         becomes a MatMul.  From 1.27 on it uses codes that one MatMul reads, so products do not share such weights.
+
+        ONNX Runtime does a DequantizeLinear of such weights anew in each run, which takes longer than the convolution.
+        It does a Cast and a Mul once, when it loads the model.
         """
         reader = self._nodes[node]
         assert reader.inputs[1] is not None
@@ -251,12 +257,23 @@ class Rewriter:
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             output = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
+            once = (
+                alone and reader.op_type in _CONVOLUTIONS and scale.dtype in _CAST and scale.scale.dtype == np.float32
+            )
             # For matrices only: products of stacks of matrices take no zero point for each column.
             zero = integers and not alone and (codes.ndim == 2 or reader.op_type != "MatMul")
-            inputs = [stored, *self._parameters(name, scale, zero=zero)]
-            attributes = {k: v for k, v in attributes.items() if v is not None}
             # Nodes are in order, so that the first node that reads the weight comes first.
-            self._weights[key] = self._add(reader, "DequantizeLinear", inputs, output, attributes, before=True)
+            if once:
+                to = {"to": int(ir.DataType.FLOAT)}
+                values = self._add(reader, "Cast", [stored], self._name(f"{name}_cast"), to, before=True)
+                axes = [axis for axis in range(codes.ndim) if axis != scale.axis]
+                step = scale.scale if scale.axis is None else np.expand_dims(scale.scale, axes)
+                inputs = [values, self._constant(f"{name}_scale", step)]
+                self._weights[key] = self._add(reader, "Mul", inputs, output, before=True)
+            else:
+                inputs = [stored, *self._parameters(name, scale, zero=zero)]
+                attributes = {k: v for k, v in attributes.items() if v is not None}
+                self._weights[key] = self._add(reader, "DequantizeLinear", inputs, output, attributes, before=True)
         if transposed:
             del reader.attributes["transB"]
         reader.replace_input_with(1, self._weights[key])

@@ -29,10 +29,13 @@ _READS_FROM_FOLDER = (1, 23)
 _MOST_COPIED = 1 << 25
 
 
-def session_of(model: ir.Model, *, as_written: bool = False, optimized_path: str = "") -> onnxruntime.InferenceSession:
+def session_of(
+    model: ir.Model, *, as_written: bool = False, optimized_path: str = "", threads: int | None = None
+) -> onnxruntime.InferenceSession:
     """Return a session on the CPU that runs a model, optimised, or node by node if `as_written`.
 
-    If there is an `optimized_path`, ONNX Runtime writes the optimised model there.
+    If there is an `optimized_path`, ONNX Runtime writes the optimised model there.  By default it computes with a
+    thread for each core.
 
     Raises
     ------
@@ -40,7 +43,7 @@ def session_of(model: ir.Model, *, as_written: bool = False, optimized_path: str
         If ONNX Runtime cannot load the model.
     """
     tensors, options = large_tensors(model), _options(as_written=as_written)
-    options.optimized_model_filepath = optimized_path
+    options.optimized_model_filepath, options.intra_op_num_threads = optimized_path, threads or 0
     copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
     if copies or (not as_written and all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values())):
         return _loaded(model, tensors, options, copies=copies)
@@ -52,6 +55,14 @@ def session_of(model: ir.Model, *, as_written: bool = False, optimized_path: str
             with open(name, "wb") as file:
                 write(file)
         return _opened(path, options)
+
+
+def optimized(model: ir.Model) -> onnx.ModelProto:
+    """Return the optimised model that ONNX Runtime runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "optimized.onnx")
+        session_of(model, optimized_path=path)
+        return onnx.load(path, load_external_data=False)  # some versions keep weights in memory
 
 
 def _options(*, as_written: bool) -> onnxruntime.SessionOptions:

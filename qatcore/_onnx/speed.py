@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-
-import onnx
 import onnx_ir as ir
-from onnx import ModelProto
 
 from .already_quantised import computes_on_codes, converts, told
 from .display import counted
 from .graph import input_of, is_a
+from .latency import Latency
+from .model import description
 from .plan import OPERATORS
-from .session import session_of
+from .session import optimized
 from .skeleton import weight_bytes
 
 #: A ratio of two times that is less than this may be chance.
@@ -23,7 +20,7 @@ _FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 _LARGEST = 1 << 30
 
 
-def why_slower(quantized: ir.Model, latency: tuple[float, float]) -> str | None:
+def why_slower(quantized: ir.Model, latency: Latency) -> str | None:
     """Return a line on how ONNX Runtime runs a quantised model that is slower, and what has helped such models.
 
     Return None if the model is not slower than the float model, except by chance, or is too large to examine.
@@ -31,23 +28,24 @@ def why_slower(quantized: ir.Model, latency: tuple[float, float]) -> str | None:
     Parameters
     ----------
     quantized : onnx_ir.Model
-    latency : tuple of float
-        The times of the float model and of the quantised one, in the same unit.
+    latency : Latency
     """
-    before, after = latency
-    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
+    if latency.quantized_ms <= latency.float_ms * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
         return None
     kinds = {_kind_of_codes(node) for node in quantized.graph if is_a(node, {"QuantizeLinear"})}
     if kinds & _FLOAT8:
         return "ONNX Runtime has no FP8 products; try --weights int8 --activations uint8"
+    alone = "quantised weights alone save memory, but seldom time; try --activations uint8"
+    if description(quantized).get("activations") == "none":
+        return alone
     if not any(map(converts, quantized.graph)):
         found = [node for node in quantized.graph if computes_on_codes(node)]
         on_codes = f"{told(found)} on codes take longer than floats here; try qatcore quantize"
         return on_codes if found else "no node is quantised; allow a larger --max-drop"
     if not kinds:
-        return "quantised weights alone save memory, but seldom time; try --activations uint8"
+        return alone
     products = sum(node.op_type in OPERATORS for node in quantized.graph)
-    nodes = list(_optimized(quantized).graph.node)
+    nodes = list(optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
     # Codes of int8 were slower than codes of uint8 in most models, and never much faster: docs/onnx-results.md.
     other = "--activations uint8, " if ir.DataType.INT8 in kinds else ""
@@ -62,11 +60,3 @@ def _kind_of_codes(node: ir.Node) -> ir.DataType | None:
     """Return the type of a QuantizeLinear's codes, which is that of its zero point."""
     zero = input_of(node, 2)
     return ir.DataType.UINT8 if zero is None else zero.dtype
-
-
-def _optimized(model: ir.Model) -> ModelProto:
-    """Return the optimised model that ONNX Runtime runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "optimized.onnx")
-        session_of(model, optimized_path=path)
-        return onnx.load(path, load_external_data=False)  # some versions keep weights in memory

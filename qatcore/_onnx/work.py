@@ -55,10 +55,10 @@ def node_multiply_adds(model: ir.Model, nodes: Sequence[ir.Node], batch: Batch) 
 
 def all_multiply_adds(model: ir.Model, batch: Batch) -> dict[str, int]:
     """Return how many multiplications by weights each node of a prepared model does for a batch, on codes or not."""
-    return node_multiply_adds(model, [node for node in model.graph if _multiplies_by_weights(node)], batch)
+    return node_multiply_adds(model, [node for node in model.graph if multiplies_by_weights(node)], batch)
 
 
-def _multiplies_by_weights(node: ir.Node) -> bool:
+def multiplies_by_weights(node: ir.Node) -> bool:
     """Return whether a node multiplies what is computed by weights, which may be inputs too."""
     if not is_a(node, {*OPERATORS, *RECURRENT}):
         return False

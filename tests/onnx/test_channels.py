@@ -3,9 +3,9 @@
 import numpy as np
 import onnx_models
 import pytest
-from insides import Graph, description
+from insides import description
 from onnx import helper
-from onnx_models import AS_WRITTEN, normal, run, sqnr, tensor, value
+from onnx_models import AS_WRITTEN, dequantized, normal, run, sqnr, tensor, value
 
 import qatcore.onnx
 from qatcore._onnx import quantization
@@ -53,9 +53,8 @@ def both(exact, monkeypatch, channels=3, **options):
 
 def widths(model):
     """Return the number of channels that each convolution of a quantised model makes."""
-    graph = Graph(model)
-    makers = [graph.makers[node.input[1]] for node in model.graph.node if node.op_type == "Conv"]
-    return [len(graph.value_of(maker.input[0])) for maker in makers]
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
+    return [len(dequantized(model, node, 1)[1]) for node in nodes]
 
 
 def assert_same(made, other, exact, channels=3):

@@ -41,7 +41,10 @@ def test_compare_measures_outputs_tensors_labels_time_and_size():
     # Tensors that are looked at are not fused away; a code may differ.
     assert found.outputs["y"][0] == pytest.approx(sqnr(exact, answers), abs=0.5)
     assert found.size == (model.ByteSize(), made.ByteSize())
-    assert all(t > 0.0 for t in found.latency)
+    n = len(batches[0]["x"])
+    assert [(each.samples, each.threads) for each in found.latency] == [(n, None), (n, 1), (1, None), (1, 1)]
+    assert all(each.float_ms > 0.0 and each.quantized_ms > 0.0 for each in found.latency)
+    assert all(each.spread[0] <= each.spread[1] for each in found.latency)
     assert list(found.tensors) == ["x", "r1", "p1", "r2", "f"]
     assert found.tensors["x"] > 35
 

@@ -256,6 +256,16 @@ def test_every_product_has_the_kernel_that_the_documentation_says(form, weights,
     compared(session, model, other, feed)
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+@pytest.mark.parametrize("form", [name for name, (row, *_) in FORMS.items() if row.startswith("Conv")])
+def test_convolutions_with_weights_alone_in_codes_run_as_the_float_model_does(form, weights, tmp_path):
+    def operators(each):
+        kernels_of(each, tmp_path / "optimized.onnx")
+        return [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+
+    assert operators(quantized(form, weights, "none")) == operators(FORMS[form][1])
+
+
 def in_float16(model):
     """Return a model with float16 in place of float32."""
     half = onnx.ModelProto()

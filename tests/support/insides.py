@@ -4,7 +4,7 @@ import json
 
 from onnx import AttributeProto, ModelProto, numpy_helper
 
-from qatcore._onnx import bias, data, inspection, judging, plan, prepare, session, skeleton, speed
+from qatcore._onnx import bias, data, inspection, judging, latency, placement, plan, prepare, session, skeleton, speed
 from qatcore._onnx import model as files
 from qatcore._onnx.model import METADATA, read_model
 
@@ -87,8 +87,12 @@ def model_rows(model):
     return inspection.model_rows(read_model(model))
 
 
-def why_slower(model, latency):
-    return speed.why_slower(read_model(model), latency)
+def why_slower(model, before, after):
+    return speed.why_slower(read_model(model), latency.Latency(1, None, before, after, (1.0, 1.0)))
+
+
+def kernels_of(model):
+    return placement.kernels_of(read_model(model))
 
 
 def session_of(model):

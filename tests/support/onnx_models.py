@@ -28,9 +28,16 @@ def sqnr(exact, other):
 
 
 def dequantized(model, node, position):
-    """Return the values of a node's constant input; codes are dequantised by the definition of DequantizeLinear."""
+    """Return the values of a node's constant input; codes are dequantised by the definition of DequantizeLinear.
+
+    Weights alone of convolutions are a Cast of codes times a scale that has their dimensions.
+    """
     index = Graph(model)
     maker = index.makers[node.input[position]]
+    if maker.op_type == "Mul":
+        codes, scale = index.value_of(index.makers[maker.input[0]].input[0]), index.value_of(maker.input[1])
+        assert index.makers[maker.input[0]].op_type == "Cast"
+        return codes.astype(np.float32) * scale, codes, scale
     assert maker.op_type == "DequantizeLinear"
     codes, scale = (index.value_of(name) for name in maker.input[:2])
     axis = next((a.i for a in maker.attribute if a.name == "axis"), None)

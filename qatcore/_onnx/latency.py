@@ -1,0 +1,131 @@
+"""How long models take in ONNX Runtime; models that are compared take turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from .._base.errors import InvalidArgumentError
+from .data import Batch, InputSpec
+from .session import run, session_of
+
+#: Limits of the runs of a model.  A run of less than the least seconds is repeated, and its mean is one time.
+_FEWEST, _MOST, _LEAST_SECONDS = 5, 200, 2e-3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a run of a float model and of a quantised one takes.
+
+    Attributes
+    ----------
+    samples : int
+        The samples in a batch.
+    threads : int or None
+        How many threads ONNX Runtime computes with; None if it chooses, which is one for each core.
+    float_ms, quantized_ms : float
+        Median milliseconds of a run.
+    spread : tuple of float
+        The first and the third quartile of the ratio of both models' times, from runs next to each other.
+    """
+
+    samples: int
+    threads: int | None
+    float_ms: float
+    quantized_ms: float
+    spread: tuple[float, float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the float model the quantised one is."""
+        return self.float_ms / self.quantized_ms
+
+
+class Race:
+    """Times models on a batch; they take turns, so that other work on the machine slows all of them alike.
+
+    Parameters
+    ----------
+    batch : dict
+    outputs : sequence of str
+        What the models compute.
+    threads : int, optional
+        By default ONNX Runtime chooses.
+    """
+
+    def __init__(self, batch: Batch, outputs: Sequence[str], threads: int | None = None) -> None:
+        self._batch, self._outputs, self._threads = batch, outputs, threads
+
+    def times(self, models: Sequence[ir.Model], seconds: float) -> list[list[float]]:
+        """Return the milliseconds of each run of each model, for about so many seconds a model.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If ONNX Runtime cannot run a model.
+        """
+        sessions = [session_of(model, threads=self._threads) for model in models]
+
+        def timed(which: int, repeats: int) -> float:
+            start = time.perf_counter()
+            for _ in range(repeats):
+                run(sessions[which], self._outputs, self._batch)
+            return (time.perf_counter() - start) / repeats
+
+        turns = range(len(models))
+        for which in turns:
+            timed(which, 1)  # the first run prepares the session
+        repeats = max(int(_LEAST_SECONDS / max(timed(0, 1), 1e-9)), 1)
+        times: list[list[float]] = [[] for _ in turns]
+        stop = time.perf_counter() + seconds * len(models)
+        while len(times[0]) < _FEWEST or (time.perf_counter() < stop and len(times[0]) < _MOST):
+            for which in turns if len(times[0]) % 2 else reversed(turns):
+                times[which].append(timed(which, repeats) * 1e3)
+        return times
+
+
+def latency_of(
+    exact: ir.Model,
+    quantized: ir.Model,
+    batch: Batch,
+    outputs: Sequence[str],
+    seconds: float,
+    threads: int | None = None,
+) -> Latency:
+    """Return how long both models take for a batch."""
+    first, second = Race(batch, outputs, threads).times([exact, quantized], seconds)
+    low, _, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)])
+    samples = InputSpec(exact).samples_of(batch)
+    return Latency(samples, threads, statistics.median(first), statistics.median(second), (low, high))
+
+
+def latencies_of(
+    exact: ir.Model, quantized: ir.Model, batch: Batch, outputs: Sequence[str], seconds: float
+) -> list[Latency]:
+    """Return how long both models take for a batch and for its first sample, with all threads and with one.
+
+    The sample is left out if the models take batches of another size only.
+    """
+    result = [latency_of(exact, quantized, batch, outputs, seconds, threads) for threads in (None, 1)]
+    if (single := _first_sample(exact, batch)) is not None:
+        try:
+            result += [latency_of(exact, quantized, single, outputs, seconds, threads) for threads in (None, 1)]
+        except InvalidArgumentError:  # a size inside of the model is that of the batch
+            return result
+    return result
+
+
+def _first_sample(model: ir.Model, batch: Batch) -> Batch | None:
+    """Return the first sample of a batch of several; None if the inputs have no common axis of samples of any size."""
+    spec = InputSpec(model)
+    samples = spec.samples_of(batch)
+    shapes = [spec.shapes[name] for name in spec.names]
+    if samples < 2 or not all(shape and shape[0] is None for shape in shapes):
+        return None
+    if any(batch[name].shape[0] != samples for name in spec.names):
+        return None
+    return {name: batch[name][:1] for name in spec.names}
