@@ -189,6 +189,20 @@ def _add_quantize(commands: Any) -> None:
         metavar="PERCENT",
         help="keep the most sensitive nodes in float until at most this many percent are lost on the data",
     )
+    command.add_argument(
+        "--fastest",
+        action="store_true",
+        help="time float and quantised nodes on the data, and leave in float what is faster so; never slower than the "
+        "float model",
+    )
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="how many threads --fastest measures with (default: 1)"
+    )
+    command.add_argument(
+        "--recipe",
+        metavar="QUANT.onnx",
+        help="leave the same nodes in float as in this quantised copy of the model, and measure nothing",
+    )
     _add_metric(command)
     command.add_argument(
         "--no-bias-correction",

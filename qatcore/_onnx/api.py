@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from collections.abc import Iterable
+from typing import TypedDict, Unpack
 
-import onnx_ir as ir
-import onnxruntime
 from onnx import ModelProto
 
 from .._base.config import CalibMethod
 from .._base.errors import InvalidArgumentError
 from .._base.types import FloatLike, PathLike
-from .._base.validation import as_count, as_flag, as_number
-from .already_quantised import Quantised, told
-from .calibration import Calibration, digest_of, observe
-from .comparison import Comparison, compare_models
-from .data import Batch, Data, InputSpec, Source
+from .._base.validation import as_count, as_flag
+from .calibration import Calibration
+from .comparison import Comparison
+from .data import Data, InputSpec, Source
 from .display import Phases
-from .graph import inputs_of, names_of, tensors_of
 from .metric import Metric, Score
-from .model import Model, class_counts, describe, description, read_model, refuse_output, write_model
-from .notices import notice
-from .placement import InIntegers, in_integers, kernels_of
-from .plan import DEFAULT_OPERATORS, plan
-from .prepare import initializers_among_inputs
-from .quantization import GROUP_SIZE, Options, Quantizer, ready
-from .ranges import ACTIVATIONS, PERCENTILE
+from .model import Model, read_model, refuse_output, write_model
+from .pipeline import THREADS, Speed, quantize, quantizer_of, run_calibration, run_comparison
+from .plan import DEFAULT_OPERATORS
+from .quantization import GROUP_SIZE, Options
+from .ranges import PERCENTILE
 from .sensitivity import (
     BATCHES,
-    Search,
     Sensitivity,
-    most_sensitive,
     node_sensitivities,
-    within_drop,
 )
-from .session import FP8_RUNTIME, check_loads, lacks_fp8
 from .skeleton import proto_of
-from .work import all_multiply_adds, multiplies_by_weights
-
-if TYPE_CHECKING:
-    from .cluster import Cluster  # needs distributed
-
-_FP8_NEEDS = f"FP8 in a model with quantised activations needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer"
 
 
 def calibrate(
@@ -150,6 +132,9 @@ def quantize_model(
     bias_correction: bool = True,
     keep_inputs: bool = False,
     max_drop: FloatLike | None = None,
+    fastest: bool = False,
+    threads: int = THREADS,
+    recipe: Model | None = None,
     metric: Score | str | None = None,
     labels: str | None = None,
     batch_size: int | None = None,
@@ -204,6 +189,13 @@ def quantize_model(
     max_drop : float, optional
         Percent of `metric` that may be lost on the data, 0 to 100.  The most sensitive nodes stay in float until no
         more is lost.
+    fastest : bool
+        Measure which nodes run faster in float, on the first batch, and leave them there.  The result is not slower
+        than the float model: if nothing in codes is faster, only weights get codes.
+    threads : int
+        How many threads to measure with; 1 by default.
+    recipe : str, PathLike, ModelProto or onnx_ir.Model, optional
+        A quantised copy of the model.  The same nodes stay in float as there, and nothing is measured.
     metric : callable or str, optional
         ``function(outputs, batch)``, or its name ``module:function``.  It returns a score from 0 to 1 for each sample.
         By default accuracy if there are labels, else agreement with the float model.
@@ -247,6 +239,7 @@ def quantize_model(
         bias_correction=bias_correction,
         keep_inputs=keep_inputs,
     )
+    speed = Speed(as_flag(fastest, "fastest"), as_count(threads, "threads"), recipe)
     outside = as_flag(external_data, "external_data")
     if outside and output is None:
         raise InvalidArgumentError("external_data: expected an output to write weights beside, got none; give output")
@@ -259,6 +252,7 @@ def quantize_model(
             options,
             calibration=calibration,
             max_drop=max_drop,
+            speed=speed,
             metric=Metric(metric, labels),
             batch_size=batch_size,
             phases=phases,
@@ -373,236 +367,6 @@ def sensitivity(
     exact = read_model(model)
     given = Data(data, InputSpec(exact), batch_size)
     with Phases(shown=as_flag(progress, "progress")) as phases:
-        quantizer, _ = _quantizer(exact, given, chosen, calibration, phases)
+        quantizer, _ = quantizer_of(exact, given, chosen, calibration, phases)
         tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
         return node_sensitivities(quantizer, itertools.islice(given, n), progress=tick)
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """A quantised model and what it was made from.
-
-    Attributes
-    ----------
-    model : onnx_ir.Model
-    quantizer : Quantizer
-    calibration : Calibration or None
-    search : Search or None
-        The result of the search for `max_drop`; None without it.
-    data : Data or None
-    """
-
-    model: ir.Model
-    quantizer: Quantizer
-    calibration: Calibration | None
-    search: Search | None
-    data: Data | None
-
-    def work(self) -> dict[str, int] | None:
-        """Return how many multiplications by weights each node does for the first batch; None without data."""
-        return None if self.data is None else all_multiply_adds(self.quantizer.float_model, next(iter(self.data)))
-
-    def share(self, work: dict[str, int] | None) -> float | None:
-        """Return which part of all multiplications by weights is quantised, 0 to 1; None if the work is not known."""
-        if work is None:
-            return None
-        kept = set(self.search.float_nodes if self.search else [])
-        done = sum(work[str(node.name)] for node in self.quantizer.plan.nodes if node.name not in kept)
-        return done / max(sum(work.values()), 1)
-
-    def in_integers(self, work: dict[str, int] | None) -> InIntegers | None:
-        """Return how much ONNX Runtime computes on integers; None if nothing is to, or it cannot be examined."""
-        kernels = None
-        if self.quantizer.options.on_integers:
-            with contextlib.suppress(InvalidArgumentError):  # there is no room for temporary files
-                kernels = kernels_of(self.model)
-        if kernels is None:
-            return None
-        products = [str(node.name) for node in self.quantizer.float_model.graph if multiplies_by_weights(node)]
-        return in_integers(kernels, products, work)
-
-
-def quantize(
-    exact: ir.Model,
-    data: Source | None,
-    options: Options,
-    *,
-    calibration: Calibration | PathLike | None,
-    max_drop: FloatLike | None,
-    metric: Metric,
-    batch_size: int | None,
-    phases: Phases,
-    observed: Calibration | None = None,
-    cluster: Cluster | None = None,
-) -> Quantization:
-    """Do the work of `quantize_model`; if the model has to be calibrated, add to the calibration `observed`.
-
-    With a cluster, it is calibrated there.
-    """
-    if max_drop is not None:
-        max_drop = as_number(max_drop, "max_drop")
-        if not 0.0 <= max_drop <= 100.0:
-            raise InvalidArgumentError(f"max_drop: expected percent from 0 to 100, got {max_drop}")
-        if data is None:
-            raise InvalidArgumentError("max_drop: expected data to measure it on, got none; give data")
-    given = None if data is None else Data(data, InputSpec(exact), batch_size)
-    if given is not None:
-        given.check_labels(metric.labels, class_counts(exact))
-    quantizer, used = _quantizer(exact, given, options, calibration, phases, observed, cluster)
-    if exact.ir_version >= 4 and not options.keep_inputs and (taken := initializers_among_inputs(exact)):
-        names = ", ".join(taken[:3]) + (f" and {len(taken) - 3} more" if len(taken) > 3 else "")
-        notice(
-            f"model: inputs with initializers become constants and are no longer inputs: {names}; "
-            "keep_inputs (--keep-inputs) keeps them"
-        )
-    if borders := Quantised.of(exact).borders:
-        notice(f"model: {told(borders)} at its inputs and outputs stay as they are; nodes between them are quantised")
-    if options.needs_fp8_runtime and lacks_fp8():
-        notice(f"runtime: {_FP8_NEEDS}, but {onnxruntime.__version__} is installed")
-    if quantizer.unreached:
-        notice(f"calibration: no sample reached these nodes, which stay in float: {', '.join(quantizer.unreached)}")
-    if max_drop is None or given is None:
-        tick = phases.begin("correcting", 2 * len(quantizer.plan.nodes)) if quantizer.corrects else None
-        with _told_of_fp8(options):
-            made = quantizer.model(progress=tick)
-            check_loads(made)
-        _describe_images(made, given)
-        return Quantization(made, quantizer, used, None, given)
-    tick = phases.begin("sensitivity", len(quantizer.plan.nodes))
-    with _told_of_fp8(options):
-        order = most_sensitive(quantizer, itertools.islice(given, BATCHES), metric, progress=tick)
-        tick, tries = phases.begin("searching", None), itertools.count(1)
-
-        def tried(n: int, drop: float) -> None:
-            tick(next(tries), f"{n} in float: drop {drop:.2f} %")
-
-        search = within_drop(quantizer, given, metric, max_drop, order, progress=tried)
-    phases.end()
-    _describe_images(search.model, given)
-    return Quantization(search.model, quantizer, used, search, given)
-
-
-def _describe_images(model: ir.Model, data: Data | None) -> None:
-    """Write into a model's metadata how images became its input."""
-    if data is not None and data.images_line is not None:
-        describe(model, {**description(model), "images": data.images_line})
-
-
-@contextlib.contextmanager
-def _told_of_fp8(options: Options) -> Iterator[None]:
-    """Add to errors which ONNX Runtime FP8 needs, if an older one is installed."""
-    try:
-        yield
-    except InvalidArgumentError as error:
-        if options.needs_fp8_runtime and lacks_fp8():
-            error.add_note(f"({_FP8_NEEDS})")
-        raise
-
-
-def run_comparison(
-    exact: Model, quantized: Model, data: Source, metric: Metric, batch_size: int | None, phases: Phases
-) -> Comparison:
-    """Do the work of `compare`."""
-    models = read_model(exact), read_model(quantized)
-    if Quantised.of(models[0]).is_inside and not Quantised.of(models[1]).nodes:
-        raise InvalidArgumentError(
-            "expected the float model and then the quantised one, got a quantised model and then a float one; swap them"
-        )
-    for what, values in (("input", inputs_of), ("output", lambda model: model.graph.outputs)):
-        names = [set(names_of(values(model))) for model in models]
-        if names[0] != names[1]:
-            raise InvalidArgumentError(
-                f"quantised model: expected the float model's {what}s, {', '.join(sorted(names[0]))}, "
-                f"got {', '.join(sorted(names[1]))}"
-            )
-    batches = Data(data, InputSpec(models[0]), batch_size)
-    batches.check_labels(metric.labels, class_counts(models[0]))
-    return compare_models(*models, batches, metric, progress=phases.begin("comparing", batches.total))
-
-
-def _quantizer(
-    exact: ir.Model,
-    data: Data | None,
-    options: Options,
-    calibration: Calibration | PathLike | None,
-    phases: Phases,
-    observed: Calibration | None = None,
-    cluster: Cluster | None = None,
-) -> tuple[Quantizer, Calibration | None]:
-    float_model = ready(exact, options)
-    if not options.needs_data:
-        return Quantizer(float_model, options, {}, _sample(data, options, phases), phases.begin), None
-    if calibration is None:
-        if data is None:
-            raise InvalidArgumentError(
-                "data: expected data to observe activations on, got none; give data, or activations='none' to quantise "
-                "weights alone"
-            )
-        used = Calibration() if observed is None else observed
-        tick = phases.begin("calibrating", data.total)
-        # A runtime may compute other operators a little differently, so observe what `calibrate` observes.
-        same = float_model if options.opset == Options().opset else None
-        sampled = options.bias_correction
-        run_calibration(exact, data, options, used, float_model=same, sampled=sampled, cluster=cluster, progress=tick)
-        phases.end()
-    else:
-        used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
-        used.check_model(digest_of(exact))
-        if not used.finished:
-            raise InvalidArgumentError("calibration: expected a finished one, got one that was interrupted; resume it")
-    return Quantizer(float_model, options, used.collectors, _sample(data, options, phases), phases.begin), used
-
-
-def _sample(data: Data | None, options: Options, phases: Phases) -> list[Batch]:
-    """Return the batches that biases are corrected with."""
-    if data is None or not options.bias_correction:
-        return []
-    return data.sample(None if data.is_sampled else phases.begin("sampling", data.total))
-
-
-def run_calibration(
-    exact: ir.Model,
-    data: Data,
-    options: Options,
-    calibration: Calibration,
-    *,
-    float_model: ir.Model | None = None,
-    tensors: Iterable[str] | None = None,
-    resume: bool = False,
-    sampled: bool = False,
-    cluster: Cluster | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Observe tensors on data and add them to a calibration: those given, or by default those that get codes.
-
-    `float_model` is the model as `ready` returns it, if that was done already.
-    """
-    if tensors is None:
-        # The lowest opset will do, whatever the options: the tensors do not depend on it.
-        float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
-        # What is on codes between products depends on the format and the opset, and the calibration serves all.
-        names = [
-            name
-            for kind, any_pool in itertools.product(ACTIVATIONS, (False, True))
-            for name in plan(float_model, options.ops, options.exclude, activations=kind, any_pool=any_pool).tensors
-        ]
-        names = list(dict.fromkeys(names))
-    else:
-        float_model, names = exact, list(dict.fromkeys(tensors))
-        known = tensors_of(exact)
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise InvalidArgumentError(f"tensors: there is no tensor {unknown[0]!r} in the model")
-    if cluster is not None:
-        cluster.observe(exact, float_model, names, data, calibration, options, sampled=sampled, progress=progress)
-        return
-    observe(
-        float_model,
-        data,
-        names,
-        calibration,
-        digest=digest_of(exact),
-        resume=resume,
-        sampled=sampled,
-        progress=progress,
-    )

@@ -19,18 +19,19 @@ from typing import Any
 import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
-from .api import Quantization, quantize, run_calibration, run_comparison
+from .._base.validation import as_count
 from .calibration import Calibration
 from .comparison import Comparison, tensor_outputs
 from .data import Data, InputSpec
 from .display import Phases, counted, figure, print_table, printable
 from .images import ImageFolder
 from .inspection import calibration_rows, model_rows, runtime_rows
+from .kernels import InIntegers
 from .latency import Latency, latency_of
 from .metric import IncomparableError, Metric
 from .model import description, file_bytes, read_model, refuse_output, write_model
 from .notices import notices
-from .placement import InIntegers
+from .pipeline import THREADS, Quantization, Speed, quantize, run_calibration, run_comparison
 from .quantization import Options
 from .sensitivity import scored
 from .session import FP8_RUNTIME
@@ -40,6 +41,8 @@ from .speed import why_slower
 _SAVE_EVERY = 60.0
 #: Seconds for which `quantize` times each of both models.
 _TIMED_SECONDS = 0.2
+#: How many nodes a line names; JSON and the model's metadata name all.
+_MOST_NAMES = 12
 _INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 #: The options for a folder of images.
 _IMAGE_OPTIONS = tuple(field.name for field in dataclasses.fields(ImageFolder) if field.name != "path")
@@ -125,7 +128,9 @@ def _quantize(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError(
             "give --data to observe activations on, or --activations none to quantise weights alone"
         )
-    refuse_output(arguments.output, arguments.model, arguments.data, arguments.calibration, arguments.metric)
+    read = (arguments.model, arguments.data, arguments.calibration, arguments.metric, arguments.recipe)
+    refuse_output(arguments.output, *read)
+    threads = THREADS if arguments.threads is None else arguments.threads
     if arguments.cluster is not None and (arguments.calibration is not None or not options.needs_data):
         raise InvalidArgumentError("--cluster is for calibrating, but there is nothing to calibrate; leave it out")
     exact = read_model(arguments.model)
@@ -139,6 +144,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
                 options,
                 calibration=arguments.calibration,
                 max_drop=arguments.max_drop,
+                speed=Speed(arguments.fastest, as_count(threads, "--threads"), arguments.recipe),
                 metric=asked,
                 batch_size=arguments.batch_size,
                 phases=phases,
@@ -154,7 +160,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
     write_model(result.model, arguments.output, outside=arguments.external_data)
-    kept = result.search.float_nodes if result.search else []
+    options = result.quantizer.options
+    kept = [*result.quantizer.in_float, *(result.search.float_nodes if result.search else [])]
     report: dict[str, Any] = {
         "model": arguments.model,
         "output": arguments.output,
@@ -164,7 +171,8 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "activations": options.activations,
         "method": options.method.value if options.needs_data else None,
         **{name: description(result.model)[name] for name in ("corrected_biases", "corrections_left_out")},
-        "nodes": len(result.quantizer.plan.nodes) - len(kept),
+        "nodes": len(description(result.model)["nodes"]),
+        "fastest": _fastest(result, threads) if arguments.fastest else None,
         "kept_in_float": kept,
         "unreached": list(result.quantizer.unreached),
         "slow_on_codes": list(result.quantizer.slow),
@@ -179,7 +187,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "unchecked": unchecked,
         "score": None if metric is None else dict(zip(("float", "quantized"), metric.scores, strict=True)),
         "latency": None if latency is None else vars(latency),
-        "slower": None if latency is None else why_slower(result.model, latency),
+        "slower": None if latency is None else why_slower(result.model, latency.float_ms, latency.quantized_ms),
         "notices": told,
     }
     if arguments.json:
@@ -192,14 +200,34 @@ def _quantization_lines(
     report: dict[str, Any], result: Quantization, latency: Latency | None, integers: InIntegers | None
 ) -> list[tuple[str, str]]:
     """Return the report on a quantised model as lines of text."""
-    options, kept = result.quantizer.options, report["kept_in_float"]
-    lines = _lines_of_images(report["images"])
-    lines.append(("quantised", _nodes_line(report)))
-    if options.needs_fp8_runtime:
-        lines.append(("runtime", f"needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer, for FP8"))
+    options, latencies = result.quantizer.options, [] if latency is None else [latency]
+    runtime = ".".join(map(str, FP8_RUNTIME))
+    needs = [("runtime", f"needs ONNX Runtime {runtime} or newer, for FP8")] if options.needs_fp8_runtime else []
+    return [
+        *_lines_of_images(report["images"]),
+        ("quantised", _nodes_line(report)),
+        *needs,
+        *_calibration_lines(report, result),
+        *_lines_of_left_out(report["samples_left_out"]),
+        *_float_lines(report),
+        *_score_lines(report),
+        *_lines_of("unchecked", report["unchecked"]),
+        *_lines_of("in integers", integers),
+        *(("latency", _latency_line(each)) for each in latencies),
+        *_lines_of("slower", report["slower"]),
+        *_note_lines(report["notices"]),
+        ("size", _size_line(*report["bytes"].values())),
+        ("written", f"{report['output']}, in {report['seconds']:.1f} s"),
+    ]
+
+
+def _calibration_lines(report: dict[str, Any], result: Quantization) -> list[tuple[str, str]]:
+    """Return lines on what was observed, and on what was corrected with it."""
+    options, lines = result.quantizer.options, list[tuple[str, str]]()
     if result.calibration is not None:
         samples = counted(report["samples"], "sample")
-        lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}, by {report['method']}"))
+        by = f", by {report['method']}" if options.needs_data else ""
+        lines.append(("calibrated", f"{counted(report['tensors'], 'tensor')} on {samples}{by}"))
     if result.quantizer.corrects:
         lines.append(("corrected", _corrected_line(report)))
     elif options.bias_correction and options.needs_data:
@@ -208,27 +236,29 @@ def _quantization_lines(
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {counted(len(others), 'other tensor')}" if others else ""
         lines.append(("not finite", f"{n:,} values of {name}{more}; the ranges leave them out"))
-    lines += _lines_of_left_out(report["samples_left_out"])
-    if kept:
-        lines.append(("in float", ", ".join(kept)))
+    return lines
+
+
+def _float_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return lines on what stays in float."""
+    lines = list[tuple[str, str]]()
+    if report["fastest"] is not None:
+        lines.append(("fastest", _fastest_line(report["fastest"])))
+    if report["kept_in_float"]:
+        lines.append(("in float", _shortened(report["kept_in_float"])))
     if report["slow_on_codes"]:
         what = counted(len(report["slow_on_codes"]), "convolution")
         lines.append(("in float", f"{what} over one or two channels, faster so"))
-    if report["score"] is not None:
-        score = _score_line(report["metric"], tuple(report["score"].values()))
-        lines.append((report["metric"], f"{score}, on the data given"))
-    if report["unchecked"] is not None:
-        lines.append(("unchecked", report["unchecked"]))
-    if integers is not None:
-        lines.append(("in integers", str(integers)))
-    if latency is not None:
-        lines.append(("latency", _latency_line(latency)))
-    if report["slower"] is not None:
-        lines.append(("slower", report["slower"]))
-    lines += _note_lines(report["notices"])
-    lines.append(("size", _size_line(*report["bytes"].values())))
-    lines.append(("written", f"{report['output']}, in {report['seconds']:.1f} s"))
     return lines
+
+
+def _score_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    metric, score = report["metric"], report["score"]
+    return [] if score is None else [(metric, f"{_score_line(metric, tuple(score.values()))}, on the data given")]
+
+
+def _lines_of(name: str, text: object) -> list[tuple[str, str]]:
+    return [] if text is None else [(name, str(text))]
 
 
 def _lines_of_images(images: str | None) -> list[tuple[str, str]]:
@@ -287,12 +317,14 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError(
             "--method is for activations, but --activations none leaves them in float; leave out one of the two"
         )
+    if arguments.threads is not None and not arguments.fastest:
+        raise InvalidArgumentError("--threads needs --fastest; add it, or leave out --threads")
     if arguments.no_check and measured is not None:
         raise InvalidArgumentError(
             f"--{measured.replace('_', '-')} needs a comparison of both models; leave out --no-check"
         )
     if arguments.data is None:
-        for name in ("batch_size", "no_check", "no_bias_correction", *_image_options(arguments)):
+        for name in ("batch_size", "no_check", "no_bias_correction", "fastest", *_image_options(arguments)):
             if getattr(arguments, name):
                 raise InvalidArgumentError(
                     f"--{name.replace('_', '-')} needs --data, but there is none; give --data, or leave out this option"
@@ -331,6 +363,28 @@ def _not_finite(calibration: Calibration | None) -> dict[str, int]:
     collectors = {} if calibration is None else calibration.collectors
     found = {name: collector.n_observed - int(collector.n_elements) for name, collector in collectors.items()}
     return {name: n for name, n in found.items() if n}
+
+
+def _fastest(result: Quantization, threads: int) -> dict[str, Any]:
+    """Return what was found to be fastest."""
+    assert result.placement is not None
+    placement = dataclasses.asdict(result.placement)
+    return {"threads": threads, **placement}
+
+
+def _fastest_line(found: dict[str, Any]) -> str:
+    timed = f"{counted(found['tried'], 'placement')} timed on {counted(found['threads'], 'thread')}"
+    if found["weights_alone"]:
+        why = "" if found["why"] is None else f" ({found['why']})"
+        return f"{timed}: weights alone in codes are the fastest{why}"
+    n = len(found["float_nodes"])
+    return f"{timed}: {counted(n, 'node')} in float" if n else f"{timed}: that of the rules is the fastest"
+
+
+def _shortened(names: list[str]) -> str:
+    """Return names as text; only the first ones if there are many."""
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
 
 
 def _corrected_line(report: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def compare_models(
         _tensor_noise(exact, quantized, first),
         latency,
         (file_bytes(exact), file_bytes(quantized)),
-        why_slower(quantized, latency[0]),
+        why_slower(quantized, latency[0].float_ms, latency[0].quantized_ms),
         data.images_line,
         data.left_out,
     )

@@ -58,7 +58,7 @@ class Race:
     """
 
     def __init__(self, batch: Batch, outputs: Sequence[str], threads: int | None = None) -> None:
-        self._batch, self._outputs, self._threads = batch, outputs, threads
+        self.batch, self.outputs, self.threads = batch, outputs, threads
 
     def times(self, models: Sequence[ir.Model], seconds: float) -> list[list[float]]:
         """Return the milliseconds of each run of each model, for about so many seconds a model.
@@ -68,12 +68,12 @@ class Race:
         InvalidArgumentError
             If ONNX Runtime cannot run a model.
         """
-        sessions = [session_of(model, threads=self._threads) for model in models]
+        sessions = [session_of(model, threads=self.threads) for model in models]
 
         def timed(which: int, repeats: int) -> float:
             start = time.perf_counter()
             for _ in range(repeats):
-                run(sessions[which], self._outputs, self._batch)
+                run(sessions[which], self.outputs, self.batch)
             return (time.perf_counter() - start) / repeats
 
         turns = range(len(models))

@@ -274,7 +274,7 @@ def _find_tensors(result: Plan, everything: Plan, graph: ir.Graph, how: dict[str
     """Fill in the regions and tensors of a plan; ranges are shared as if all nodes were quantised."""
     causes, inputs, coded = dict[str, ir.Node](), dict[str, None](), list[ir.Value]()
     for node in result.nodes:
-        source, end = node.inputs[0], _end(node)
+        source, end = node.inputs[0], end_of(node)
         assert source is not None
         causes.setdefault(str(source.name), node)
         causes[str(end.name)] = node
@@ -282,7 +282,7 @@ def _find_tensors(result: Plan, everything: Plan, graph: ir.Graph, how: dict[str
             coded.append(end)
     outputs = dict.fromkeys(names_of(coded))
     read = {value: None for node in result.nodes if (value := node.inputs[0]) is not None}
-    result.between = between(graph, read, list(map(_end, result.nodes)), coded, **how)
+    result.between = between(graph, read, list(map(end_of, result.nodes)), coded, **how)
     result.readers = {str(node.name) for node in (*result.nodes, *result.between)}
     written = set[str]()
     for node in result.between:
@@ -304,7 +304,7 @@ def _find_tensors(result: Plan, everything: Plan, graph: ir.Graph, how: dict[str
     result.because = {name: causes[name] for name in (*result.inputs, *result.outputs)}
 
 
-def _end(node: ir.Node) -> ir.Value:
+def end_of(node: ir.Node) -> ir.Value:
     """Return what a product makes together with its bias and with the activation behind it."""
     bias = bias_of(node)
     return tail(node if bias is None else bias.adder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections import Counter
@@ -167,6 +168,8 @@ class Quantizer:
         Names of nodes that stay in float, and are not in the plan, because runtimes compute them faster so.
     unreached : tuple of str
         Names of nodes that stay in float, and are not in the plan, because no sample reached them.
+    in_float : tuple of str
+        Names of nodes that stay in float, and are not in the plan, because `with_float` was asked for that.
 
     Raises
     ------
@@ -195,6 +198,7 @@ class Quantizer:
         self._shapes = known_shapes(model)
         self._activations: dict[str, Activation] = {}
         self.unreached: tuple[str, ...] = ()
+        self.in_float: tuple[str, ...] = ()
         self._left_out: tuple[str, ...] = self.slow
         self._shifts: set[str] = set()  # nodes that add a number, and only change a zero point
         if options.needs_data:
@@ -224,6 +228,25 @@ class Quantizer:
             self._fit_sums(fixed)
         self._weights: dict[str, Weight] = {}
         self._choose_weights(None if begin is None else begin("weights", len(self.plan.nodes)))
+
+    def with_float(self, names: Iterable[str]) -> Quantizer:
+        """Return a quantizer that leaves more nodes in float.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the model has no node of some name.
+        """
+        known = {str(node.name) for node in self.float_model.graph}
+        result, added = copy.copy(self), tuple(names)
+        if missing := [name for name in added if name not in known]:
+            raise InvalidArgumentError(
+                f"recipe: there is no node {missing[0]!r} in the model; give a quantised copy of this model"
+            )
+        result.in_float = (*self.in_float, *added)
+        result._left_out = (*self._left_out, *added)
+        result.plan = result._planned(result._left_out)
+        return result
 
     def _planned(self, float_nodes: Iterable[str]) -> Plan:
         """Return a plan with more nodes in float; without these, no other node enters a region."""
@@ -457,7 +480,7 @@ class Quantizer:
                 str(node.name): {"op": node.op_type, "sqnr": _decibels(self._weights[str(node.name)].sqnr)}
                 for node in chosen.nodes
             },
-            "float": list(kept),
+            "float": [*self.in_float, *kept],
             "unreached": list(self.unreached),
             "slow": list(self.slow),
             "fitted": [names_of(data_of(node))[0] for node in chosen.between if is_a(node, {"HardSigmoid"})],

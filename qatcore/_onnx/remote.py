@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from distributed import Client
 
 from .._base.validation import as_flag
-from .api import run_calibration
 from .calibration import Calibration
 from .cluster import Cluster, active_client
 from .data import Data, InputSpec, Source
 from .display import Phases
 from .model import Model, read_model
+from .pipeline import run_calibration
 from .plan import DEFAULT_OPERATORS
 from .quantization import Options
 

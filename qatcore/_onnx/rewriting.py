@@ -40,7 +40,7 @@ from .plan import OPERATORS
 from .regions import ACTIVATIONS, MOVES, data_of, hard_sigmoid, is_move, number_of
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 #: Codes that all versions of ONNX Runtime cast to floats.
 _CAST = frozenset({"int8", "float8_e4m3fn"})
 #: The greatest code of a bias.  The rest of the 32 bits is for the products that are added to it.  Runtimes compute the
@@ -257,9 +257,7 @@ class Rewriter:
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             output = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
-            once = (
-                alone and reader.op_type in _CONVOLUTIONS and scale.dtype in _CAST and scale.scale.dtype == np.float32
-            )
+            once = alone and reader.op_type in CONVOLUTIONS and scale.dtype in _CAST and scale.scale.dtype == np.float32
             # For matrices only: products of stacks of matrices take no zero point for each column.
             zero = integers and not alone and (codes.ndim == 2 or reader.op_type != "MatMul")
             # Nodes are in order, so that the first node that reads the weight comes first.
@@ -421,7 +419,7 @@ class Rewriter:
                 return True
             if is_a(maker, ACTIVATIONS) and scale.dtype.startswith("float8"):
                 return True
-            if is_a(maker, {"AveragePool"}) or (is_a(maker, {"MaxPool"}) and not is_move(maker)):
+            if is_a(maker, {"AveragePool", "MaxPool"}) and not (is_move(maker) and _is_dequantized(maker.inputs[0])):
                 return True
             sources = {given for given in maker.inputs if given is not None} - self._fixed
             if not is_a(maker, _PASSED) or len(sources) != 1:
@@ -588,6 +586,12 @@ def _of_range(low: float, high: float, like: Scale) -> Scale:
     least, most = as_code_format(like.dtype, "codes").ends
     step = as_stored(np.asarray((high - low) / (most - least), np.float64), like.scale.dtype)
     return dataclasses.replace(like, scale=step, zero_point=np.rint(least - low / step).astype(np.int32))
+
+
+def _is_dequantized(value: ir.Value | None) -> bool:
+    """Return whether a value is made from codes."""
+    maker = None if value is None else value.producer()
+    return maker is not None and is_a(maker, {"DequantizeLinear"})
 
 
 def _codes_of(value: ir.Value | None) -> tuple[ir.Value, npt.NDArray[Any], npt.NDArray[Any]]:

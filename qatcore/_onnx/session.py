@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,17 +27,24 @@ from .stored import PLACE
 FP8_RUNTIME = (1, 32)
 #: The first version of ONNX Runtime in which a model in memory can have weights in a folder.
 _READS_FROM_FOLDER = (1, 23)
+#: What ends the names of a profile's events that time kernels.
+_KERNEL = "_kernel_time"
 #: Models with more bytes of weights are not copied to load them: the session reads the weights where they are.
 _MOST_COPIED = 1 << 25
 
 
 def session_of(
-    model: ir.Model, *, as_written: bool = False, optimized_path: str = "", threads: int | None = None
+    model: ir.Model,
+    *,
+    as_written: bool = False,
+    optimized_path: str = "",
+    profile_path: str = "",
+    threads: int | None = None,
 ) -> onnxruntime.InferenceSession:
     """Return a session on the CPU that runs a model, optimised, or node by node if `as_written`.
 
-    If there is an `optimized_path`, ONNX Runtime writes the optimised model there.  By default it computes with a
-    thread for each core.
+    If there is an `optimized_path`, ONNX Runtime writes the optimised model there.  If there is a `profile_path`, it
+    writes a profile to a file whose name begins so.  By default it computes with a thread for each core.
 
     Raises
     ------
@@ -44,6 +53,8 @@ def session_of(
     """
     tensors, options = large_tensors(model), _options(as_written=as_written)
     options.optimized_model_filepath, options.intra_op_num_threads = optimized_path, threads or 0
+    options.enable_profiling = bool(profile_path)
+    options.profile_file_prefix = profile_path
     copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
     if copies or (not as_written and all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values())):
         return _loaded(model, tensors, options, copies=copies)
@@ -63,6 +74,24 @@ def optimized(model: ir.Model) -> onnx.ModelProto:
         path = os.path.join(folder, "optimized.onnx")
         session_of(model, optimized_path=path)
         return onnx.load(path, load_external_data=False)  # some versions keep weights in memory
+
+
+def profile(
+    model: ir.Model, outputs: Sequence[str], batch: dict[str, Any], threads: int | None, runs: int
+) -> list[tuple[str, str, float]]:
+    """Return the name and the operator of each kernel of a model, and its median milliseconds of so many runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = session_of(model, profile_path=os.path.join(folder, "profile"), threads=threads)
+        for _ in range(runs):
+            run(session, outputs, batch)
+        with open(session.end_profiling(), encoding="utf-8") as file:
+            events = json.load(file)
+    times = dict[tuple[str, str], list[float]]()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            key = event["name"].removesuffix(_KERNEL), event["args"]["op_name"]
+            times.setdefault(key, []).append(event["dur"] / 1e3)
+    return [(*key, statistics.median(taken)) for key, taken in times.items()]
 
 
 def _options(*, as_written: bool) -> onnxruntime.SessionOptions:

@@ -7,7 +7,6 @@ import onnx_ir as ir
 from .already_quantised import computes_on_codes, converts, told
 from .display import counted
 from .graph import input_of, is_a
-from .latency import Latency
 from .model import description
 from .plan import OPERATORS
 from .session import optimized
@@ -20,7 +19,7 @@ _FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 _LARGEST = 1 << 30
 
 
-def why_slower(quantized: ir.Model, latency: Latency) -> str | None:
+def why_slower(quantized: ir.Model, before: float, after: float) -> str | None:
     """Return a line on how ONNX Runtime runs a quantised model that is slower, and what has helped such models.
 
     Return None if the model is not slower than the float model, except by chance, or is too large to examine.
@@ -28,9 +27,10 @@ def why_slower(quantized: ir.Model, latency: Latency) -> str | None:
     Parameters
     ----------
     quantized : onnx_ir.Model
-    latency : Latency
+    before, after : float
+        The times of the float model and of the quantised one, in the same unit.
     """
-    if latency.quantized_ms <= latency.float_ms * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
+    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
         return None
     kinds = {_kind_of_codes(node) for node in quantized.graph if is_a(node, {"QuantizeLinear"})}
     if kinds & _FLOAT8:

@@ -4,7 +4,7 @@ import json
 
 from onnx import AttributeProto, ModelProto, numpy_helper
 
-from qatcore._onnx import bias, data, inspection, judging, latency, placement, plan, prepare, session, skeleton, speed
+from qatcore._onnx import bias, data, inspection, judging, kernels, plan, prepare, session, skeleton, speed
 from qatcore._onnx import model as files
 from qatcore._onnx.model import METADATA, read_model
 
@@ -88,11 +88,11 @@ def model_rows(model):
 
 
 def why_slower(model, before, after):
-    return speed.why_slower(read_model(model), latency.Latency(1, None, before, after, (1.0, 1.0)))
+    return speed.why_slower(read_model(model), before, after)
 
 
 def kernels_of(model):
-    return placement.kernels_of(read_model(model))
+    return kernels.kernels_of(read_model(model))
 
 
 def session_of(model):
