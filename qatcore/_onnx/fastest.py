@@ -120,15 +120,14 @@ def _greedy(quantizer: Quantizer, race: Race, progress: Callable[[int, str], Non
     """Return the nodes to leave in float, in the order of the graph, and how many choices were timed.
 
     Changes that make the model faster are kept.  They are tried in the order of what ONNX Runtime's profile of both
-    models promises for them.
+    models promises for them.  If all nodes of a change are in float already, they are tried on codes again.
     """
     kept, best, tried = frozenset[str](), quantizer.model(corrected=False), 1
     for names in _changes(quantizer, best, race):
-        if names <= kept:
-            continue
-        changed = quantizer.model(kept | names, corrected=False)
+        choice = kept - names if names <= kept else kept | names
+        changed = quantizer.model(choice, corrected=False)
         if _is_faster(*race.times([changed, best], _SECONDS)):
-            kept, best = kept | names, changed
+            kept, best = choice, changed
         tried += 1
         progress(tried, f"{len(kept)} nodes in float")
         if tried == MOST_TRIED:
