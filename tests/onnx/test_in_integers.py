@@ -72,7 +72,8 @@ def test_weights_alone_are_computed_in_float():
 def test_a_pool_behind_what_is_in_float_is_in_float():
     """On codes, ONNX Runtime takes many times as long for it, unless convolutions surround it."""
     pooled = network()
-    pooled.graph.node[1].CopyFrom(helper.make_node("MaxPool", ["c1"], ["r1"], "pool", kernel_shape=[2, 2]))
+    pooled.graph.node[1].CopyFrom(helper.make_node("MaxPool", ["t"], ["r1"], "pool", kernel_shape=[2, 2]))
+    pooled.graph.node.insert(1, helper.make_node("Tanh", ["c1"], ["t"], "tanh"))
     pooled.graph.output[0].CopyFrom(value("y", [None] * 4))
     made = qatcore.onnx.quantize_model(pooled, images())
     found = {kernel.node: kernel.computes_on for kernel in kernels_of(made)}
