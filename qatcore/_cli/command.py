@@ -215,6 +215,11 @@ def _add_quantize(commands: Any) -> None:
         help="keep initializers that are inputs too; by default, if there are weights among them, all become constants",
     )
     command.add_argument(
+        "--no-saturation",
+        action="store_true",
+        help="choose weights whose products cannot saturate on x86 without VNNI, which adds two of them in 16 bits",
+    )
+    command.add_argument(
         "--external-data",
         action="store_true",
         help="write the weights into a file beside OUT, OUT.data; weights of more than 1.5 GiB always go there",

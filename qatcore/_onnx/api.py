@@ -131,6 +131,7 @@ def quantize_model(
     exclude: Iterable[str] = (),
     bias_correction: bool = True,
     keep_inputs: bool = False,
+    no_saturation: bool = False,
     max_drop: FloatLike | None = None,
     fastest: bool = False,
     threads: int = THREADS,
@@ -186,6 +187,8 @@ def quantize_model(
         Keep initializers that are inputs too, and leave nodes in float that use them as weights.  By default, if there
         are weights among them, they become constants and are no longer inputs, and a warning says so.  In models before
         IR version 4, where all initializers had to be inputs, they always become constants.
+    no_saturation : bool
+        Choose int8 weights whose products cannot saturate on x86 without VNNI, which adds two of them in 16 bits.
     max_drop : float, optional
         Percent of `metric` that may be lost on the data, 0 to 100.  The most sensitive nodes stay in float until no
         more is lost.
@@ -238,6 +241,7 @@ def quantize_model(
         exclude=exclude,
         bias_correction=bias_correction,
         keep_inputs=keep_inputs,
+        no_saturation=no_saturation,
     )
     speed = Speed(as_flag(fastest, "fastest"), as_count(threads, "threads"), recipe)
     outside = as_flag(external_data, "external_data")

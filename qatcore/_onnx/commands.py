@@ -43,6 +43,7 @@ _SAVE_EVERY = 60.0
 _TIMED_SECONDS = 0.2
 #: How many nodes a line names; JSON and the model's metadata name all.
 _MOST_NAMES = 12
+_SATURATION = "none: sums of two products reach {largest:,} at most, and 16 bits hold {limit:,}"
 _INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
 #: The options for a folder of images.
 _IMAGE_OPTIONS = tuple(field.name for field in dataclasses.fields(ImageFolder) if field.name != "path")
@@ -122,6 +123,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         exclude=arguments.exclude or (),
         bias_correction=not arguments.no_bias_correction,
         keep_inputs=arguments.keep_inputs,
+        no_saturation=arguments.no_saturation,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     if options.needs_data and arguments.data is None and arguments.calibration is None:
@@ -176,6 +178,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "kept_in_float": kept,
         "unreached": list(result.quantizer.unreached),
         "slow_on_codes": list(result.quantizer.slow),
+        "saturation": description(result.model).get("saturation"),
         "share_of_multiply_adds": result.share(work),
         "in_integers": None if integers is None else vars(integers),
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
@@ -213,6 +216,7 @@ def _quantization_lines(
         *_score_lines(report),
         *_lines_of("unchecked", report["unchecked"]),
         *_lines_of("in integers", integers),
+        *_lines_of("saturation", report["saturation"] and _SATURATION.format(**report["saturation"])),
         *(("latency", _latency_line(each)) for each in latencies),
         *_lines_of("slower", report["slower"]),
         *_note_lines(report["notices"]),

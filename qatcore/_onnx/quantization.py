@@ -23,7 +23,17 @@ from .already_quantised import Quantised, scale_given, told
 from .bias import corrected_biases, with_biases
 from .channels import pad_channels
 from .data import Batch, InputSpec
-from .graph import array_of, input_of, is_a, is_seen, names_of, only_reader, opset_of, readers_of, values_by_name
+from .graph import (
+    array_of,
+    input_of,
+    is_a,
+    is_seen,
+    names_of,
+    only_reader,
+    opset_of,
+    readers_of,
+    values_by_name,
+)
 from .judging import Judge, halves, helpful
 from .model import describe, description
 from .plan import DEFAULT_OPERATORS, OPERATORS, Plan, WeightAxes, bias_of, is_slow_on_codes, plan, weight_axes
@@ -40,6 +50,7 @@ from .ranges import (
 )
 from .regions import data_of, hard_sigmoid, is_written_on_codes, made_by, number_of, tail, unscaled
 from .rewriting import Rewriter, with_room_for_bias
+from .saturation import GREATEST_CODE, LIMIT, adds_pairs, largest_pair, without_saturation
 from .session import session_of
 from .skeleton import fault_of, known_shapes
 from .weights import WEIGHTS, Weight, coded_weight, weight_scale
@@ -64,6 +75,7 @@ class Options:
     exclude: tuple[str, ...] = field(default=())
     bias_correction: bool = True
     keep_inputs: bool = False
+    no_saturation: bool = False
 
     @classmethod
     def checked(
@@ -79,6 +91,7 @@ class Options:
         exclude: Iterable[str] = (),
         bias_correction: object = True,
         keep_inputs: object = False,
+        no_saturation: object = False,
     ) -> Options:
         """Return options, or raise if one of them is not valid."""
         if weights not in WEIGHTS:
@@ -89,6 +102,11 @@ class Options:
         if type(group_size) is not int or not (group_size == 0 or (group_size >= 16 and group_size.bit_count() == 1)):
             raise InvalidArgumentError(
                 f"group_size: expected a power of two from 16 on, as runtimes need, or 0 for none, got {group_size!r}"
+            )
+        if no_saturation and (weights != "int8" or activations not in {"uint8", "int8"}):
+            raise InvalidArgumentError(
+                "no_saturation: expected weights in int8 and activations in uint8 or int8, because only these are "
+                f"multiplied as integers, got {weights} and {activations}"
             )
         return cls(
             as_member(CalibMethod, "min_max" if method == "minmax" else method, "method"),
@@ -101,6 +119,7 @@ class Options:
             _names(exclude, "exclude"),
             as_flag(bias_correction, "bias_correction"),
             as_flag(keep_inputs, "keep_inputs"),
+            as_flag(no_saturation, "no_saturation"),
         )
 
     @property
@@ -339,7 +358,10 @@ class Quantizer:
                     activation = self._activations[self._range_of(_source(node))].scale
                     in_codes = self._becomes_codes(bias.adder)
                     scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
-                chosen[key] = coded_weight(weight, scale, None if outputs is None else outputs.channels)
+                coded = coded_weight(weight, scale, None if outputs is None else outputs.channels)
+                if options.no_saturation and outputs is not None and adds_pairs(node):
+                    coded = without_saturation(weight, coded, node, outputs)
+                chosen[key] = coded
             self._weights[str(node.name)] = chosen[key]
             done += weight.nbytes
             if progress is not None:
@@ -466,6 +488,15 @@ class Quantizer:
         describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
         return result
 
+    def _largest_pair(self, chosen: Plan) -> int:
+        """Return the largest sum of the magnitudes of two weights of one sign whose products are added."""
+        pairs = [0]
+        for node in chosen.nodes:
+            axes = weight_axes(node, self._weight_of(node).ndim)
+            if axes is not None and adds_pairs(node):
+                pairs.append(largest_pair(self._weights[str(node.name)].codes, node, axes))
+        return max(pairs)
+
     def _range_of(self, name: str) -> str:
         plan = self.plan
         return plan.inputs.get(name) or plan.outputs.get(name) or plan.written[name]
@@ -486,6 +517,8 @@ class Quantizer:
             "fitted": [names_of(data_of(node))[0] for node in chosen.between if is_a(node, {"HardSigmoid"})],
             "tensors": {},
         }
+        if options.no_saturation:
+            about["saturation"] = {"limit": LIMIT, "largest": GREATEST_CODE * self._largest_pair(chosen)}
         if options.needs_data:
             about["tensors"] = {
                 name: {
