@@ -168,10 +168,15 @@ def _add_quantize(commands: Any) -> None:
     )
     command.add_argument(
         "--activations",
-        choices=("uint8", "int8", "fp8", "none"),
+        choices=("uint8", "int8", "uint16", "int16", "fp8", "none"),
         default="uint8",
         help="format of activations (default: uint8); none leaves them in float and needs no data; fp8 activations, "
         "and fp8 weights beside quantised activations, need ONNX Runtime 1.32 or newer",
+    )
+    command.add_argument(
+        "--symmetric",
+        action="store_true",
+        help="give activations ranges that are symmetric about 0, for runtimes that need zero points of 0",
     )
     command.add_argument(
         "--per-tensor", action="store_true", help="give each weight one scale, not one for each channel"

@@ -125,6 +125,7 @@ def quantize_model(
     percentile: FloatLike = PERCENTILE,
     weights: str = "int8",
     activations: str = "uint8",
+    symmetric: bool = False,
     per_tensor: bool = False,
     group_size: int = GROUP_SIZE,
     ops: Iterable[str] = DEFAULT_OPERATORS,
@@ -169,7 +170,10 @@ def quantize_model(
     weights : str
         "int8", "int4" (in groups) or "fp8" (E4M3).
     activations : str
-        "uint8", "int8", "fp8" or "none".
+        "uint8", "int8", "uint16", "int16", "fp8" or "none".  ONNX Runtime computes 16-bit codes in float on CPUs.
+        Their ranges hold all values, whatever the method.
+    symmetric : bool
+        Give activations ranges that are symmetric about 0, so that zero points are 0, or the middle of unsigned codes.
     per_tensor : bool
         Give each weight one scale, instead of one for each output channel.
     group_size : int
@@ -235,6 +239,7 @@ def quantize_model(
         percentile=percentile,
         weights=weights,
         activations=activations,
+        symmetric=symmetric,
         per_tensor=per_tensor,
         group_size=group_size,
         ops=ops,
@@ -316,6 +321,7 @@ class SensitivityOptions(TypedDict, total=False):
     percentile: FloatLike
     weights: str
     activations: str
+    symmetric: bool
     per_tensor: bool
     group_size: int
     ops: Iterable[str]
@@ -348,8 +354,8 @@ def sensitivity(
         How many batches to measure with, from the first one on; 8 by default.  The float model's outputs for
         them are kept in memory.
     **options
-        `method`, `percentile`, `weights`, `activations`, `per_tensor`, `group_size`, `ops`, `exclude` and `keep_inputs`
-        as in `quantize_model`.
+        `method`, `percentile`, `weights`, `activations`, `symmetric`, `per_tensor`, `group_size`, `ops`, `exclude` and
+        `keep_inputs` as in `quantize_model`.
 
     Returns
     -------

@@ -119,6 +119,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     options = Options.checked(
         weights=arguments.weights,
         activations=arguments.activations,
+        symmetric=arguments.symmetric,
         per_tensor=arguments.per_tensor,
         exclude=arguments.exclude or (),
         bias_correction=not arguments.no_bias_correction,
@@ -323,6 +324,10 @@ def _refuse_what_has_no_effect(arguments: argparse.Namespace) -> None:
         )
     if arguments.threads is not None and not arguments.fastest:
         raise InvalidArgumentError("--threads needs --fastest; add it, or leave out --threads")
+    if arguments.symmetric and arguments.activations == "none":
+        raise InvalidArgumentError(
+            "--symmetric is for activations, but --activations none leaves them in float; leave out one of the two"
+        )
     if arguments.no_check and measured is not None:
         raise InvalidArgumentError(
             f"--{measured.replace('_', '-')} needs a comparison of both models; leave out --no-check"

@@ -29,7 +29,7 @@ from .notices import notice
 from .plan import plan
 from .prepare import initializers_among_inputs
 from .quantization import Options, Quantizer, ready
-from .ranges import ACTIVATIONS
+from .regions import choices_between
 from .sensitivity import (
     BATCHES,
     Search,
@@ -309,11 +309,11 @@ def run_calibration(
         # The lowest opset will do, whatever the options: the tensors do not depend on it.
         float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
         # What is on codes between products depends on the format and the opset, and the calibration serves all.
-        names = [
-            name
-            for kind, any_pool in itertools.product(ACTIVATIONS, (False, True))
-            for name in plan(float_model, options.ops, options.exclude, activations=kind, any_pool=any_pool).tensors
-        ]
+        plans = (
+            plan(float_model, options.ops, options.exclude, operators=operators, any_pool=any_pool)
+            for operators, any_pool in itertools.product(choices_between(), (False, True))
+        )
+        names = [name for each in plans for name in each.tensors]
         names = list(dict.fromkeys(names))
     else:
         float_model, names = exact, list(dict.fromkeys(tensors))

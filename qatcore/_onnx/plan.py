@@ -111,7 +111,7 @@ def plan(
     exclude: tuple[str, ...] = (),
     *,
     float_nodes: Collection[str] = (),
-    activations: str = "uint8",
+    operators: Collection[str] = ON_CODES["uint8"],
     any_pool: bool | None = None,
     within: Collection[str] | None = None,
 ) -> Plan:
@@ -127,8 +127,8 @@ def plan(
         Names of nodes, or of tensors that they make, that stay in float.
     float_nodes : collection of str
         Names of more nodes that stay in float.  These may be all that are left.
-    activations : str
-        Their format.  What is computed between products depends on it.
+    operators : collection of str
+        The operators that are computed on codes between products, beside those that move elements.
     any_pool : bool, optional
         As in `between`.  By default it depends on the opset.
     within : collection of str, optional
@@ -169,7 +169,7 @@ def plan(
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
     # From opset 21 on, ONNX Runtime up to 1.32 makes an invalid model if int8 codes end ahead of a MaxPool.
     pools = opset_of(model) >= 21 if any_pool is None else any_pool
-    how = {"operators": ON_CODES[activations], "any_pool": pools}
+    how = {"operators": operators, "any_pool": pools}
     # The range of a tensor does not depend on the chosen nodes, so that one calibration serves all choices.
     _find_tensors(everything, everything, model.graph, how)
     possible = {str(node.name) for node in everything.between}

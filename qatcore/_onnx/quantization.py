@@ -42,13 +42,24 @@ from .prepare import prepared
 from .ranges import (
     ACTIVATIONS,
     PERCENTILE,
+    WIDE,
     Activation,
     activation_scales,
     hard_sigmoid_scale,
     inside_clip,
     shifted,
 )
-from .regions import data_of, hard_sigmoid, is_written_on_codes, made_by, number_of, tail, unscaled
+from .regions import (
+    NEED_ZERO_POINTS,
+    ON_CODES,
+    data_of,
+    hard_sigmoid,
+    is_written_on_codes,
+    made_by,
+    number_of,
+    tail,
+    unscaled,
+)
 from .rewriting import Rewriter, with_room_for_bias
 from .saturation import GREATEST_CODE, LIMIT, adds_pairs, largest_pair, without_saturation
 from .session import session_of
@@ -76,6 +87,7 @@ class Options:
     bias_correction: bool = True
     keep_inputs: bool = False
     no_saturation: bool = False
+    symmetric: bool = False
 
     @classmethod
     def checked(
@@ -92,6 +104,7 @@ class Options:
         bias_correction: object = True,
         keep_inputs: object = False,
         no_saturation: object = False,
+        symmetric: object = False,
     ) -> Options:
         """Return options, or raise if one of them is not valid."""
         if weights not in WEIGHTS:
@@ -120,6 +133,7 @@ class Options:
             as_flag(bias_correction, "bias_correction"),
             as_flag(keep_inputs, "keep_inputs"),
             as_flag(no_saturation, "no_saturation"),
+            as_flag(symmetric, "symmetric"),
         )
 
     @property
@@ -133,6 +147,12 @@ class Options:
         return self.needs_data and "fp8" in {self.weights, self.activations}
 
     @property
+    def between(self) -> frozenset[str]:
+        """The operators that are computed on codes between products, beside those that move elements."""
+        operators = ON_CODES.get(self.activations, frozenset())
+        return operators - NEED_ZERO_POINTS if self.symmetric else operators
+
+    @property
     def on_integers(self) -> bool:
         """Whether runtimes compute the quantised model on integers."""
         return self.activations in {"int8", "uint8"}
@@ -140,7 +160,7 @@ class Options:
     @property
     def opset(self) -> int:
         """The lowest opset that has operators for these formats."""
-        if self.weights == "int4":
+        if self.weights == "int4" or self.activations in WIDE:
             return 21
         return 19 if "fp8" in {self.weights, self.activations} else 13
 
@@ -205,7 +225,7 @@ class Quantizer:
         begin: Callable[[str, int], Callable[..., None]] | None = None,
     ) -> None:
         self.float_model, self.options, self._sample = model, options, sample
-        self.plan: Plan = plan(model, options.ops, options.exclude, activations=options.activations)
+        self.plan: Plan = plan(model, options.ops, options.exclude, operators=options.between)
         self.slow: tuple[str, ...] = ()
         if options.on_integers:
             slow = tuple(str(node.name) for node in self.plan.nodes if is_slow_on_codes(node))
@@ -231,7 +251,7 @@ class Quantizer:
             needed = {name: collectors[name] for name in self.plan.tensors}
             types = {self._range_of(name): self._weight_of(node).dtype for name, node in self.plan.because.items()}
             self._activations = activation_scales(
-                needed, options.method, options.percentile, options.activations, types
+                needed, options.method, options.percentile, options.activations, types, symmetric=options.symmetric
             )
             fixed = set[str]()  # tensors whose scale has a reason beside their range
             for name, given in self._activations.items():
@@ -275,7 +295,7 @@ class Quantizer:
             options.ops,
             options.exclude,
             float_nodes=tuple(float_nodes),
-            activations=options.activations,
+            operators=options.between,
             within=within,
         )
 
@@ -301,7 +321,7 @@ class Quantizer:
         """Choose scales so that sums with a number have the codes of what is added to, but for fixed scales."""
         scales = self._activations
         for node in self.plan.between:
-            if not is_a(node, {"Add"}) or (number := number_of(node)) is None:
+            if not is_a(node, {"Add"}) or (number := number_of(node)) is None or self.options.symmetric:
                 continue
             source, factor = unscaled(data_of(node)[0])
             before, after = names = str(source.name), str(node.outputs[0].name)
@@ -482,7 +502,7 @@ class Quantizer:
                 elif node.name in self._shifts:
                     rewriter.shift(str(node.name))
                 elif number_of(node) is not None:
-                    rewriter.number(str(node.name))
+                    rewriter.number(str(node.name), symmetric=options.symmetric)
         result = rewriter.finished(all_activations=all_activations)
         about = self._about(chosen, tensors, kept)
         describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
@@ -507,6 +527,7 @@ class Quantizer:
             "version": __version__,
             "weights": options.weights,
             "activations": options.activations,
+            **({"symmetric": True} if options.symmetric else {}),
             "nodes": {
                 str(node.name): {"op": node.op_type, "sqnr": _decibels(self._weights[str(node.name)].sqnr)}
                 for node in chosen.nodes

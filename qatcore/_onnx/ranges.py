@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -28,12 +29,10 @@ class Activation:
     sqnr: float
 
 
-#: Formats of activations: the bits that ranges are chosen for, what is added to zero points, and the type of codes.
-ACTIVATIONS = {
-    "uint8": (QuantBits.INT8, 128, "uint8"),
-    "int8": (QuantBits.INT8, 0, "int8"),
-    "fp8": (QuantBits.FP8, 0, "float8_e4m3fn"),
-}
+#: Formats of activations, and the type of their codes.
+ACTIVATIONS = {"uint8": "uint8", "int8": "int8", "fp8": "float8_e4m3fn", "uint16": "uint16", "int16": "int16"}
+#: Formats whose ranges hold all that was observed: their codes are so many that clipping never pays.
+WIDE = frozenset({"uint16", "int16"})
 
 
 #: How many neighbouring scales are tried to find one whose codes stay inside the bounds of a Clip.
@@ -52,8 +51,10 @@ def activation_scales(
     percentile: float,
     kind: str,
     types: dict[str, np.dtype[Any]],
+    *,
+    symmetric: bool = False,
 ) -> dict[str, Activation]:
-    """Return the scale of each tensor; each range includes 0.
+    """Return the scale of each tensor; each range includes 0, or is `symmetric` about it.
 
     Raises
     ------
@@ -66,23 +67,47 @@ def activation_scales(
     chosen: dict[str, Activation] = {}
 
     def choose(name: str) -> None:
-        chosen[name] = activation_scale(collectors[name], method, percentile, kind, types[name])
+        collector, dtype = collectors[name], types[name]
+        chosen[name] = activation_scale(collector, method, percentile, kind, dtype, symmetric=symmetric)
 
     for_each(list(collectors), choose)
     return chosen
 
 
 def activation_scale(
-    collector: CalibrationCollector, method: CalibMethod, percentile: float, kind: str, dtype: np.dtype[Any]
+    collector: CalibrationCollector,
+    method: CalibMethod,
+    percentile: float,
+    kind: str,
+    dtype: np.dtype[Any],
+    *,
+    symmetric: bool = False,
 ) -> Activation:
     """Return the scale of the values that a collector has seen; they have this type."""
-    bits, offset, codes = ACTIVATIONS[kind]
-    symmetric = bits is QuantBits.FP8
-    target = Target(bits, symmetric, include_zero=True)
-    scale, zero_point, by = choose_scale(collector, method, target, percentile)
-    stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + offset, np.int32))
+    codes = ACTIVATIONS[kind]
+    code_format = as_code_format(codes, "codes")
+    # Of unsigned codes, the middle one is the 0 of symmetric ranges.
+    middle = 0 if code_format.parameters is not None or code_format.least else (code_format.greatest + 1) // 2
+    if kind in WIDE:
+        return _wide_scale(collector, codes, middle, dtype, symmetric=symmetric)
+    bits, symmetric = (QuantBits.FP8, True) if kind == "fp8" else (QuantBits.INT8, symmetric)
+    scale, zero_point, by = choose_scale(collector, method, Target(bits, symmetric, include_zero=True), percentile)
+    stored = Scale(codes, as_stored(np.asarray(scale), dtype), np.asarray(zero_point + middle, np.int32))
     sqnr = collector.sqnr(float(stored.scale), zero_point, bits=bits, symmetric=symmetric)
     return Activation(stored, by, float(sqnr))
+
+
+def _wide_scale(
+    collector: CalibrationCollector, codes: str, middle: int, dtype: np.dtype[Any], *, symmetric: bool
+) -> Activation:
+    """Return the scale of 16-bit codes for all values that a collector has seen."""
+    least, greatest = (int(end) for end in as_code_format(codes, "codes").ends)
+    low, high = min(float(collector.min_val), 0.0), max(float(collector.max_val), 0.0)
+    step = max(-low, high) / (greatest - middle) if symmetric else (high - low) / (greatest - least)
+    stored = as_stored(np.asarray(step or 1.0), dtype)
+    zero = middle if symmetric else round(least - low / float(stored))
+    scale = Scale(codes, stored, np.asarray(min(max(zero, least), greatest), np.int32))
+    return Activation(scale, CalibMethod.MIN_MAX, math.nan)
 
 
 def hard_sigmoid_scale(

@@ -32,14 +32,14 @@ _COMPUTED = frozenset({"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul",
 #: Operators that are written on codes: runtimes do not look for them between a DequantizeLinear and a QuantizeLinear.
 #: Div and Mul are, too, if they only change the scale.
 _WRITTEN_ON_CODES = frozenset({"HardSigmoid", "Pad"})
-#: Which operators there are, beside those that move elements, for each format of activations.  On x86 ONNX Runtime has
-#: convolutions on uint8 alone.  It turns int8 into uint8, but not where a node is written on codes.
+#: Which operators there are, beside those that move elements, for formats of activations; none for others.  On x86 ONNX
+#: Runtime has convolutions on uint8 alone.  It turns int8 into uint8, but not where a node is written on codes.
 ON_CODES = {
     "uint8": _COMPUTED | _WRITTEN_ON_CODES | {"Div"},
     "int8": _COMPUTED - {"PRelu"},
-    "fp8": frozenset[str](),
-    "none": frozenset[str](),
 }
+#: Of these, the ones whose codes need a zero point other than 0.
+NEED_ZERO_POINTS = frozenset({"HardSigmoid", "PRelu"})
 #: Operators all of whose inputs are data.
 _OF_SEVERAL = frozenset({"Add", "Concat", "Div", "Mul"})
 #: The greatest denominator of the beta of a HardSigmoid that is computed on codes.
@@ -48,6 +48,12 @@ _LARGEST_DENOMINATOR = 64
 _CLOSE = 1e-6
 #: Operators that make so much less than they read that they belong on codes even if what they make does not.
 _SHRINKING = frozenset({"GlobalAveragePool"})
+
+
+def choices_between() -> list[frozenset[str]]:
+    """Return the sets of operators, beside those that move elements, that formats of activations have on codes."""
+    sets = (chosen - without for chosen in ON_CODES.values() for without in (frozenset[str](), NEED_ZERO_POINTS))
+    return list(dict.fromkeys((*sets, frozenset[str]())))
 
 
 def is_move(node: ir.Node) -> bool:

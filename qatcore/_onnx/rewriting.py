@@ -173,14 +173,20 @@ class Rewriter:
         take_place(replaced, result)
         self._graph.remove(node, safe=True)
 
-    def number(self, name: str) -> None:
-        """Give the constant number that a node adds or multiplies by a code: 1 more or less than its zero point."""
+    def number(self, name: str, *, symmetric: bool = False) -> None:
+        """Give the constant number that a node adds or multiplies by a code: 1 more or less than its zero point.
+
+        If `symmetric`, its zero point is that of its input.
+        """
         node, [source] = self._nodes[name], data_of(self._nodes[name])
         _, step, zero = _codes_of(source)
         number = number_of(node)
         assert number is not None
         low = as_code_format(str(zero.dtype), "codes").ends[0]
         code, shift = (low + 1, low) if number > 0.0 else (low, low + 1)
+        if symmetric:
+            shift = int(zero)
+            code = shift + (1 if number > 0.0 else -1)
         scale = Scale(str(zero.dtype), np.asarray(abs(number), step.dtype), np.asarray(shift, np.int32))
         [constant] = [value for value in node.inputs if value is not None and is_constant(value)]
         replace_reads(node, constant, self._dequantized(node, name, np.asarray(code), scale))

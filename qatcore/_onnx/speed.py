@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from .already_quantised import computes_on_codes, converts, told
@@ -14,6 +16,7 @@ from .skeleton import weight_bytes
 
 #: A ratio of two times that is less than this may be chance.
 _BY_CHANCE = 1.05
+_WIDE = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 _FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
 #: Models with more bytes of weights are not written to be examined.
 _LARGEST = 1 << 30
@@ -33,17 +36,12 @@ def why_slower(quantized: ir.Model, before: float, after: float) -> str | None:
     if after <= before * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
         return None
     kinds = {_kind_of_codes(node) for node in quantized.graph if is_a(node, {"QuantizeLinear"})}
-    if kinds & _FLOAT8:
-        return "ONNX Runtime has no FP8 products; try --weights int8 --activations uint8"
-    alone = "quantised weights alone save memory, but seldom time; try --activations uint8"
-    if description(quantized).get("activations") == "none":
-        return alone
+    if (reason := _reason_of_formats(quantized, kinds)) is not None:
+        return reason
     if not any(map(converts, quantized.graph)):
         found = [node for node in quantized.graph if computes_on_codes(node)]
         on_codes = f"{told(found)} on codes take longer than floats here; try qatcore quantize"
         return on_codes if found else "no node is quantised; allow a larger --max-drop"
-    if not kinds:
-        return alone
     products = sum(node.op_type in OPERATORS for node in quantized.graph)
     nodes = list(optimized(quantized).graph.node)
     in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
@@ -54,6 +52,18 @@ def why_slower(quantized: ir.Model, before: float, after: float) -> str | None:
     if not in_float:
         said = f"no product of {products} in float, but the rest is slower"
     return f"{said}; try {other}--exclude"
+
+
+def _reason_of_formats(quantized: ir.Model, kinds: Collection[ir.DataType | None]) -> str | None:
+    """Return why the formats of a model make it slow; `kinds` are the types of its activations' codes."""
+    if _FLOAT8.intersection(kinds):
+        return "ONNX Runtime has no FP8 products; try --weights int8 --activations uint8"
+    if _WIDE.intersection(kinds):
+        return "ONNX Runtime has no products on 16-bit codes for CPUs; try --activations uint8"
+    is_alone = description(quantized).get("activations") == "none" or any(map(converts, quantized.graph))
+    if is_alone and not kinds:
+        return "quantised weights alone save memory, but seldom time; try --activations uint8"
+    return None
 
 
 def _kind_of_codes(node: ir.Node) -> ir.DataType | None:

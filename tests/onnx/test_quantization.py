@@ -446,7 +446,11 @@ def test_models_larger_than_a_message_have_their_weights_beside_them(tmp_path, m
     ("options", "error", "message"),
     [
         ({"weights": "int3"}, InvalidArgumentError, "weights: expected one of int8, int4, fp8, got 'int3'"),
-        ({"activations": "int4"}, InvalidArgumentError, "activations: expected one of uint8, int8, fp8, none"),
+        (
+            {"activations": "int4"},
+            InvalidArgumentError,
+            "activations: expected one of uint8, int8, fp8, uint16, int16, none",
+        ),
         ({"method": "best"}, InvalidArgumentError, "method: expected one of"),
         ({"percentile": 0.0}, InvalidArgumentError, "percentile: expected more than 0"),
         ({"percentile": float("nan")}, InvalidArgumentError, "percentile"),
