@@ -28,6 +28,7 @@ from .graph import (
     is_constant,
     is_seen,
     only_reader,
+    opset_of,
     read_by,
     readers_of,
     replace_reads,
@@ -53,6 +54,10 @@ _NEGLIGIBLE = 2.0**-16
 #: Operators that runtimes move codes past, or remove where they have no effect.
 _PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", "Div", "Dropout", "Identity", "Mul"}
 _PASSED |= {"Pad", "Pow", "Sub", "Sum"}
+#: Nodes past which ONNX Runtime moves a DequantizeLinear: it puts codes behind them.
+_CARRIED = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+#: From this opset on, ONNX Runtime up to 1.32 makes an invalid model if it puts int8 codes anywhere itself.
+_NAMES_TYPES = 21
 #: The least scale of a weight.  Its product with the scale of an activation is still far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
@@ -333,6 +338,8 @@ class Rewriter:
             self._drop_activations()
         for product in self._products:
             self._keep_apart(product)
+        if opset_of(self.model) >= _NAMES_TYPES:
+            self._carry_codes()
         for node in list(reversed(self._graph)):
             if is_a(node, {"DequantizeLinear"}) and not node.outputs[0].uses() and not is_seen(node.outputs[0]):
                 self._graph.remove(node, safe=True)
@@ -344,7 +351,8 @@ class Rewriter:
 
         ONNX Runtime joins a MatMul and an Add to a Gemm if both are matrices, or if it knows all sizes and a row is
         added.  If what is added has no codes, it computes that Gemm in float.  With int4 weights beside int8
-        activations it even makes a model that it cannot load.  It does not join a Sum.
+        activations it even makes a model that it cannot load.  It also does if it puts a Reshape ahead of the Gemm, and
+        int8 codes behind that.  It does not join a Sum.
 
         It also computes a product in float if a Relu or Clip follows, unless that node changes no code.
         """
@@ -353,7 +361,8 @@ class Rewriter:
         if product.op_type == "MatMul" and follower is not None and is_a(follower, {"Add"}):
             shape = self._shapes.get(str(follower.outputs[0].name), [])
             joined = len(shape) < 3 or (0 not in shape and self._adds_a_row(follower))
-            if joined and node not in self._biased:
+            invalid = len(shape) > 2 and opset_of(self.model) >= _NAMES_TYPES and _has_int8_codes(product.inputs[0])
+            if invalid or (joined and node not in self._biased):
                 follower.op_type = "Sum"
                 return
             follower = self._follower(follower)
@@ -370,6 +379,32 @@ class Rewriter:
             follower.replace_input_with(1, high if low is None else low)
             if low is not None and high is not None:
                 self._add_behind(follower, "Min", high, f"{output.name}_max")
+
+    def _carry_codes(self) -> None:
+        """Put int8 codes behind nodes past which ONNX Runtime would move a DequantizeLinear.
+
+        The values are the same, because these nodes only move what has been rounded.
+        """
+        ends = [node.outputs[0] for node in self._graph if is_a(node, {"DequantizeLinear"})]
+        while ends:
+            value = ends.pop()
+            node, maker = only_reader(value), value.producer()
+            if node is None or maker is None or not is_a(node, _CARRIED) or not _has_int8_codes(value):
+                continue
+            result = node.outputs[0]
+            coded = [reader for reader in readers_of(result) if is_a(reader, {"QuantizeLinear"})]
+            if len(coded) == len(readers_of(result)) and not is_seen(result):
+                continue
+            name, parameters = str(result.name), maker.inputs[1:]
+            quantized = self._add(node, "QuantizeLinear", [None, *parameters], self._name(f"{name}_quantized"))
+            quantize = quantized.producer()
+            assert quantize is not None
+            dequantized = self._add(quantize, "DequantizeLinear", [quantized, *parameters], self._name(name))
+            take_place(dequantized, result)
+            result.name = self._name(f"{name}_moved")
+            for reader in (quantize, *coded):
+                reader.replace_input_with(0, result)
+            ends.append(dequantized)
 
     def _drop_activations(self) -> None:
         """Drop each redundant Relu or Clip, so that the node before makes its output.
@@ -598,6 +633,14 @@ def _is_dequantized(value: ir.Value | None) -> bool:
     """Return whether a value is made from codes."""
     maker = None if value is None else value.producer()
     return maker is not None and is_a(maker, {"DequantizeLinear"})
+
+
+def _has_int8_codes(value: ir.Value | None) -> bool:
+    """Return whether a value is made from int8 codes of values that are observed, with a single scale."""
+    if not _is_dequantized(value):
+        return False
+    codes, _, zero = _codes_of(value)
+    return is_a(codes.producer(), {"QuantizeLinear"}) and zero.dtype == np.int8 and zero.size == 1
 
 
 def _codes_of(value: ir.Value | None) -> tuple[ir.Value, npt.NDArray[Any], npt.NDArray[Any]]:

@@ -500,3 +500,49 @@ def test_codes_may_end_behind_what_moves_them(operator, activations, opset):
     )
     made = quantized(exact, activations=activations)
     assert sqnr(run(exact, images())[0], run(made, images())[0]) > 25
+
+
+@pytest.mark.parametrize("kind", ["output", "output that is read", "excluded", "moved twice"])
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@pytest.mark.parametrize("operator", ["MaxPool", "Transpose", "Reshape", "Slice", "Unsqueeze"])
+def test_moves_may_end_a_model_or_stay_in_float(operator, activations, kind):
+    # ONNX Runtime puts codes behind them itself.  From opset 21 on its models are invalid if these are int8.
+    attributes = {"MaxPool": {"kernel_shape": [2, 2]}, "Transpose": {"perm": [0, 1, 3, 2]}}.get(operator, {})
+    more = {"Reshape": ["nchw"], "Slice": ["first", "last", "rows"], "Unsqueeze": ["rows"]}.get(operator, [])
+    nodes = [conv("x", "w", "a"), node(operator, ["a", *more], "p", **attributes)]
+    if kind == "moved twice":
+        nodes.append(node("Transpose", ["p"], "y", perm=[1, 0, 2, 3] if operator != "Unsqueeze" else [1, 0, 2, 3, 4]))
+    elif kind != "output":
+        nodes.append(node("Tanh", ["p"], "y"))
+    outputs = {"output": ["p"], "output that is read": ["p", "y"]}.get(kind, ["y"])
+    rank = 5 if operator == "Unsqueeze" else 4
+    exact = onnx_models.model(
+        nodes,
+        [value("x", ["N", CHANNELS, SIZE, SIZE])],
+        [value(name, [None] * rank) for name in outputs],
+        [tensor(name, CONSTANTS[name]) for name in ("w", *more)],
+        21,
+    )
+    made = quantized(exact, activations=activations, exclude=["p"] if kind == "excluded" else [])
+    expected, found, written = run(exact, images()), run(made, images()), run(made, images(), AS_WRITTEN)
+    assert all(sqnr(*pair) > 25 for pair in zip(expected, found, strict=True))
+    assert all(sqnr(*pair) > 60 for pair in zip(written, found, strict=True))
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("rank", [3, 4])
+def test_matrices_of_more_dimensions_are_multiplied_in_integers(rank, opset, activations, tmp_path):
+    shape = [2, 3, 4, 16][-rank:]
+    exact = onnx_models.model(
+        [node("MatMul", ["x", "m"], "p"), node("Add", ["p", "b"], "s"), node("Softmax", ["s"], "y", axis=-1)],
+        [value("x", shape)],
+        [value("y", [*shape[:-1], 8])],
+        [tensor("m", normal(16, 8)), tensor("b", normal(8))],
+        opset,
+    )
+    batch = {"x": normal(*shape)}
+    made = qatcore.onnx.quantize_model(exact, [batch], activations=activations)
+    found = kernels(made, tmp_path)
+    assert found["QGemm"] + found["MatMulIntegerToFloat"] == 1
+    assert sqnr(run(exact, batch)[0], run(made, batch)[0]) > 25
