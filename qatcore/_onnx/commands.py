@@ -163,8 +163,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise _saved(observed, arguments) from None
     write_model(result.model, arguments.output, outside=arguments.external_data)
-    options = result.quantizer.options
-    kept = [*result.quantizer.in_float, *(result.search.float_nodes if result.search else [])]
+    options, about = result.quantizer.options, description(result.model)
     report: dict[str, Any] = {
         "model": arguments.model,
         "output": arguments.output,
@@ -173,13 +172,13 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "weights": options.weights,
         "activations": options.activations,
         "method": options.method.value if options.needs_data else None,
-        **{name: description(result.model)[name] for name in ("corrected_biases", "corrections_left_out")},
-        "nodes": len(description(result.model)["nodes"]),
+        **{name: about[name] for name in ("corrected_biases", "corrections_left_out")},
+        "nodes": len(about["nodes"]),
         "fastest": _fastest(result, threads) if arguments.fastest else None,
-        "kept_in_float": kept,
+        "kept_in_float": about["float"],
         "unreached": list(result.quantizer.unreached),
         "slow_on_codes": list(result.quantizer.slow),
-        "saturation": description(result.model).get("saturation"),
+        "saturation": about.get("saturation"),
         "share_of_multiply_adds": result.share(work),
         "in_integers": None if integers is None else vars(integers),
         "tensors": len(result.calibration.collectors) if result.calibration else 0,
@@ -204,13 +203,11 @@ def _quantization_lines(
     report: dict[str, Any], result: Quantization, latency: Latency | None, integers: InIntegers | None
 ) -> list[tuple[str, str]]:
     """Return the report on a quantised model as lines of text."""
-    options, latencies = result.quantizer.options, [] if latency is None else [latency]
-    runtime = ".".join(map(str, FP8_RUNTIME))
-    needs = [("runtime", f"needs ONNX Runtime {runtime} or newer, for FP8")] if options.needs_fp8_runtime else []
+    runtime = f"needs ONNX Runtime {'.'.join(map(str, FP8_RUNTIME))} or newer, for FP8"
     return [
-        *_lines_of_images(report["images"]),
+        *_lines_of("images", report["images"]),
         ("quantised", _nodes_line(report)),
-        *needs,
+        *_lines_of("runtime", runtime if result.quantizer.options.needs_fp8_runtime else None),
         *_calibration_lines(report, result),
         *_lines_of_left_out(report["samples_left_out"]),
         *_float_lines(report),
@@ -218,7 +215,7 @@ def _quantization_lines(
         *_lines_of("unchecked", report["unchecked"]),
         *_lines_of("in integers", integers),
         *_lines_of("saturation", report["saturation"] and _SATURATION.format(**report["saturation"])),
-        *(("latency", _latency_line(each)) for each in latencies),
+        *_lines_of("latency", latency and _latency_line(latency)),
         *_lines_of("slower", report["slower"]),
         *_note_lines(report["notices"]),
         ("size", _size_line(*report["bytes"].values())),
@@ -264,10 +261,6 @@ def _score_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _lines_of(name: str, text: object) -> list[tuple[str, str]]:
     return [] if text is None else [(name, str(text))]
-
-
-def _lines_of_images(images: str | None) -> list[tuple[str, str]]:
-    return [] if images is None else [("images", images)]
 
 
 def _lines_of_left_out(samples: int) -> list[tuple[str, str]]:
@@ -377,8 +370,7 @@ def _not_finite(calibration: Calibration | None) -> dict[str, int]:
 def _fastest(result: Quantization, threads: int) -> dict[str, Any]:
     """Return what was found to be fastest."""
     assert result.placement is not None
-    placement = dataclasses.asdict(result.placement)
-    return {"threads": threads, **placement}
+    return {"threads": threads, **vars(result.placement)}
 
 
 def _fastest_line(found: dict[str, Any]) -> str:
@@ -510,7 +502,7 @@ def _print_calibration(
         )
         return
     observed = f"{counted(len(calibration.collectors), 'tensor')} on {counted(calibration.samples, 'sample')}"
-    lines = [*_lines_of_images(images), ("observed", observed)]
+    lines = [*_lines_of("images", images), ("observed", observed)]
     if complete:
         lines.append(("complete", "no run was interrupted, nothing was added; leave out --resume to start anew"))
     lines += [*_lines_of_left_out(left_out), *_note_lines(told or [])]
@@ -535,7 +527,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 def _print_comparison(result: Comparison, told: list[str]) -> None:
     lines = [
-        *_lines_of_images(result.images),
+        *_lines_of("images", result.images),
         (result.metric, f"{_score_line(result.metric, result.score)}, on {counted(result.batches, 'batch')}"),
     ]
     lines += _lines_of_left_out(result.samples_left_out)

@@ -94,7 +94,7 @@ def fastest_placement(
     kept, tried = _greedy(quantizer, race, progress)
     alone = weights_alone()
     # If two are equally fast, the first of these is chosen: it has more in codes.
-    choices = [(quantizer, ()), (alone, ()), (quantizer, kept)]
+    choices = [(quantizer, ()), (alone, ()), *([(quantizer, kept)] if kept else [])]
     models = [each.model(names, corrected=False) for each, names in choices]
     times, best = race.times([*models, exact], _LAST_SECONDS), 0
     for i in range(1, len(choices)):

@@ -30,7 +30,7 @@ _TO_FLOATS = re.compile(r"IntegerToFloat|Integer$|^DynamicQuantize")
 #: The position of QGemm's scale of results; without it, results are floats.
 _GEMM_SCALE = 7
 #: Models with more bytes of weights are not written to be examined.
-_LARGEST = 1 << 30
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class InIntegers:
 
 def kernels_of(model: ir.Model) -> list[Kernel] | None:
     """Return the kernels that ONNX Runtime runs for a model, in their order; None if it is too large to examine."""
-    if weight_bytes(model) >= _LARGEST:
+    if weight_bytes(model) >= LARGEST:
         return None
     graph = optimized(model).graph
     coded, made = _coded(graph), {name for node in graph.node if converts(node) for name in node.output}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnxruntime import InferenceSession
 
 from .._base.errors import InvalidArgumentError
 from .data import Batch, InputSpec
@@ -68,39 +70,13 @@ class Race:
         InvalidArgumentError
             If ONNX Runtime cannot run a model.
         """
-        sessions = [session_of(model, threads=self.threads) for model in models]
-
-        def timed(which: int, repeats: int) -> float:
-            start = time.perf_counter()
-            for _ in range(repeats):
-                run(sessions[which], self.outputs, self.batch)
-            return (time.perf_counter() - start) / repeats
-
-        turns = range(len(models))
-        for which in turns:
-            timed(which, 1)  # the first run prepares the session
-        repeats = max(int(_LEAST_SECONDS / max(timed(0, 1), 1e-9)), 1)
-        times: list[list[float]] = [[] for _ in turns]
-        stop = time.perf_counter() + seconds * len(models)
-        while len(times[0]) < _FEWEST or (time.perf_counter() < stop and len(times[0]) < _MOST):
-            for which in turns if len(times[0]) % 2 else reversed(turns):
-                times[which].append(timed(which, repeats) * 1e3)
-        return times
+        return _times(_sessions(models, self.threads), self.batch, self.outputs, seconds)
 
 
-def latency_of(
-    exact: ir.Model,
-    quantized: ir.Model,
-    batch: Batch,
-    outputs: Sequence[str],
-    seconds: float,
-    threads: int | None = None,
-) -> Latency:
-    """Return how long both models take for a batch."""
-    first, second = Race(batch, outputs, threads).times([exact, quantized], seconds)
-    low, _, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)])
+def latency_of(exact: ir.Model, quantized: ir.Model, batch: Batch, outputs: Sequence[str], seconds: float) -> Latency:
+    """Return how long both models take for a batch, with all threads."""
     samples = InputSpec(exact).samples_of(batch)
-    return Latency(samples, threads, statistics.median(first), statistics.median(second), (low, high))
+    return _latency(_sessions([exact, quantized], None), None, batch, samples, outputs, seconds)
 
 
 def latencies_of(
@@ -110,13 +86,56 @@ def latencies_of(
 
     The sample is left out if the models take batches of another size only.
     """
-    result = [latency_of(exact, quantized, batch, outputs, seconds, threads) for threads in (None, 1)]
-    if (single := _first_sample(exact, batch)) is not None:
-        try:
-            result += [latency_of(exact, quantized, single, outputs, seconds, threads) for threads in (None, 1)]
-        except InvalidArgumentError:  # a size inside of the model is that of the batch
-            return result
-    return result
+    samples, single = InputSpec(exact).samples_of(batch), _first_sample(exact, batch)
+    whole, alone = list[Latency](), list[Latency]()
+    for threads in (None, 1):
+        sessions = _sessions([exact, quantized], threads)
+        whole.append(_latency(sessions, threads, batch, samples, outputs, seconds))
+        if single is not None:
+            with contextlib.suppress(InvalidArgumentError):  # a size inside of the model is that of the batch
+                alone.append(_latency(sessions, threads, single, 1, outputs, seconds))
+    return whole + alone
+
+
+def _sessions(models: Sequence[ir.Model], threads: int | None) -> list[InferenceSession]:
+    return [session_of(model, threads=threads) for model in models]
+
+
+def _latency(
+    sessions: Sequence[InferenceSession],
+    threads: int | None,
+    batch: Batch,
+    samples: int,
+    outputs: Sequence[str],
+    seconds: float,
+) -> Latency:
+    """Return how long sessions of a float model and of a quantised one take for a batch."""
+    first, second = _times(sessions, batch, outputs, seconds)
+    low, _, high = statistics.quantiles([a / b for a, b in zip(first, second, strict=True)])
+    return Latency(samples, threads, statistics.median(first), statistics.median(second), (low, high))
+
+
+def _times(
+    sessions: Sequence[InferenceSession], batch: Batch, outputs: Sequence[str], seconds: float
+) -> list[list[float]]:
+    """Return the milliseconds of each run of each session, in turn, for about so many seconds a session."""
+
+    def timed(which: int, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run(sessions[which], outputs, batch)
+        return (time.perf_counter() - start) / repeats
+
+    turns = range(len(sessions))
+    for which in turns:
+        timed(which, 1)  # the first run prepares the session
+    repeats = max(int(_LEAST_SECONDS / max(timed(0, 1), 1e-9)), 1)
+    times: list[list[float]] = [[] for _ in turns]
+    stop = time.perf_counter() + seconds * len(sessions)
+    while len(times[0]) < _FEWEST or (time.perf_counter() < stop and len(times[0]) < _MOST):
+        for which in turns if len(times[0]) % 2 else reversed(turns):
+            times[which].append(timed(which, repeats) * 1e3)
+    return times
 
 
 def _first_sample(model: ir.Model, batch: Batch) -> Batch | None:

@@ -78,8 +78,7 @@ class Quantization:
         """Return which part of all multiplications by weights is quantised, 0 to 1; None if the work is not known."""
         if work is None:
             return None
-        kept = set(self.search.float_nodes if self.search else [])
-        done = sum(work[str(node.name)] for node in self.quantizer.plan.nodes if node.name not in kept)
+        done = sum(work[name] for name in description(self.model)["nodes"])
         return done / max(sum(work.values()), 1)
 
     def in_integers(self, work: dict[str, int] | None) -> InIntegers | None:

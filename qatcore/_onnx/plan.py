@@ -44,6 +44,8 @@ _IS_FINITE = "qatcore.is_finite"
 IMAGE_CHANNELS = 3
 #: Convolutions over so few channels are slower on codes.
 _FEW_CHANNELS = 2
+#: From this opset on, ONNX Runtime up to 1.32 makes an invalid model if it puts int8 codes anywhere itself.
+NAMES_TYPES = 21
 #: Layers that multiply each step of a sequence by their second and their third input.
 RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
@@ -167,8 +169,8 @@ def plan(
         why = _why_nothing(model, ops, everything.nodes, obstacles)
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} can be quantised{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
-    # From opset 21 on, ONNX Runtime up to 1.32 makes an invalid model if int8 codes end ahead of a MaxPool.
-    pools = opset_of(model) >= 21 if any_pool is None else any_pool
+    # Where int8 codes end ahead of a MaxPool, ONNX Runtime puts codes behind it.
+    pools = opset_of(model) >= NAMES_TYPES if any_pool is None else any_pool
     how = {"operators": operators, "any_pool": pools}
     # The range of a tensor does not depend on the chosen nodes, so that one calibration serves all choices.
     _find_tensors(everything, everything, model.graph, how)

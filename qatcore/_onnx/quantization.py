@@ -266,6 +266,7 @@ class Quantizer:
             self._fit_hard_sigmoids(needed, fixed)
             self._fit_sums(fixed)
         self._weights: dict[str, Weight] = {}
+        self._pairs: dict[str, int] = {}  # the largest pair of the weights of each node, if these must not saturate
         self._choose_weights(None if begin is None else begin("weights", len(self.plan.nodes)))
 
     def with_float(self, names: Iterable[str]) -> Quantizer:
@@ -368,6 +369,7 @@ class Quantizer:
             weight = self._weight_of(node)
             outputs = weight_axes(node, weight.ndim)
             key = (node.inputs[1], outputs)
+            pairs = outputs if options.no_saturation and adds_pairs(node) else None
             if key not in chosen:
                 scale = weight_scale(
                     weight, None if options.per_tensor else outputs, options.weights, options.group_size
@@ -378,11 +380,12 @@ class Quantizer:
                     activation = self._activations[self._range_of(_source(node))].scale
                     in_codes = self._becomes_codes(bias.adder)
                     scale = with_room_for_bias(scale, weight, bias.values, activation, in_codes=in_codes)
-                coded = coded_weight(weight, scale, None if outputs is None else outputs.channels)
-                if options.no_saturation and outputs is not None and adds_pairs(node):
-                    coded = without_saturation(weight, coded, node, outputs)
-                chosen[key] = coded
+                chosen[key] = coded_weight(weight, scale, None if outputs is None else outputs.channels)
+                if pairs is not None:
+                    chosen[key] = without_saturation(weight, chosen[key], node, pairs)
             self._weights[str(node.name)] = chosen[key]
+            if pairs is not None:
+                self._pairs[str(node.name)] = largest_pair(chosen[key].codes, node, pairs)
             done += weight.nbytes
             if progress is not None:
                 progress(n, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if total > _MUCH else "")
@@ -508,15 +511,6 @@ class Quantizer:
         describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
         return result
 
-    def _largest_pair(self, chosen: Plan) -> int:
-        """Return the largest sum of the magnitudes of two weights of one sign whose products are added."""
-        pairs = [0]
-        for node in chosen.nodes:
-            axes = weight_axes(node, self._weight_of(node).ndim)
-            if axes is not None and adds_pairs(node):
-                pairs.append(largest_pair(self._weights[str(node.name)].codes, node, axes))
-        return max(pairs)
-
     def _range_of(self, name: str) -> str:
         plan = self.plan
         return plan.inputs.get(name) or plan.outputs.get(name) or plan.written[name]
@@ -539,7 +533,8 @@ class Quantizer:
             "tensors": {},
         }
         if options.no_saturation:
-            about["saturation"] = {"limit": LIMIT, "largest": GREATEST_CODE * self._largest_pair(chosen)}
+            largest = max((self._pairs.get(str(node.name), 0) for node in chosen.nodes), default=0)
+            about["saturation"] = {"limit": LIMIT, "largest": GREATEST_CODE * largest}
         if options.needs_data:
             about["tensors"] = {
                 name: {

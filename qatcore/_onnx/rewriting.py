@@ -37,7 +37,7 @@ from .graph import (
     unused_name,
     values_by_name,
 )
-from .plan import OPERATORS
+from .plan import NAMES_TYPES, OPERATORS
 from .regions import ACTIVATIONS, MOVES, data_of, hard_sigmoid, is_move, number_of
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
@@ -56,8 +56,6 @@ _PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", 
 _PASSED |= {"Pad", "Pow", "Sub", "Sum"}
 #: Nodes past which ONNX Runtime moves a DequantizeLinear: it puts codes behind them.
 _CARRIED = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-#: From this opset on, ONNX Runtime up to 1.32 makes an invalid model if it puts int8 codes anywhere itself.
-_NAMES_TYPES = 21
 #: The least scale of a weight.  Its product with the scale of an activation is still far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
@@ -188,10 +186,8 @@ class Rewriter:
         number = number_of(node)
         assert number is not None
         low = as_code_format(str(zero.dtype), "codes").ends[0]
-        code, shift = (low + 1, low) if number > 0.0 else (low, low + 1)
-        if symmetric:
-            shift = int(zero)
-            code = shift + (1 if number > 0.0 else -1)
+        shift = int(zero) if symmetric else low if number > 0.0 else low + 1
+        code = shift + (1 if number > 0.0 else -1)
         scale = Scale(str(zero.dtype), np.asarray(abs(number), step.dtype), np.asarray(shift, np.int32))
         [constant] = [value for value in node.inputs if value is not None and is_constant(value)]
         replace_reads(node, constant, self._dequantized(node, name, np.asarray(code), scale))
@@ -338,7 +334,7 @@ class Rewriter:
             self._drop_activations()
         for product in self._products:
             self._keep_apart(product)
-        if opset_of(self.model) >= _NAMES_TYPES:
+        if opset_of(self.model) >= NAMES_TYPES:
             self._carry_codes()
         for node in list(reversed(self._graph)):
             if is_a(node, {"DequantizeLinear"}) and not node.outputs[0].uses() and not is_seen(node.outputs[0]):
@@ -361,7 +357,7 @@ class Rewriter:
         if product.op_type == "MatMul" and follower is not None and is_a(follower, {"Add"}):
             shape = self._shapes.get(str(follower.outputs[0].name), [])
             joined = len(shape) < 3 or (0 not in shape and self._adds_a_row(follower))
-            invalid = len(shape) > 2 and opset_of(self.model) >= _NAMES_TYPES and _has_int8_codes(product.inputs[0])
+            invalid = len(shape) > 2 and opset_of(self.model) >= NAMES_TYPES and _has_int8_codes(product.inputs[0])
             if invalid or (joined and node not in self._biased):
                 follower.op_type = "Sum"
                 return

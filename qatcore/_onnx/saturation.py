@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from .._codes.affine import dequantize
 from .graph import attribute, is_a, shape_of
 from .metric import Noise
 from .plan import WeightAxes
@@ -66,10 +67,8 @@ def without_saturation(weight: npt.NDArray[np.floating], coded: Weight, node: ir
     if largest_pair(codes, node, axes) <= MOST:
         return coded
     values = np.append(weight.reshape(-1).astype(np.float64), 0.0)
-    result, steps = (
-        np.append(codes.reshape(-1), np.int8(0)).astype(np.int64),
-        scale.scale.astype(np.float64).reshape(-1),
-    )
+    result = np.append(codes.reshape(-1), np.int8(0)).astype(np.int64)
+    steps = scale.scale.astype(np.float64).reshape(-1)
     layouts = _pairs(codes.shape, node, axes)
     if steps.size == 1:  # all channels share a scale
         layouts = [places.reshape(1, -1, 2) for places in layouts]
@@ -91,8 +90,7 @@ def without_saturation(weight: npt.NDArray[np.floating], coded: Weight, node: ir
     scale = replace(scale, scale=chosen.reshape(scale.scale.shape).astype(weight.dtype))
     made = result[:-1].reshape(codes.shape).astype(np.int8)
     noise = Noise()
-    shape = [-1 if axis == scale.axis else 1 for axis in range(made.ndim)]
-    noise.add(weight, (made * scale.scale.reshape(shape if scale.axis is not None else ())).astype(weight.dtype))
+    noise.add(weight, dequantize(made, scale.scale, scale.zero_point, axis=scale.axis))
     return Weight(scale, made, coded.channels, noise.sqnr)
 
 

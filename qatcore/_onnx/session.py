@@ -52,9 +52,9 @@ def session_of(
         If ONNX Runtime cannot load the model.
     """
     tensors, options = large_tensors(model), _options(as_written=as_written)
-    options.optimized_model_filepath, options.intra_op_num_threads = optimized_path, threads or 0
-    options.enable_profiling = bool(profile_path)
-    options.profile_file_prefix = profile_path
+    options.optimized_model_filepath = optimized_path
+    options.enable_profiling, options.profile_file_prefix = bool(profile_path), profile_path
+    options.intra_op_num_threads = threads or 0
     copies = sum(tensor.nbytes for tensor in tensors.values()) <= _MOST_COPIED
     if copies or (not as_written and all(tensor.dtype.bitwidth >= 8 for tensor in tensors.values())):
         return _loaded(model, tensors, options, copies=copies)

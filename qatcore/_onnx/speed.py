@@ -9,17 +9,15 @@ import onnx_ir as ir
 from .already_quantised import computes_on_codes, converts, told
 from .display import counted
 from .graph import input_of, is_a
+from .kernels import CONVERSION, LARGEST, kernels_of
 from .model import description
 from .plan import OPERATORS
-from .session import optimized
 from .skeleton import weight_bytes
 
 #: A ratio of two times that is less than this may be chance.
 _BY_CHANCE = 1.05
 _WIDE = frozenset({ir.DataType.INT16, ir.DataType.UINT16})
 _FLOAT8 = frozenset({ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2})
-#: Models with more bytes of weights are not written to be examined.
-_LARGEST = 1 << 30
 
 
 def why_slower(quantized: ir.Model, before: float, after: float) -> str | None:
@@ -33,7 +31,7 @@ def why_slower(quantized: ir.Model, before: float, after: float) -> str | None:
     before, after : float
         The times of the float model and of the quantised one, in the same unit.
     """
-    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= _LARGEST:
+    if after <= before * _BY_CHANCE or weight_bytes(quantized) >= LARGEST:
         return None
     kinds = {_kind_of_codes(node) for node in quantized.graph if is_a(node, {"QuantizeLinear"})}
     if (reason := _reason_of_formats(quantized, kinds)) is not None:
@@ -43,11 +41,11 @@ def why_slower(quantized: ir.Model, before: float, after: float) -> str | None:
         on_codes = f"{told(found)} on codes take longer than floats here; try qatcore quantize"
         return on_codes if found else "no node is quantised; allow a larger --max-drop"
     products = sum(node.op_type in OPERATORS for node in quantized.graph)
-    nodes = list(optimized(quantized).graph.node)
-    in_float = sum(node.op_type.removeprefix("Fused") in OPERATORS for node in nodes)
+    kernels = kernels_of(quantized) or []
+    in_float = sum(kernel.kernel.removeprefix("Fused") in OPERATORS for kernel in kernels)
     # Codes of int8 were slower than codes of uint8 in most models, and never much faster: docs/onnx-results.md.
     other = "--activations uint8, " if ir.DataType.INT8 in kinds else ""
-    between = counted(sum(map(converts, nodes)), "conversion")
+    between = counted(sum(kernel.computes_on == CONVERSION for kernel in kernels), "conversion")
     said = f"{in_float} of {products} products run in float, {between} between"
     if not in_float:
         said = f"no product of {products} in float, but the rest is slower"
