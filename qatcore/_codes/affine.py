@@ -147,8 +147,8 @@ def quantize(
     >>> quantize([[1.0, 2.0], [3.0, 4.0]], [0.1, 0.2], [0, 10], dtype="uint8", axis=1)
     array([[10, 20],
            [30, 30]], dtype=uint8)
-    >>> quantize([1.0, 3.0, 10.0, 30.0], [0.5, 10.0], dtype="float4_e2m1fn", axis=0, block_size=2)
-    array([2, 6, 1, 3], dtype='float4_e2m1fn')
+    >>> print(quantize([1.0, 3.0, 10.0, 30.0], [0.5, 10.0], dtype="float4_e2m1fn", axis=0, block_size=2))
+    [2 6 1 3]
     """
     code_format = as_code_format(dtype, "dtype")
     floats = as_floats(x, "x")

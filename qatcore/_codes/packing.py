@@ -83,8 +83,8 @@ def unpack_int4(
 
     Examples
     --------
-    >>> unpack_int4(b"\xf1\x07", 3)
-    array([1, -1, 7], dtype=int4)
+    >>> print(unpack_int4(b"\xf1\x07", 3))
+    [1 -1 7]
     """
     return _unpacked(packed, shape, dtype, 4)
 
@@ -151,8 +151,8 @@ def unpack_int2(
 
     Examples
     --------
-    >>> unpack_int2(b"\x8d\x01", 5)
-    array([1, -1, 0, -2, 1], dtype=int2)
+    >>> print(unpack_int2(b"\x8d\x01", 5))
+    [1 -1 0 -2 1]
     """
     return _unpacked(packed, shape, dtype, 2)
 
