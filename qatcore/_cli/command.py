@@ -169,9 +169,8 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument(
         "--activations",
         choices=("uint8", "int8", "uint16", "int16", "fp8", "none"),
-        default="uint8",
-        help="format of activations (default: uint8); none leaves them in float and needs no data; fp8 activations, "
-        "and fp8 weights beside quantised activations, need ONNX Runtime 1.32 or newer",
+        help="format of activations (default: uint8, or int8 for tensorrt); none leaves them in float and needs no "
+        "data; fp8 activations, and fp8 weights beside quantised activations, need ONNX Runtime 1.32 or newer",
     )
     command.add_argument(
         "--symmetric",
@@ -406,6 +405,11 @@ def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--target",
+        choices=("onnxruntime", "openvino", "tensorrt", "qnn"),
+        help="the runtime that is to run the model (default: onnxruntime)",
+    )
     command.add_argument(
         "--ops",
         type=_listed,

@@ -28,6 +28,7 @@ from .sensitivity import (
     node_sensitivities,
 )
 from .skeleton import proto_of
+from .targets import ONNXRUNTIME
 
 
 def calibrate(
@@ -37,6 +38,7 @@ def calibrate(
     ops: Iterable[str] = DEFAULT_OPERATORS,
     exclude: Iterable[str] = (),
     tensors: Iterable[str] | None = None,
+    target: str = ONNXRUNTIME.name,
     calibration: Calibration | None = None,
     resume: bool = False,
     batch_size: int | None = None,
@@ -70,6 +72,8 @@ def calibrate(
         As in `quantize_model`.
     tensors : iterable of str, optional
         Names of the tensors to observe, instead of those that `quantize_model` needs.
+    target : str
+        As in `quantize_model`.
     calibration : Calibration, optional
         Add to this calibration, and return it.  If an exception ends the run, even `KeyboardInterrupt`, it holds whole
         batches only.
@@ -107,7 +111,7 @@ def calibrate(
     exact = read_model(model)
     batches = Data(data, InputSpec(exact), batch_size)
     result = Calibration() if calibration is None else calibration
-    options = Options.checked(ops=ops, exclude=exclude)
+    options = Options.checked(ops=ops, exclude=exclude, target=target)
     with Phases(shown=as_flag(progress, "progress")) as phases:
         tick = phases.begin("calibrating", batches.total)
         run_calibration(exact, batches, options, result, tensors=tensors, resume=resume, progress=tick)
@@ -124,7 +128,8 @@ def quantize_model(
     method: CalibMethod | str = CalibMethod.MSE,
     percentile: FloatLike = PERCENTILE,
     weights: str = "int8",
-    activations: str = "uint8",
+    activations: str | None = None,
+    target: str = ONNXRUNTIME.name,
     symmetric: bool = False,
     per_tensor: bool = False,
     group_size: int = GROUP_SIZE,
@@ -170,8 +175,11 @@ def quantize_model(
     weights : str
         "int8", "int4" (in groups) or "fp8" (E4M3).
     activations : str
-        "uint8", "int8", "uint16", "int16", "fp8" or "none".  ONNX Runtime computes 16-bit codes in float on CPUs.
-        Their ranges hold all values, whatever the method.
+        "uint8", "int8", "uint16", "int16", "fp8" or "none".  The default is "uint8", or "int8" for TensorRT.  ONNX
+        Runtime computes 16-bit codes in float on CPUs.  Their ranges hold all values, whatever the method.
+    target : str
+        The runtime that is to run the model: "onnxruntime", "openvino", "tensorrt" or "qnn".  It decides which tensors
+        get codes and in which form.
     symmetric : bool
         Give activations ranges that are symmetric about 0, so that zero points are 0, or the middle of unsigned codes.
     per_tensor : bool
@@ -239,6 +247,7 @@ def quantize_model(
         percentile=percentile,
         weights=weights,
         activations=activations,
+        target=target,
         symmetric=symmetric,
         per_tensor=per_tensor,
         group_size=group_size,
@@ -320,7 +329,8 @@ class SensitivityOptions(TypedDict, total=False):
     method: CalibMethod | str
     percentile: FloatLike
     weights: str
-    activations: str
+    activations: str | None
+    target: str
     symmetric: bool
     per_tensor: bool
     group_size: int
@@ -354,8 +364,8 @@ def sensitivity(
         How many batches to measure with, from the first one on; 8 by default.  The float model's outputs for
         them are kept in memory.
     **options
-        `method`, `percentile`, `weights`, `activations`, `symmetric`, `per_tensor`, `group_size`, `ops`, `exclude` and
-        `keep_inputs` as in `quantize_model`.
+        `method`, `percentile`, `weights`, `activations`, `target`, `symmetric`, `per_tensor`, `group_size`, `ops`,
+        `exclude` and `keep_inputs` as in `quantize_model`.
 
     Returns
     -------

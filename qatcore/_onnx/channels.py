@@ -26,7 +26,7 @@ from .graph import (
     unused_name,
 )
 from .plan import IMAGE_CHANNELS
-from .regions import ACTIVATIONS
+from .targets import ACTIVATIONS
 
 #: Depthwise convolutions on codes are two to six times as fast if the number of channels is a multiple of this.
 _WIDTH = 16

@@ -36,6 +36,7 @@ from .quantization import Options
 from .sensitivity import scored
 from .session import FP8_RUNTIME
 from .speed import why_slower
+from .targets import ONNXRUNTIME
 
 #: Seconds between two saves of a calibration that is running.
 _SAVE_EVERY = 60.0
@@ -115,7 +116,7 @@ def _fail(message: str, code: int) -> int:
 
 def _quantize(arguments: argparse.Namespace) -> None:
     _refuse_what_has_no_effect(arguments)
-    chosen = {name: getattr(arguments, name) for name in ("method", "percentile", "group_size", "ops")}
+    chosen = {name: getattr(arguments, name) for name in ("method", "percentile", "group_size", "ops", "target")}
     options = Options.checked(
         weights=arguments.weights,
         activations=arguments.activations,
@@ -171,6 +172,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "bytes": {"float": file_bytes(exact), "quantized": file_bytes(result.model)},
         "weights": options.weights,
         "activations": options.activations,
+        "target": options.target.name,
         "method": options.method.value if options.needs_data else None,
         **{name: about[name] for name in ("corrected_biases", "corrections_left_out")},
         "nodes": len(about["nodes"]),
@@ -289,8 +291,11 @@ def _checked(
 
 
 def _latency(exact: ir.Model, result: Quantization) -> Latency | None:
-    """Return how long a run of each model on the first batch takes; None without data or outputs to read."""
-    if result.data is None:
+    """Return how long a run of each model on the first batch takes; None without data or outputs to read.
+
+    A model for another runtime is not timed in ONNX Runtime.
+    """
+    if result.data is None or result.quantizer.options.target is not ONNXRUNTIME:
         return None
     with contextlib.suppress(IncomparableError):
         return latency_of(exact, result.model, next(iter(result.data)), tensor_outputs(exact), _TIMED_SECONDS)
@@ -414,9 +419,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     refuse_output(path, arguments.model, arguments.data)
     if arguments.cluster is not None and arguments.resume:
         raise InvalidArgumentError("--resume goes on on one machine; leave out --cluster, or --resume")
-    options = Options.checked(
-        exclude=arguments.exclude or (), **({} if arguments.ops is None else {"ops": arguments.ops})
-    )
+    chosen = {name: value for name in ("ops", "target") if (value := getattr(arguments, name)) is not None}
+    options = Options.checked(exclude=arguments.exclude or (), **chosen)
     exact = read_model(arguments.model)
     calibration, complete = Calibration(), False
     if os.path.exists(path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .graph import array_of, input_of, is_a, is_constant, only_reader, take_place, unused_name
+from .graph import array_of, attribute, input_of, is_a, is_constant, only_reader, take_place, unused_name
 
 #: Where a prepared model keeps the nodes that took the place of others, by their names.
 ALIASES = "qatcore.aliases"
+#: How far a float32 may be from 1.
+_CLOSE = 1e-6
 
 
 def name_hard_sigmoids(model: ir.Model, taken: set[str]) -> None:
@@ -29,6 +31,30 @@ def name_hard_sigmoids(model: ir.Model, taken: set[str]) -> None:
             model.graph.remove(node, safe=True)
         elif is_a(node, {"Clip"}):
             _rewrite(node, taken, aliases)
+
+
+def join_hard_swishes(model: ir.Model) -> None:
+    """Let a HardSwish compute each product of a value and its hard sigmoid of ONNX's hard swish.
+
+    `name_hard_sigmoids` has given all of them one spelling.
+    """
+    for product in list(model.graph):
+        if not is_a(product, {"Mul"}):
+            continue
+        gates = [value.producer() for value in product.inputs if value is not None and only_reader(value) is product]
+        [gate] = [node for node in gates if is_a(node, {"HardSigmoid"})] or [None]
+        if gate is None or not _is_swish(gate) or {*product.inputs} != {gate.inputs[0], gate.outputs[0]}:
+            continue
+        product.op_type = "HardSwish"
+        product.replace_input_with(0, gate.inputs[0])
+        product.resize_inputs(1)
+        model.graph.remove(gate, safe=True)
+
+
+def _is_swish(gate: ir.Node) -> bool:
+    """Return whether a HardSigmoid is the gate of ONNX's hard swish."""
+    [alpha, beta] = (attribute(gate, name, default) for name, default in (("alpha", 0.2), ("beta", 0.5)))
+    return bool(abs(alpha * 6.0 - 1.0) < _CLOSE and beta == 0.5)
 
 
 def _rewrite(clip: ir.Node, taken: set[str], aliases: dict[str, str]) -> None:
@@ -104,7 +130,7 @@ def _divides(node: ir.Node, value: ir.Value, by: float) -> bool:
         return False
     [first, second] = node.inputs
     factor = _number(second if first is value else first)
-    return factor is not None and abs(factor * by - 1.0) < 1e-6
+    return factor is not None and abs(factor * by - 1.0) < _CLOSE
 
 
 def _number(value: ir.Value | None) -> float | None:

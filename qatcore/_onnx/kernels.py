@@ -15,9 +15,10 @@ from .already_quantised import computes_on_codes, converts
 from .graph import is_a
 from .model import description
 from .plan import OPERATORS, RECURRENT
-from .regions import MOVES, ON_CODES
+from .regions import MOVES
 from .session import optimized
 from .skeleton import weight_bytes
+from .targets import ONNXRUNTIME
 
 #: What a kernel computes on: codes, floats, or from one to the other.
 CODES, FLOATS, CONVERSION = "codes", "floats", "conversion"
@@ -178,7 +179,7 @@ def _why_float(operator: str, name: str, about: Mapping[str, Any], *, beside: bo
         "ONNX has no such operator on codes": operator in RECURRENT,
         "": not beside,
         "it is faster in float": operator == "AveragePool",
-        "not all that it reads and makes is on codes": operator in MOVES | ON_CODES["uint8"],
+        "not all that it reads and makes is on codes": operator in MOVES | ONNXRUNTIME.operators["uint8"],
         "ONNX Runtime has no kernel on codes": True,
     }
     return next(text for text, applies in reasons.items() if applies)

@@ -29,7 +29,6 @@ from .notices import notice
 from .plan import plan
 from .prepare import initializers_among_inputs
 from .quantization import Options, Quantizer, ready
-from .regions import choices_between
 from .sensitivity import (
     BATCHES,
     Search,
@@ -37,6 +36,7 @@ from .sensitivity import (
     within_drop,
 )
 from .session import FP8_RUNTIME, check_loads, lacks_fp8
+from .targets import ONNXRUNTIME, Target
 from .work import all_multiply_adds, multiplies_by_weights
 
 if TYPE_CHECKING:
@@ -101,8 +101,12 @@ class Speed:
     threads: int = THREADS
     recipe: Model | None = None
 
-    def check(self, data: Source | None, max_drop: FloatLike | None) -> None:
+    def check(self, data: Source | None, max_drop: FloatLike | None, target: Target) -> None:
         """Raise `InvalidArgumentError` if these do not fit each other or other arguments."""
+        if self.fastest and target is not ONNXRUNTIME:
+            raise InvalidArgumentError(
+                f"fastest: it measures times in ONNX Runtime, but the target is {target.name}; leave out one of them"
+            )
         if self.fastest and data is None:
             raise InvalidArgumentError("fastest: expected data to measure times on, got none; give data")
         if self.recipe is not None and (self.fastest or max_drop is not None):
@@ -130,7 +134,7 @@ def quantize(
 
     With a cluster, it is calibrated there.
     """
-    speed.check(data, max_drop)
+    speed.check(data, max_drop, options.target)
     if max_drop is not None:
         max_drop = as_number(max_drop, "max_drop")
         if not 0.0 <= max_drop <= 100.0:
@@ -307,10 +311,12 @@ def run_calibration(
     if tensors is None:
         # The lowest opset will do, whatever the options: the tensors do not depend on it.
         float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
+        target = options.target
+        planned = ready(exact, options) if target is not ONNXRUNTIME else float_model
         # What is on codes between products depends on the format and the opset, and the calibration serves all.
         plans = (
-            plan(float_model, options.ops, options.exclude, operators=operators, any_pool=any_pool)
-            for operators, any_pool in itertools.product(choices_between(), (False, True))
+            plan(planned, options.ops, options.exclude, target=target, operators=operators, any_pool=any_pool)
+            for operators, any_pool in itertools.product(target.choices(), (False, True))
         )
         names = [name for each in plans for name in each.tensors]
         names = list(dict.fromkeys(names))

@@ -25,11 +25,24 @@ from .graph import (
     names_of,
     only_reader,
     opset_of,
+    readers_of,
     shape_of,
     subgraphs,
 )
 from .hard_sigmoids import ALIASES
-from .regions import ON_CODES, between, data_of, is_captured_behind, is_written_on_codes, keeps_range, made_by, tail
+from .regions import (
+    between,
+    data_of,
+    is_captured_behind,
+    is_move,
+    is_written_on_codes,
+    keeps_range,
+    made_by,
+    pads_with_zeros,
+    tail,
+)
+from .skeleton import float_tensors
+from .targets import ACTIVATIONS, ONNXRUNTIME, Target
 
 #: The operators that can be quantised.  Their second input is the weight.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -72,7 +85,10 @@ class Plan:
         The tensors that quantised nodes read and that get codes because the node that makes them is written on codes.
         The value is the tensor that gives the range.
     ranges : dict of str to str
-        The tensors whose elements are moved, and those that they come from.
+        The tensors whose range is that of another tensor, and this one: the one that their elements come from, or one
+        for all that a Concat reads and makes.
+    pooled : dict of str to tuple of str
+        Of the latter, the tensors whose values the range is to hold.
     """
 
     nodes: list[ir.Node] = field(default_factory=list)
@@ -83,11 +99,13 @@ class Plan:
     between: list[ir.Node] = field(default_factory=list)
     written: dict[str, str] = field(default_factory=dict)
     ranges: dict[str, str] = field(default_factory=dict)
+    pooled: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def tensors(self) -> list[str]:
         """The tensors to observe: those that give the ranges of `inputs`, then of `outputs`."""
-        return list(dict.fromkeys([*self.inputs.values(), *self.outputs.values()]))
+        sources = [*self.inputs.values(), *self.outputs.values()]
+        return list(dict.fromkeys(name for source in sources for name in self.pooled.get(source, (source,))))
 
 
 @dataclass(frozen=True)
@@ -113,7 +131,8 @@ def plan(
     exclude: tuple[str, ...] = (),
     *,
     float_nodes: Collection[str] = (),
-    operators: Collection[str] = ON_CODES["uint8"],
+    target: Target = ONNXRUNTIME,
+    operators: Collection[str] = ONNXRUNTIME.operators["uint8"],
     any_pool: bool | None = None,
     within: Collection[str] | None = None,
 ) -> Plan:
@@ -129,6 +148,8 @@ def plan(
         Names of nodes, or of tensors that they make, that stay in float.
     float_nodes : collection of str
         Names of more nodes that stay in float.  These may be all that are left.
+    target : Target
+        The runtime that is to run the model.
     operators : collection of str
         The operators that are computed on codes between products, beside those that move elements.
     any_pool : bool, optional
@@ -170,13 +191,15 @@ def plan(
         raise InvalidArgumentError(f"model: there is nothing to quantise: no {' or '.join(ops)} can be quantised{why}")
     result.nodes = [node for node in result.nodes if node.name not in float_nodes]
     # Where int8 codes end ahead of a MaxPool, ONNX Runtime puts codes behind it.
-    pools = opset_of(model) >= NAMES_TYPES if any_pool is None else any_pool
-    how = {"operators": operators, "any_pool": pools}
+    default = not target.own_forms or opset_of(model) >= NAMES_TYPES
+    how = {"target": target, "operators": operators, "any_pool": default if any_pool is None else any_pool}
     # The range of a tensor does not depend on the chosen nodes, so that one calibration serves all choices.
     _find_tensors(everything, everything, model.graph, how)
     possible = {str(node.name) for node in everything.between}
     chosen = (possible if within is None else possible.intersection(within)) - left_out
     _find_tensors(result, everything, model.graph, {**how, "within": chosen})
+    if target.everything:
+        _code_everything(result, model, left_out)
     return result
 
 
@@ -274,39 +297,91 @@ def _where_weights_are(model: ir.Model) -> str:
 
 def _find_tensors(result: Plan, everything: Plan, graph: ir.Graph, how: dict[str, Any]) -> None:
     """Fill in the regions and tensors of a plan; ranges are shared as if all nodes were quantised."""
+    target: Target = how["target"]
     causes, inputs, coded = dict[str, ir.Node](), dict[str, None](), list[ir.Value]()
-    for node in result.nodes:
-        source, end = node.inputs[0], end_of(node)
+    ends = {node: end_of(node, target.fused) for node in result.nodes}
+    for node, end in ends.items():
+        source = node.inputs[0]
         assert source is not None
         causes.setdefault(str(source.name), node)
         causes[str(end.name)] = node
-        if node.op_type in {"Conv", "ConvTranspose"} and not is_seen(end) and not is_captured_behind(end):
+        convolves = target.own_forms and node.op_type in {"Conv", "ConvTranspose"}
+        if convolves and not is_seen(end) and not is_captured_behind(end):
             coded.append(end)
     outputs = dict.fromkeys(names_of(coded))
     read = {value: None for node in result.nodes if (value := node.inputs[0]) is not None}
-    result.between = between(graph, read, list(map(end_of, result.nodes)), coded, **how)
+    result.between = between(graph, read, list(ends.values()), coded, **how)
     result.readers = {str(node.name) for node in (*result.nodes, *result.between)}
     written = set[str]()
     for node in result.between:
-        data, made = names_of(data_of(node)), names_of(made_by(node))
-        inputs.update(dict.fromkeys(data))
+        data, made = names_of(data_of(node)), names_of(made_by(node, target.fused))
+        inputs.update(dict.fromkeys(names_of(_coded_by(node, ends, target))))
         for name in made:
             causes.setdefault(name, causes[data[0]])
-        if is_written_on_codes(node):
+        shares = target.shared and _shares_range(node)
+        if shares or (target.own_forms and is_written_on_codes(node)):
             written.update(made)
-        else:
+        elif not target.shared:
             outputs.update(dict.fromkeys(made))
         if keeps_range(node):
             result.ranges.update(dict.fromkeys(made, result.ranges.get(data[0], data[0])))
+        elif shares:
+            _share_range([*data, *made], result)
     inputs = {**dict.fromkeys(names_of(read)), **inputs}
-    ranges = everything.ranges
+    ranges, result.pooled = everything.ranges, everything.pooled
     result.inputs = {name: ranges.get(name, name) for name in inputs if name not in written}
     result.outputs = {name: ranges.get(name, name) for name in outputs}
-    result.written = {name: ranges[name] for name in names_of(read) if name in written}
+    result.written = {name: ranges.get(name, name) for name in names_of(read) if name in written}
     result.because = {name: causes[name] for name in (*result.inputs, *result.outputs)}
 
 
-def end_of(node: ir.Node) -> ir.Value:
-    """Return what a product makes together with its bias and with the activation behind it."""
+def _code_everything(result: Plan, model: ir.Model, left_out: Collection[str]) -> None:
+    """Give all floating-point tensors of a plan's model codes, but for those that only nodes left in float touch."""
+    floats, coded, ranges = float_tensors(model), list[str](), dict[str, str]()
+    values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    for value in values:
+        name, maker, readers = str(value.name), value.producer(), readers_of(value)
+        around = {str(node.name) for node in (maker, *readers) if node is not None}
+        if name not in floats or around <= set(left_out) or not (readers or value.is_graph_output()):
+            continue
+        coded.append(name)
+        source = None if maker is None else maker.inputs[0]
+        if maker is not None and source is not None and (is_move(maker) or pads_with_zeros(maker)):
+            ranges[name] = ranges.get(str(source.name), str(source.name))
+        elif (follower := only_reader(value)) is not None and is_a(follower, ACTIVATIONS):
+            ranges[name] = str(follower.outputs[0].name)  # what lies beyond is cut off there
+    result.inputs, result.ranges = {}, ranges
+    result.outputs = {name: ranges.get(name, name) for name in coded}
+    result.because = dict.fromkeys(coded, result.nodes[0]) if result.nodes else {}
+
+
+def _coded_by(node: ir.Node, ends: dict[ir.Node, ir.Value], target: Target) -> list[ir.Value]:
+    """Return the data of a node in a region, without the term of a sum that its product is computed together with."""
+    data = data_of(node)
+    if not target.fused_sums or not is_a(node, {"Add"}):
+        return data
+    joined = [end for end in ends.values() if end in data and only_reader(end) is node]
+    return [value for value in data if value not in joined[-1:]]
+
+
+def _shares_range(node: ir.Node) -> bool:
+    """Return whether a node can read and make codes of one scale."""
+    return keeps_range(node) or is_a(node, {"Concat"})
+
+
+def _share_range(names: list[str], result: Plan) -> None:
+    """Give what a Concat reads, and all that shares a range with that, the range of what it makes: the last name.
+
+    It holds all values of what it reads.
+    """
+    last, ranges, pooled = names[-1], result.ranges, result.pooled
+    joined = {ranges.get(name, name) for name in names}
+    members = {name for name, source in ranges.items() if source in joined} | joined
+    ranges.update(dict.fromkeys(sorted(members - {last}), last))
+    pooled[last] = (last, *(name for source in sorted(joined) for name in pooled.pop(source, ())))
+
+
+def end_of(node: ir.Node, fused: Collection[str] = ACTIVATIONS) -> ir.Value:
+    """Return what a product makes together with its bias and with the activation behind it, one of `fused`."""
     bias = bias_of(node)
-    return tail(node if bias is None else bias.adder)
+    return tail(node if bias is None else bias.adder, fused)

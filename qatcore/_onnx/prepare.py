@@ -31,7 +31,7 @@ from .graph import (
     take_place,
     unused_name,
 )
-from .hard_sigmoids import ALIASES, name_hard_sigmoids
+from .hard_sigmoids import ALIASES, join_hard_swishes, name_hard_sigmoids
 from .opsets import inlined, upgraded
 from .precision import computes_in_half, to_float32
 
@@ -41,7 +41,14 @@ _UNARY = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Si
 _FORMS = frozenset({"Constant", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Cast"})
 
 
-def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_float32: bool = False) -> ir.Model:
+def prepared(
+    model: ir.Model,
+    opset: int = 13,
+    *,
+    keep_inputs: bool = False,
+    in_float32: bool = False,
+    whole_swish: bool = False,
+) -> ir.Model:
     """Return a model that computes the same, in a form that is easy to quantise.
 
     Local functions are inlined.  Constants become initializers, and constants read through a change of form are
@@ -49,7 +56,8 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_
     convolution before them, or else into the one behind them.  The factors of a Gemm are folded into its weights and
     bias.  Hard sigmoid and hard swish get one spelling.  Operators are brought to `opset` if theirs is older.
 
-    If `in_float32`, and there are constants of float16 or bfloat16, the model then computes in float32.
+    If `whole_swish`, hard swish is one node.  If `in_float32`, and there are constants of float16 or bfloat16, the
+    model then computes in float32.
 
     Inputs, outputs and metadata stay as they are, and so do the names of all tensors that are left.  The exception is
     `initializers_among_inputs`: they are no longer inputs, unless `keep_inputs` is true and the IR version at least 4.
@@ -77,6 +85,8 @@ def prepared(model: ir.Model, opset: int = 13, *, keep_inputs: bool = False, in_
     _drop_identities(result)
     _fold_into_convolutions(result)
     name_hard_sigmoids(result, all_names(result))
+    if whole_swish:
+        join_hard_swishes(result)
     _fold_from_ahead(result)
     _fold_factors_of_gemms(result)
     drop_unread(result)

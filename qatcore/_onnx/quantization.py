@@ -50,8 +50,6 @@ from .ranges import (
     shifted,
 )
 from .regions import (
-    NEED_ZERO_POINTS,
-    ON_CODES,
     data_of,
     hard_sigmoid,
     is_written_on_codes,
@@ -60,10 +58,12 @@ from .regions import (
     tail,
     unscaled,
 )
-from .rewriting import Rewriter, with_room_for_bias
+from .rewriting import Rewriter, Scale, passes, with_room_for_bias
 from .saturation import GREATEST_CODE, LIMIT, adds_pairs, largest_pair, without_saturation
 from .session import session_of
 from .skeleton import fault_of, known_shapes
+from .targets import ACTIVATIONS as FUSED_ON_CODES
+from .targets import ONNXRUNTIME, TARGETS, Target
 from .weights import WEIGHTS, Weight, coded_weight, weight_scale
 
 #: From so many bytes of weights on, progress says how many are done.
@@ -88,6 +88,7 @@ class Options:
     keep_inputs: bool = False
     no_saturation: bool = False
     symmetric: bool = False
+    target: Target = ONNXRUNTIME
 
     @classmethod
     def checked(
@@ -96,7 +97,7 @@ class Options:
         method: object = CalibMethod.MSE,
         percentile: object = PERCENTILE,
         weights: object = "int8",
-        activations: object = "uint8",
+        activations: object = None,
         per_tensor: object = False,
         group_size: object = GROUP_SIZE,
         ops: Iterable[str] = DEFAULT_OPERATORS,
@@ -105,13 +106,19 @@ class Options:
         keep_inputs: object = False,
         no_saturation: object = False,
         symmetric: object = False,
+        target: object = ONNXRUNTIME.name,
     ) -> Options:
         """Return options, or raise if one of them is not valid."""
+        if target not in TARGETS:
+            raise InvalidArgumentError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+        rules = TARGETS[str(target)]
+        activations = next(iter(rules.formats)) if activations is None else activations
         if weights not in WEIGHTS:
             raise InvalidArgumentError(f"weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
         if activations not in (*ACTIVATIONS, "none"):
             expected = ", ".join((*ACTIVATIONS, "none"))
             raise InvalidArgumentError(f"activations: expected one of {expected}, got {activations!r}")
+        rules.check(str(activations), str(weights))
         if type(group_size) is not int or not (group_size == 0 or (group_size >= 16 and group_size.bit_count() == 1)):
             raise InvalidArgumentError(
                 f"group_size: expected a power of two from 16 on, as runtimes need, or 0 for none, got {group_size!r}"
@@ -120,6 +127,11 @@ class Options:
             raise InvalidArgumentError(
                 "no_saturation: expected weights in int8 and activations in uint8 or int8, because only these are "
                 f"multiplied as integers, got {weights} and {activations}"
+            )
+        if weights == "int4" and rules.group_sizes and group_size not in rules.group_sizes:
+            expected = " or ".join(map(str, rules.group_sizes))
+            raise InvalidArgumentError(
+                f"group_size: {rules.runtime} has groups of {expected} weights, got {group_size}"
             )
         return cls(
             as_member(CalibMethod, "min_max" if method == "minmax" else method, "method"),
@@ -134,6 +146,7 @@ class Options:
             as_flag(keep_inputs, "keep_inputs"),
             as_flag(no_saturation, "no_saturation"),
             as_flag(symmetric, "symmetric"),
+            rules,
         )
 
     @property
@@ -149,20 +162,24 @@ class Options:
     @property
     def between(self) -> frozenset[str]:
         """The operators that are computed on codes between products, beside those that move elements."""
-        operators = ON_CODES.get(self.activations, frozenset())
-        return operators - NEED_ZERO_POINTS if self.symmetric else operators
+        return self.target.between(self.activations, symmetric=self.symmetric)
 
     @property
     def on_integers(self) -> bool:
-        """Whether runtimes compute the quantised model on integers."""
-        return self.activations in {"int8", "uint8"}
+        """Whether ONNX Runtime computes the quantised model on integers."""
+        return self.target.own_forms and self.activations in {"int8", "uint8"}
+
+    @property
+    def centred(self) -> bool:
+        """Whether zero points are fixed: 0, or the middle of unsigned codes."""
+        return self.symmetric or not self.target.zero_points
 
     @property
     def opset(self) -> int:
         """The lowest opset that has operators for these formats."""
         if self.weights == "int4" or self.activations in WIDE:
             return 21
-        return 19 if "fp8" in {self.weights, self.activations} else 13
+        return 19 if "fp8" in {self.weights, self.activations} else self.target.opset
 
 
 def ready(model: ir.Model, options: Options) -> ir.Model:
@@ -178,6 +195,7 @@ def ready(model: ir.Model, options: Options) -> ir.Model:
         nodes = f": {told(found.nodes)}" if found.nodes else ""
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
     how = {"keep_inputs": options.keep_inputs, "in_float32": options.needs_data}
+    how["whole_swish"] = not options.target.own_forms
     result = prepared(model, options.opset, **how)
     if computes_in_half(result) and opset_of(result) < 19:  # the first opset that quantises these
         return prepared(model, 19, **how)
@@ -225,7 +243,8 @@ class Quantizer:
         begin: Callable[[str, int], Callable[..., None]] | None = None,
     ) -> None:
         self.float_model, self.options, self._sample = model, options, sample
-        self.plan: Plan = plan(model, options.ops, options.exclude, operators=options.between)
+        self._how: dict[str, Any] = {"target": options.target, "operators": options.between}
+        self.plan: Plan = plan(model, options.ops, options.exclude, **self._how)
         self.slow: tuple[str, ...] = ()
         if options.on_integers:
             slow = tuple(str(node.name) for node in self.plan.nodes if is_slow_on_codes(node))
@@ -248,14 +267,22 @@ class Quantizer:
                     f"{missing[0]}; calibrate with the same ops and nodes"
                 )
             self._leave_unreached(collectors)
-            needed = {name: collectors[name] for name in self.plan.tensors}
+            sources = {*self.plan.inputs.values(), *self.plan.outputs.values()}
+            needed = {name: _pooled(collectors, self.plan.pooled.get(name, (name,))) for name in sources}
             types = {self._range_of(name): self._weight_of(node).dtype for name, node in self.plan.because.items()}
             self._activations = activation_scales(
-                needed, options.method, options.percentile, options.activations, types, symmetric=options.symmetric
+                needed,
+                options.method,
+                options.percentile,
+                options.activations,
+                types,
+                symmetric=options.centred,
+                by_sign=options.target.by_sign,
             )
             fixed = set[str]()  # tensors whose scale has a reason beside their range
             for name, given in self._activations.items():
-                if (scale := scale_given(self._values[name], given.scale.dtype)) is not None:
+                scale = scale_given(self._values[name], given.scale.dtype)
+                if scale is not None and (options.target.zero_points or not scale.zero_point.any()):
                     self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
                     fixed.add(name)
             for name, activation in self._activations.items():
@@ -263,8 +290,9 @@ class Quantizer:
                 if maker is not None and is_a(maker, {"Clip"}):
                     bounds = [array_of(input_of(maker, position)) for position in (1, 2)]
                     self._activations[name] = replace(activation, scale=inside_clip(activation.scale, *bounds))
-            self._fit_hard_sigmoids(needed, fixed)
-            self._fit_sums(fixed)
+            if options.target.own_forms:
+                self._fit_hard_sigmoids(needed, fixed)
+                self._fit_sums(fixed)
         self._weights: dict[str, Weight] = {}
         self._pairs: dict[str, int] = {}  # the largest pair of the weights of each node, if these must not saturate
         self._choose_weights(None if begin is None else begin("weights", len(self.plan.nodes)))
@@ -296,8 +324,8 @@ class Quantizer:
             options.ops,
             options.exclude,
             float_nodes=tuple(float_nodes),
-            operators=options.between,
             within=within,
+            **self._how,
         )
 
     def _fit_hard_sigmoids(self, collectors: dict[str, CalibrationCollector], fixed: set[str]) -> None:
@@ -344,14 +372,17 @@ class Quantizer:
         self.unreached = tuple(
             str(node.name)
             for node in self.plan.nodes
-            if not empty.isdisjoint({self._range_of(_source(node)), self.plan.outputs.get(str(tail(node).name), "")})
+            if not empty.isdisjoint(
+                {self._range_of(_source(node)), self.plan.outputs.get(str(self._tail(node).name), "")}
+            )
         )
         if len(self.unreached) == len(self.plan.nodes):
             raise InvalidArgumentError(
                 f"calibration: there is nothing to quantise: no sample reached {', '.join(self.unreached)}; "
                 "calibrate with samples that do"
             )
-        ends = {str(node.name): names_of((*data_of(node), *made_by(node))) for node in self.plan.between}
+        fused = self.options.target.fused
+        ends = {str(node.name): names_of((*data_of(node), *made_by(node, fused))) for node in self.plan.between}
         self._left_out = (
             *self.slow,
             *self.unreached,
@@ -371,9 +402,8 @@ class Quantizer:
             key = (node.inputs[1], outputs)
             pairs = outputs if options.no_saturation and adds_pairs(node) else None
             if key not in chosen:
-                scale = weight_scale(
-                    weight, None if options.per_tensor else outputs, options.weights, options.group_size
-                )
+                per_channel = not options.per_tensor and node.op_type in options.target.per_channel
+                scale = weight_scale(weight, outputs if per_channel else None, options.weights, options.group_size)
                 # The bias of one node must not widen the scale of a weight that another node shares.
                 alone = options.needs_data and readers[node.inputs[1]] == 1
                 if alone and (bias := bias_of(node)) is not None:
@@ -395,9 +425,12 @@ class Quantizer:
         """Whether there is data to correct biases with."""
         return bool(self._sample)
 
+    def _tail(self, node: ir.Node) -> ir.Value:
+        return tail(node, self.options.target.fused)
+
     def _becomes_codes(self, node: ir.Node) -> bool:
         """Return whether the output of a node is read only as codes."""
-        output = tail(node)
+        output = self._tail(node)
         if output.name in self.plan.outputs:
             return True
         readers = {str(reader.name) for reader in readers_of(output)}
@@ -454,7 +487,7 @@ class Quantizer:
 
         n, last = len(chosen.nodes), chosen.nodes[-1]
         bias = bias_of(last)
-        end = str(tail(last if bias is None else bias.adder).name)
+        end = str(self._tail(last if bias is None else bias.adder).name)
         learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
         biases, judge = corrected(chosen.nodes, learned, 0), Judge(self.float_model, [end], judged)
 
@@ -481,7 +514,7 @@ class Quantizer:
     ) -> ir.Model:
         """Return a model with codes for the plan; its metadata hold how many biases were `corrected` and left out."""
         options = self.options
-        rewriter = Rewriter(exact, self._shapes)
+        rewriter = Rewriter(exact, self._shapes, options.target)
         in_codes = {**chosen.outputs, **chosen.inputs}
         # In the order of the graph, because what follows a tensor depends on whether it has codes.
         tensors = {name: self._range_of(name) for name in self._values if name in in_codes}
@@ -495,8 +528,10 @@ class Quantizer:
         if options.needs_data:
             for name, source in tensors.items():
                 scale = self._activations[source].scale
+                if options.target.everything and self._is_dropped(name, scale):
+                    continue
                 rewriter.activation(name, scale, None if name in chosen.outputs else chosen.readers)
-            for node in chosen.between:
+            for node in chosen.between if options.target.own_forms else ():
                 if is_written_on_codes(node):
                     rewriter.on_codes(str(node.name))
                 elif is_a(node, {"PRelu"}):
@@ -506,10 +541,20 @@ class Quantizer:
                     rewriter.shift(str(node.name))
                 elif number_of(node) is not None:
                     rewriter.number(str(node.name), symmetric=options.symmetric)
+            if options.target.everything:
+                rewriter.constants(ACTIVATIONS[options.activations], {*kept, *self._left_out, *options.exclude})
         result = rewriter.finished(all_activations=all_activations)
         about = self._about(chosen, tensors, kept)
         describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
         return result
+
+    def _is_dropped(self, name: str, scale: Scale) -> bool:
+        """Return whether a tensor needs no codes, because the activation behind it changes none and is dropped."""
+        activation = only_reader(self._values[name])
+        if activation is None or not is_a(activation, FUSED_ON_CODES) or is_seen(activation.outputs[0]):
+            return False
+        bounds = [array_of(input_of(activation, position)) for position in (1, 2)]
+        return passes(scale, np.zeros(()) if activation.op_type == "Relu" else bounds[0], bounds[1])
 
     def _range_of(self, name: str) -> str:
         plan = self.plan
@@ -521,6 +566,7 @@ class Quantizer:
             "version": __version__,
             "weights": options.weights,
             "activations": options.activations,
+            **({} if options.target is ONNXRUNTIME else {"target": options.target.name}),
             **({"symmetric": True} if options.symmetric else {}),
             "nodes": {
                 str(node.name): {"op": node.op_type, "sqnr": _decibels(self._weights[str(node.name)].sqnr)}
@@ -544,6 +590,16 @@ class Quantizer:
                 for name, source in tensors.items()
             }
         return about
+
+
+def _pooled(collectors: dict[str, CalibrationCollector], names: Sequence[str]) -> CalibrationCollector:
+    """Return what was observed of some tensors together."""
+    if len(names) == 1:
+        return collectors[names[0]]
+    result = CalibrationCollector()
+    for name in names:
+        result.merge(collectors[name])
+    return result
 
 
 def _source(node: ir.Node) -> str:

@@ -53,8 +53,12 @@ def activation_scales(
     types: dict[str, np.dtype[Any]],
     *,
     symmetric: bool = False,
+    by_sign: bool = False,
 ) -> dict[str, Activation]:
     """Return the scale of each tensor; each range includes 0, or is `symmetric` about it.
+
+    If `by_sign`, tensors that have no negative values get unsigned codes with a zero point of 0, and others get signed
+    ones.
 
     Raises
     ------
@@ -68,7 +72,11 @@ def activation_scales(
 
     def choose(name: str) -> None:
         collector, dtype = collectors[name], types[name]
-        chosen[name] = activation_scale(collector, method, percentile, kind, dtype, symmetric=symmetric)
+        positive = by_sign and kind == "uint8" and collector.min_val >= 0.0
+        chosen_kind = "int8" if by_sign and not positive else kind
+        chosen[name] = activation_scale(
+            collector, method, percentile, chosen_kind, dtype, symmetric=symmetric and not positive
+        )
 
     for_each(list(collectors), choose)
     return chosen

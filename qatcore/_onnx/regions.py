@@ -20,26 +20,13 @@ from .graph import (
     only_reader,
     readers_of,
 )
+from .targets import ACTIVATIONS, COMPUTED, ONNXRUNTIME, WRITTEN_ON_CODES, Target
 
-#: Operators that runtimes compute together with the product or the sum before them.
-ACTIVATIONS = frozenset({"Relu", "Clip"})
+#: Operators of one input whose product with that input is an activation as well: SiLU and hard swish.
+_GATES = frozenset({"HardSigmoid", "Sigmoid"})
 #: Operators that move elements of their first input to other positions, and leave their values as they are.
 MOVES = frozenset({"DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "ReduceMax", "Reshape", "Resize"})
 MOVES |= {"Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
-#: Operators that ONNX Runtime computes on codes, each tensor with a scale of its own.  AveragePool is not among them:
-#: on codes it takes several times as long (`python -m bench.placement between`).
-_COMPUTED = frozenset({"Add", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "PRelu", "Sigmoid"})
-#: Operators that are written on codes: runtimes do not look for them between a DequantizeLinear and a QuantizeLinear.
-#: Div and Mul are, too, if they only change the scale.
-_WRITTEN_ON_CODES = frozenset({"HardSigmoid", "Pad"})
-#: Which operators there are, beside those that move elements, for formats of activations; none for others.  On x86 ONNX
-#: Runtime has convolutions on uint8 alone.  It turns int8 into uint8, but not where a node is written on codes.
-ON_CODES = {
-    "uint8": _COMPUTED | _WRITTEN_ON_CODES | {"Div"},
-    "int8": _COMPUTED - {"PRelu"},
-}
-#: Of these, the ones whose codes need a zero point other than 0.
-NEED_ZERO_POINTS = frozenset({"HardSigmoid", "PRelu"})
 #: Operators all of whose inputs are data.
 _OF_SEVERAL = frozenset({"Add", "Concat", "Div", "Mul"})
 #: The greatest denominator of the beta of a HardSigmoid that is computed on codes.
@@ -48,12 +35,6 @@ _LARGEST_DENOMINATOR = 64
 _CLOSE = 1e-6
 #: Operators that make so much less than they read that they belong on codes even if what they make does not.
 _SHRINKING = frozenset({"GlobalAveragePool"})
-
-
-def choices_between() -> list[frozenset[str]]:
-    """Return the sets of operators, beside those that move elements, that formats of activations have on codes."""
-    sets = (chosen - without for chosen in ON_CODES.values() for without in (frozenset[str](), NEED_ZERO_POINTS))
-    return list(dict.fromkeys((*sets, frozenset[str]())))
 
 
 def is_move(node: ir.Node) -> bool:
@@ -71,10 +52,27 @@ def is_move(node: ir.Node) -> bool:
     return node.op_type == "Split" or not any(value.uses() or is_seen(value) for value in node.outputs[1:])
 
 
-def tail(node: ir.Node) -> ir.Value:
-    """Return the output of a node, or of the activation behind it that runtimes compute together with it."""
-    follower = only_reader(node.outputs[0])
-    return follower.outputs[0] if follower is not None and is_a(follower, ACTIVATIONS) else node.outputs[0]
+def tail(node: ir.Node, fused: Collection[str] = ACTIVATIONS) -> ir.Value:
+    """Return the output of a node, or of the activation behind it that runtimes compute together with it.
+
+    `fused` are these activations.  If a gate is among them, so is its product with what it reads.
+    """
+    value = node.outputs[0]
+    follower = only_reader(value)
+    if follower is not None:
+        return follower.outputs[0] if is_a(follower, fused) else value
+    product = _gated(value, _GATES.intersection(fused))
+    return value if product is None else product.outputs[0]
+
+
+def _gated(value: ir.Value, kinds: Collection[str]) -> ir.Node | None:
+    """Return the product of a value and its gate, of some kinds, if nothing else reads the value or the gate."""
+    readers = readers_of(value)
+    gates, products = ([node for node in readers if is_a(node, kind)] for kind in (kinds, {"Mul"}))
+    if is_seen(value) or len(readers) != 2 or len(gates) != 1 or len(products) != 1:
+        return None
+    [gate], [product] = gates, products
+    return product if only_reader(gate.outputs[0]) is product else None
 
 
 def data_of(node: ir.Node) -> list[ir.Value]:
@@ -92,7 +90,7 @@ def number_of(node: ir.Node) -> float | None:
 
 def is_written_on_codes(node: ir.Node) -> bool:
     """Return whether a node in a region is written on codes."""
-    return node.op_type in _WRITTEN_ON_CODES or rescales(node)
+    return node.op_type in WRITTEN_ON_CODES or rescales(node)
 
 
 def unscaled(value: ir.Value) -> tuple[ir.Value, float]:
@@ -117,10 +115,10 @@ def rescales(node: ir.Node) -> bool:
     return number is not None and 0.0 < number < math.inf
 
 
-def made_by(node: ir.Node) -> list[ir.Value]:
-    """Return what a node in a region makes that has codes."""
-    if node.op_type in _COMPUTED and not is_written_on_codes(node):
-        return [tail(node)]
+def made_by(node: ir.Node, fused: Collection[str] = ACTIVATIONS) -> list[ir.Value]:
+    """Return what a node in a region makes that has codes; `fused` as for `tail`."""
+    if node.op_type in COMPUTED and not is_written_on_codes(node):
+        return [tail(node, fused)]
     return list(node.outputs) if node.op_type == "Split" else [node.outputs[0]]
 
 
@@ -135,7 +133,8 @@ def between(
     made: Collection[ir.Value],
     coded: Collection[ir.Value],
     *,
-    operators: Collection[str] = ON_CODES["uint8"],
+    target: Target = ONNXRUNTIME,
+    operators: Collection[str] = ONNXRUNTIME.operators["uint8"],
     any_pool: bool = False,
     within: Collection[str] | None = None,
 ) -> list[ir.Node]:
@@ -152,8 +151,9 @@ def between(
         What products read in codes, and what they make, or the activations behind them.
     coded : collection of onnx_ir.Value
         Those of the latter that have codes, whatever reads them.
+    target : Target
     operators : collection of str
-        The operators, beside those that move elements: those of `ON_CODES` for a format.
+        The operators, beside those that move elements: those of the target for a format of activations.
     any_pool : bool
         Whether there is any MaxPool.  If not, there are only those ahead of convolutions: ONNX Runtime has a fast
         MaxPool on codes for the layout of convolutions alone.
@@ -162,19 +162,20 @@ def between(
     """
     convolved = {value for value in read if any(is_a(node, {"Conv"}) for node in readers_of(value))}
     sources = {value for value in made if not is_seen(value) and not is_captured_behind(value)} | set(read)
-    kept = [node for node in graph if _is_possible(node, operators) and (within is None or node.name in within)]
+    allowed = (node for node in graph if within is None or node.name in within)
+    kept = [node for node in allowed if _is_possible(node, operators, target)]
     while True:
         available, settled, possible = set(sources), {*read, *coded}, list[ir.Node]()
         for node in kept:
             if available.issuperset(data_of(node)):
                 possible.append(node)
-                available.update(made_by(node))
+                available.update(made_by(node, target.fused))
                 if not is_move(node) or settled.issuperset(data_of(node)):
-                    settled.update(made_by(node))
-        found = _wanted(possible, set(read), set(convolved), settled, any_pool=any_pool)
+                    settled.update(made_by(node, target.fused))
+        found = _wanted(possible, set(read), set(convolved), settled, target, any_pool=any_pool)
         names = {node.name for node in found}
         # One at a time: without it, others may fit.
-        unfit = next((node for node in found if not _fits(node, names, read)), None)
+        unfit = next((node for node in found if target.own_forms and not _fits(node, names, read)), None)
         found = [node for node in found if node is not unfit]
         if len(found) == len(kept):
             return found
@@ -182,7 +183,13 @@ def between(
 
 
 def _wanted(
-    nodes: list[ir.Node], wanted: set[ir.Value], convolved: set[ir.Value], settled: set[ir.Value], *, any_pool: bool
+    nodes: list[ir.Node],
+    wanted: set[ir.Value],
+    convolved: set[ir.Value],
+    settled: set[ir.Value],
+    target: Target,
+    *,
+    any_pool: bool,
 ) -> list[ir.Node]:
     """Return the nodes that make what is wanted in codes, or move what has codes anyway.
 
@@ -194,12 +201,12 @@ def _wanted(
         What products read in codes, and what convolutions do.
     settled : set of onnx_ir.Value
         What has codes anyway.
-    any_pool : bool
+    target, any_pool
         As in `between`.
     """
     found = list[ir.Node]()
     for node in reversed(nodes):
-        made, data = made_by(node), data_of(node)
+        made, data = made_by(node, target.fused), data_of(node)
         is_pool = node.op_type == "MaxPool" and not any_pool
         if node.op_type in _SHRINKING or not (convolved if is_pool else wanted).isdisjoint(made):
             wanted.update(data)
@@ -227,8 +234,10 @@ def hard_sigmoid(node: ir.Node) -> tuple[float, Fraction]:
     return alpha, Fraction(beta).limit_denominator(_LARGEST_DENOMINATOR)
 
 
-def _is_possible(node: ir.Node, operators: Collection[str]) -> bool:
+def _is_possible(node: ir.Node, operators: Collection[str], target: Target) -> bool:
     """Return whether a node can be on codes if what it reads is."""
+    if not target.own_forms and is_a(node, _OF_SEVERAL) and any(map(is_constant, node.inputs)):
+        return False  # the constant needs no codes
     if not is_move(node) and (not is_a(node, operators) or (rescales(node) and "Div" not in operators)):
         return False
     if is_a(node, {"Div"}) and not rescales(node):
@@ -236,14 +245,15 @@ def _is_possible(node: ir.Node, operators: Collection[str]) -> bool:
     data, number = data_of(node), number_of(node)
     if not data or any(map(is_constant, data)):
         return False
+    possible = _can_be_coded(node, target)
     if len(data) < len(node.inputs) and node.op_type in _OF_SEVERAL:
-        return len(data) == 1 and number is not None and number != 0.0 and math.isfinite(number) and _can_be_coded(node)
-    return _can_be_coded(node) and _has_a_form_on_codes(node)
+        return len(data) == 1 and number is not None and number != 0.0 and math.isfinite(number) and possible
+    return possible and _has_a_form_on_codes(node)
 
 
-def _can_be_coded(node: ir.Node) -> bool:
+def _can_be_coded(node: ir.Node, target: Target) -> bool:
     """Return whether what a node makes can have codes."""
-    return not any(is_seen(v) or is_captured_behind(v) or not v.uses() for v in made_by(node))
+    return not any(is_seen(v) or is_captured_behind(v) or not v.uses() for v in made_by(node, target.fused))
 
 
 def _has_a_form_on_codes(node: ir.Node) -> bool:
@@ -252,13 +262,20 @@ def _has_a_form_on_codes(node: ir.Node) -> bool:
         slopes = array_of(node.inputs[1])
         return slopes is not None and bool(np.isfinite(slopes).all() and slopes.any())
     if node.op_type == "Pad":
-        mode, value = node.attributes.get("mode"), input_of(node, 2)
-        with_zeros = value is None or (is_constant(value) and not np.any(array_of(value)))
-        return with_zeros and (mode is None or mode.as_string() == "constant")
+        return pads_with_zeros(node)
     if node.op_type == "HardSigmoid":
         alpha, beta = hard_sigmoid(node)
         return alpha > 0.0 and 0 < beta <= 1 and abs(float(beta) - attribute(node, "beta", 0.5)) < _CLOSE
     return True
+
+
+def pads_with_zeros(node: ir.Node) -> bool:
+    """Return whether a node is a Pad that adds zeros."""
+    if not is_a(node, {"Pad"}):
+        return False
+    mode, value = node.attributes.get("mode"), input_of(node, 2)
+    with_zeros = value is None or (is_constant(value) and not np.any(array_of(value)))
+    return with_zeros and (mode is None or mode.as_string() == "constant")
 
 
 def _fits(node: ir.Node, names: Collection[str | None], read: Collection[ir.Value]) -> bool:

@@ -38,7 +38,8 @@ from .graph import (
     values_by_name,
 )
 from .plan import NAMES_TYPES, OPERATORS
-from .regions import ACTIVATIONS, MOVES, data_of, hard_sigmoid, is_move, number_of
+from .regions import MOVES, data_of, hard_sigmoid, is_move, number_of
+from .targets import ACTIVATIONS, ONNXRUNTIME, Target
 
 _TYPES = {str(entry.dtype): entry.dtype for entry in CODE_FORMATS} | {"int32": np.dtype(np.int32)}
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -56,6 +57,11 @@ _PASSED = MOVES | ACTIVATIONS | {"Add", "BatchNormalization", "Cast", "Concat", 
 _PASSED |= {"Pad", "Pow", "Sub", "Sum"}
 #: Nodes past which ONNX Runtime moves a DequantizeLinear: it puts codes behind them.
 _CARRIED = frozenset({"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+#: Operators whose constants are data, not parameters such as the bounds of a Clip.
+_COMPUTES_WITH_CONSTANTS = frozenset(
+    {"Add", "Concat", "Div", "Gather", "InstanceNormalization", "LayerNormalization", "MatMul", "Max", "Min", "Mul"}
+    | {"PRelu", "Pow", "Sub", "Where"}
+)
 #: The least scale of a weight.  Its product with the scale of an activation is still far from vanishing.
 _LEAST_SCALE = 2.0**-80
 
@@ -93,10 +99,12 @@ class Rewriter:
         The float model.  It is not changed.
     shapes : mapping of str to list of int
         The shapes of its tensors, as far as they are known (`known_shapes`).
+    target : Target
+        The runtime that is to run the model.
     """
 
-    def __init__(self, model: ir.Model, shapes: Mapping[str, list[int]]) -> None:
-        self.model = copied(model)
+    def __init__(self, model: ir.Model, shapes: Mapping[str, list[int]], target: Target = ONNXRUNTIME) -> None:
+        self.model, self._target = copied(model), target
         self._graph = self.model.graph
         self._shapes = shapes
         self._taken = all_names(self.model)
@@ -125,7 +133,7 @@ class Rewriter:
         before = readers_of(value)
         parameters = self._parameters(name, scale)
         ahead, place = [*parameters], value.producer()
-        if self._must_not_be_joined(value, scale):
+        if self._target.own_forms and self._must_not_be_joined(value, scale):
             # Runtimes remove divisions by 1, or nearly 1; then divide by twice the scale, and quantise with 0.5.
             rest = np.where(np.abs(scale.scale - 1) < 0.01, 0.5, 1.0).astype(scale.scale.dtype)
             ahead[0] = self._constant(f"{name}_rest", rest)
@@ -138,9 +146,19 @@ class Rewriter:
         for reader in before:
             if readers is None or reader.name in readers:
                 replace_reads(reader, value, values)
+        if self._target.everything and value.is_graph_output():
+            self._return_codes(value, codes, values)
         unread = not any(value in reader.inputs for reader in before)
         if source is value and unread and not is_seen(value):
             self._codes[value] = scale
+
+    def _return_codes(self, value: ir.Value, codes: ir.Value, values: ir.Value) -> None:
+        """Let a model return dequantised codes instead of the tensor that they are made from."""
+        quantize, name = codes.producer(), str(value.name)
+        assert quantize is not None
+        take_place(values, value)
+        value.name = self._name(f"{name}_float")
+        quantize.replace_input_with(0, value)
 
     def on_codes(self, name: str) -> None:
         """Write a node on codes, whose input has codes.
@@ -249,11 +267,11 @@ class Rewriter:
         ONNX Runtime does a DequantizeLinear of such weights anew in each run, which takes longer than the convolution.
         It does a Cast and a Mul once, when it loads the model.
         """
-        reader = self._nodes[node]
+        reader, forms = self._nodes[node], self._target.own_forms
         assert reader.inputs[1] is not None
         name = str(reader.inputs[1].name)
-        transposed = reader.op_type == "Gemm" and attribute(reader, "transB", 0)
-        integers = scale.dtype.startswith("int") and (alone or scale.block_size is None)
+        transposed = forms and reader.op_type == "Gemm" and attribute(reader, "transB", 0)
+        integers = forms and scale.dtype.startswith("int") and (alone or scale.block_size is None)
         key = name, scale.axis, channels, ""
         if reader.op_type in {"Gemm", "MatMul"}:
             key = name, scale.axis, channels, node if alone and integers else ""
@@ -264,7 +282,8 @@ class Rewriter:
             stored = self._store(f"{name}_quantized", codes, scale.dtype)
             output = self._name(f"{name}_dequantized")
             attributes = {"axis": scale.axis, "block_size": scale.block_size}
-            once = alone and reader.op_type in CONVOLUTIONS and scale.dtype in _CAST and scale.scale.dtype == np.float32
+            once = alone and forms and reader.op_type in CONVOLUTIONS
+            once = once and scale.dtype in _CAST and scale.scale.dtype == np.float32
             # For matrices only: products of stacks of matrices take no zero point for each column.
             zero = integers and not alone and (codes.ndim == 2 or reader.op_type != "MatMul")
             # Nodes are in order, so that the first node that reads the weight comes first.
@@ -295,12 +314,14 @@ class Rewriter:
         """
         reader = self._nodes[node]
         own = input_of(reader, 2)
+        if not self._target.int32_biases or (own is None and not self._target.own_forms):
+            return
         adder, value = (reader, own) if own is not None else self._added_to(reader)
         if weight.block_size is not None:
             return
         integers = "float" not in weight.dtype + activation.dtype
         bias = array_of(value)
-        if bias is None and own is not None and reader.op_type == "Gemm" and integers:
+        if self._target.own_forms and bias is None and own is not None and reader.op_type == "Gemm" and integers:
             self._add_apart(reader, "Add", activation.scale.dtype)
             return
         if value in self._fixed:
@@ -328,13 +349,31 @@ class Rewriter:
         replace_reads(adder, value, values)
         self._biased.add(node)
 
+    def constants(self, dtype: str, left_out: Collection[str]) -> None:
+        """Give codes to float32 constants that nodes compute with, but not for `left_out` nodes."""
+        coded = dict[ir.Value, ir.Value]()
+        for node in list(self._graph):
+            if not is_a(node, _COMPUTES_WITH_CONSTANTS) or node.name in left_out:
+                continue
+            for position, value in enumerate(node.inputs):
+                array = array_of(value)
+                if value is None or array is None or array.dtype != np.float32 or not array.size:
+                    continue
+                if value not in coded:
+                    scale = _of_range(min(float(array.min()), 0.0), max(float(array.max()), 0.0), _of_type(dtype))
+                    low, high = as_code_format(dtype, "codes").ends
+                    codes = np.clip(np.rint(array / scale.scale) + scale.zero_point, low, high)
+                    coded[value] = self._dequantized(node, str(value.name), codes, scale)
+                node.replace_input_with(position, coded[value])
+
     def finished(self, *, all_activations: bool = False) -> ir.Model:
         """Return the model with codes, without a Relu or Clip that changes no code unless `all_activations`."""
-        if not all_activations:
+        forms = self._target.own_forms
+        if not all_activations and (forms or self._target.everything):
             self._drop_activations()
-        for product in self._products:
+        for product in self._products if forms else ():
             self._keep_apart(product)
-        if opset_of(self.model) >= NAMES_TYPES:
+        if forms and opset_of(self.model) >= NAMES_TYPES:
             self._carry_codes()
         for node in list(reversed(self._graph)):
             if is_a(node, {"DequantizeLinear"}) and not node.outputs[0].uses() and not is_seen(node.outputs[0]):
@@ -623,6 +662,11 @@ def _of_range(low: float, high: float, like: Scale) -> Scale:
     least, most = as_code_format(like.dtype, "codes").ends
     step = as_stored(np.asarray((high - low) / (most - least), np.float64), like.scale.dtype)
     return dataclasses.replace(like, scale=step, zero_point=np.rint(least - low / step).astype(np.int32))
+
+
+def _of_type(dtype: str) -> Scale:
+    """Return a scale of a type."""
+    return Scale(dtype, np.ones((), np.float32), np.zeros((), np.int32))
 
 
 def _is_dequantized(value: ir.Value | None) -> bool:

@@ -15,6 +15,8 @@ from .._base.errors import InvalidArgumentError
 _LARGEST_BYTES = 1024
 #: Where a model keeps what its representation has no place for.
 _TRAINING = "training_info"
+#: Where it is kept which tensors are float32.
+_FLOATS = "qatcore.floats"
 # It logs faults that the checks of models report.  Without a handler, Python would print them.
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
@@ -137,6 +139,16 @@ def known_shapes(model: ir.Model) -> Mapping[str, list[int]]:
         for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
+
+
+def float_tensors(model: ir.Model) -> frozenset[str]:
+    """Return the names of a model's float32 tensors, as far as shape inference finds their types."""
+    if _FLOATS not in model.meta:  # found out once, also for copies of the model
+        graph = onnx.shape_inference.infer_shapes(skeleton_of(model)).graph
+        values = (*graph.input, *graph.value_info, *graph.output)
+        model.meta[_FLOATS] = frozenset(v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT)
+    found: frozenset[str] = model.meta[_FLOATS]
+    return found
 
 
 def fault_of(model: ir.Model, *, full: bool = True) -> str | None:
