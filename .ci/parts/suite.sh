@@ -6,5 +6,5 @@ torch_environment
 suite torch "slow or hypothesis" | tee "$work/suite.txt"
 mapfile -t files < <(cd "$work/unpacked" && grep -rl --include='test_*.py' importorskip tests)
 suite torch "not slow and not hypothesis" | tee -a "$work/suite.txt"
-# No test may be skipped for lack of PyTorch or torchao: the other parts skip them.
-! grep -E "SKIPPED.*(PyTorch|'torch|torchao)" "$work/suite.txt"
+# No test may be skipped for lack of PyTorch, torchao or OpenVINO: the other parts skip them.
+! grep -E "SKIPPED.*(PyTorch|'torch|torchao|'openvino)" "$work/suite.txt"

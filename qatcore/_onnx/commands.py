@@ -23,20 +23,21 @@ from .._base.validation import as_count
 from .calibration import Calibration
 from .comparison import Comparison, tensor_outputs
 from .data import Data, InputSpec
+from .description import description
 from .display import Phases, counted, figure, print_table, printable
 from .images import ImageFolder
 from .inspection import calibration_rows, model_rows, runtime_rows
 from .kernels import InIntegers
 from .latency import Latency, latency_of
 from .metric import IncomparableError, Metric
-from .model import description, file_bytes, read_model, refuse_output, write_model
+from .model import file_bytes, read_model, refuse_output, write_model
 from .notices import notices
 from .pipeline import THREADS, Quantization, Speed, quantize, run_calibration, run_comparison
 from .quantization import Options
 from .sensitivity import scored
 from .session import FP8_RUNTIME
 from .speed import why_slower
-from .targets import ONNXRUNTIME
+from .targets import ONNXRUNTIME, TARGETS
 
 #: Seconds between two saves of a calibration that is running.
 _SAVE_EVERY = 60.0
@@ -407,6 +408,7 @@ def _corrected_line(report: dict[str, Any]) -> str:
 def _nodes_line(report: dict[str, Any]) -> str:
     text = f"{counted(report['nodes'], 'node')}: weights {report['weights']}"
     text += f", activations {report['activations']}" if report["activations"] != "none" else ""
+    text += f", for {TARGETS[report['target']].runtime}" if report["target"] != ONNXRUNTIME.name else ""
     share = report["share_of_multiply_adds"]
     return text if share is None else f"{text}; {100.0 * share:.1f} % of all multiply-adds by weights"
 

@@ -11,10 +11,11 @@ import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
 from .data import Batch, Data
+from .description import description
 from .graph import is_a, names_of, readers_of, tensors_of
 from .latency import Latency, latencies_of
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
-from .model import description, file_bytes
+from .model import file_bytes
 from .rewriting import tensor_of_codes
 from .session import Tap, named_run, session_of
 from .skeleton import known_shapes

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from .._base.errors import InvalidArgumentError
+from .description import description
 from .graph import attribute, is_a, names_of, readers_of
 from .kernels import node_of, nodes_by_name
 from .latency import Race
-from .model import description
 from .plan import Plan, end_of
 from .quantization import Quantizer
 from .regions import data_of, made_by

@@ -20,10 +20,10 @@ from .._base.threads import for_each
 from .._base.types import PathLike
 from .._calibration.calibrate import choose_scale, load_calibration
 from .already_quantised import Quantised, computes_on_codes, told
+from .description import description
 from .display import counted, figure
 from .graph import array_of, dtype_of, input_of, is_a, is_constant, names_of, opset_of, readers_of, shape_of
 from .kernels import CODES, CONVERSION, FLOATS, kernels_of
-from .model import description
 from .plan import OPERATORS, plan
 from .prepare import prepared
 from .ranges import PERCENTILE

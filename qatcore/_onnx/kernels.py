@@ -12,8 +12,8 @@ import onnxruntime
 from onnx import GraphProto, NodeProto
 
 from .already_quantised import computes_on_codes, converts
+from .description import description
 from .graph import is_a
-from .model import description
 from .plan import OPERATORS, RECURRENT
 from .regions import MOVES
 from .session import optimized

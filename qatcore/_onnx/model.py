@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
-import json
 import os
 import re
 import tempfile
@@ -19,6 +18,7 @@ from onnx import ModelProto
 from .._base.errors import InvalidArgumentError
 from .._base.types import PathLike
 from .._calibration.storage import replace_file
+from .description import METADATA
 from .encoding import Encoded
 from .graph import all_nodes, copied
 from .images import image_files, is_image
@@ -26,9 +26,6 @@ from .session import session_of
 from .skeleton import fault_of, filled, model_of, skeleton_of
 from .sparse import made_dense
 from .stored import check_stored, mapped, places_of
-
-#: Where a quantised model says how it was made.
-METADATA = "qatcore"
 
 Model = PathLike | ModelProto | ir.Model
 
@@ -234,20 +231,6 @@ def _files_of(named: str, target: str) -> set[str]:
     module, colon, _ = os.path.basename(source).rpartition(":")
     script = os.path.join(os.path.dirname(source), f"{module.replace('.', os.sep)}.py")
     return {source, os.path.realpath(script) if colon else source}
-
-
-def describe(model: ir.Model, about: dict[str, Any]) -> None:
-    """Write into a model's metadata how it was made."""
-    model.metadata_props[METADATA] = json.dumps(about)
-
-
-def description(model: ir.Model) -> dict[str, Any]:
-    """Return what `describe` has written, or an empty dict."""
-    try:
-        about = json.loads(model.metadata_props.get(METADATA, "{}"))
-    except ValueError:
-        return {}
-    return about if isinstance(about, dict) else {}
 
 
 def class_counts(model: ir.Model) -> set[int]:

@@ -18,13 +18,14 @@ from .already_quantised import Quantised, told
 from .calibration import Calibration, digest_of, observe
 from .comparison import Comparison, compare_models, tensor_outputs
 from .data import Batch, Data, InputSpec, Source
+from .description import describe, description
 from .display import Phases
 from .fastest import MOST_TRIED, Placement, fastest_placement, is_slower
 from .graph import inputs_of, names_of, tensors_of
 from .kernels import InIntegers, in_integers, kernels_of
 from .latency import Race
 from .metric import Metric
-from .model import Model, class_counts, describe, description, read_model
+from .model import Model, class_counts, read_model
 from .notices import notice
 from .plan import plan
 from .prepare import initializers_among_inputs

@@ -23,6 +23,7 @@ from .already_quantised import Quantised, scale_given, told
 from .bias import corrected_biases, with_biases
 from .channels import pad_channels
 from .data import Batch, InputSpec
+from .description import describe, description
 from .graph import (
     array_of,
     input_of,
@@ -35,7 +36,6 @@ from .graph import (
     values_by_name,
 )
 from .judging import Judge, halves, helpful
-from .model import describe, description
 from .plan import DEFAULT_OPERATORS, OPERATORS, Plan, WeightAxes, bias_of, is_slow_on_codes, plan, weight_axes
 from .precision import computes_in_half
 from .prepare import prepared
@@ -130,9 +130,7 @@ class Options:
             )
         if weights == "int4" and rules.group_sizes and group_size not in rules.group_sizes:
             expected = " or ".join(map(str, rules.group_sizes))
-            raise InvalidArgumentError(
-                f"group_size: {rules.runtime} has groups of {expected} weights, got {group_size}"
-            )
+            raise InvalidArgumentError(f"group_size: expected {expected}, as {rules.runtime} needs, got {group_size}")
         return cls(
             as_member(CalibMethod, "min_max" if method == "minmax" else method, "method"),
             as_percentile(percentile),
@@ -264,7 +262,7 @@ class Quantizer:
             if missing:
                 raise InvalidArgumentError(
                     f"calibration: expected all tensors that get codes, but {len(missing)} were not observed, such as "
-                    f"{missing[0]}; calibrate with the same ops and nodes"
+                    f"{missing[0]}; calibrate with the same ops, target and nodes"
                 )
             self._leave_unreached(collectors)
             sources = {*self.plan.inputs.values(), *self.plan.outputs.values()}
@@ -281,7 +279,7 @@ class Quantizer:
             )
             fixed = set[str]()  # tensors whose scale has a reason beside their range
             for name, given in self._activations.items():
-                scale = scale_given(self._values[name], given.scale.dtype)
+                scale = scale_given(self._values[name], given.scale.dtype) or self._scale_by_rule(name, given.scale)
                 if scale is not None and (options.target.zero_points or not scale.zero_point.any()):
                     self._activations[name] = replace(given, scale=scale, sqnr=math.inf)
                     fixed.add(name)
@@ -296,6 +294,15 @@ class Quantizer:
         self._weights: dict[str, Weight] = {}
         self._pairs: dict[str, int] = {}  # the largest pair of the weights of each node, if these must not saturate
         self._choose_weights(None if begin is None else begin("weights", len(self.plan.nodes)))
+
+    def _scale_by_rule(self, name: str, chosen: Scale) -> Scale | None:
+        """Return the scale that the target fixes for a tensor; None if it is free."""
+        maker = self._values[name].producer()
+        fixed = None if maker is None else self.options.target.scales.get((maker.op_type, chosen.dtype))
+        if fixed is None:
+            return None
+        step, zero = fixed
+        return replace(chosen, scale=np.asarray(step, chosen.scale.dtype), zero_point=np.asarray(zero, np.int32))
 
     def with_float(self, names: Iterable[str]) -> Quantizer:
         """Return a quantizer that leaves more nodes in float.

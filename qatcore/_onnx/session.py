@@ -17,6 +17,7 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 
 from .._base.errors import InvalidArgumentError
+from .description import description
 from .encoding import Encoded
 from .graph import Array, all_nodes, copied, inputs_of, names_of, values_by_name
 from .notices import notice
@@ -51,6 +52,22 @@ def session_of(
     InvalidArgumentError
         If ONNX Runtime cannot load the model.
     """
+    about = description(model)
+    elsewhere = "target" in about
+    # Of forms for other runtimes, its optimisations take a Relu ahead of FP8 codes for one without effect.
+    as_written = as_written or (elsewhere and about.get("activations") == "fp8")
+    try:
+        return _session(model, as_written, optimized_path, profile_path, threads)
+    except InvalidArgumentError:
+        # From opset 21 on, they also make invalid models of int8 codes.
+        if as_written or not elsewhere:
+            raise
+    return _session(model, True, optimized_path, profile_path, threads)
+
+
+def _session(
+    model: ir.Model, as_written: bool, optimized_path: str, profile_path: str, threads: int | None
+) -> onnxruntime.InferenceSession:
     tensors, options = large_tensors(model), _options(as_written=as_written)
     options.optimized_model_filepath = optimized_path
     options.enable_profiling, options.profile_file_prefix = bool(profile_path), profile_path

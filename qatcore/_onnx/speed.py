@@ -7,10 +7,10 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 from .already_quantised import computes_on_codes, converts, told
+from .description import description
 from .display import counted
 from .graph import input_of, is_a
 from .kernels import CONVERSION, LARGEST, kernels_of
-from .model import description
 from .plan import OPERATORS
 from .skeleton import weight_bytes
 

@@ -57,6 +57,9 @@ class Target:
         Whether biases get codes of 32 bits.
     group_sizes : tuple of int
         How many int4 weights may share a scale; none for any number.
+    scales : dict of (str, str) to (float, int)
+        The scale and the zero point of what an operator makes, by its name and the type of the codes, if they are
+        fixed.
     opset : int
         The lowest opset.
     """
@@ -75,6 +78,7 @@ class Target:
     per_channel: frozenset[str] = _ALL
     int32_biases: bool = False
     group_sizes: tuple[int, ...] = ()
+    scales: Mapping[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     opset: int = 14  # the first with HardSwish
 
     def check(self, activations: str, weights: str) -> None:
@@ -148,5 +152,11 @@ QNN = Target(
     everything=True,
     per_channel=_CONVOLUTIONS,
     int32_biases=True,
+    scales={
+        ("Sigmoid", "uint16"): (2.0**-16, 0),
+        ("Sigmoid", "int16"): (2.0**-15, 0),
+        ("Tanh", "uint16"): (2.0**-15, 2**15),
+        ("Tanh", "int16"): (2.0**-15, 0),
+    },
 )
 TARGETS = {target.name: target for target in (ONNXRUNTIME, OPENVINO, TENSORRT, QNN)}

@@ -6,7 +6,8 @@ from onnx import AttributeProto, ModelProto, numpy_helper
 
 from qatcore._onnx import bias, data, inspection, judging, kernels, plan, prepare, session, skeleton, speed
 from qatcore._onnx import model as files
-from qatcore._onnx.model import METADATA, read_model
+from qatcore._onnx.description import METADATA
+from qatcore._onnx.model import read_model
 
 as_proto = skeleton.proto_of
 
