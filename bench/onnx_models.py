@@ -1,65 +1,90 @@
-"""Real ONNX models, quantised by ONNX Runtime's `quantize_static` and by qatcore from the same inputs.
+"""Real ONNX models, quantised by qatcore, by ONNX Runtime's tool and by NNCF from the same inputs, in two runtimes.
 
-``python -m bench.onnx_models`` needs the packages that bench/onnx_data.py names.  Each row is made in a process of its
-own: seconds and peak memory (beyond what the process had with model and inputs loaded) of calibrating and quantising,
-then accuracy and agreement with the float model on test sets, signal to noise of the outputs, bytes, and the median
-time of a run beside the float model's.  At the end calibrating the recogniser alone is timed, on the tensors that ONNX
-Runtime's calibrators observe.
+``python -m bench.onnx_models`` needs the packages that bench/onnx_data.py names, and those of bench/requirements.txt.
+``--loaders DIRECTORY`` adds the models of bench/onnx_shared.py.
+
+Each row is made in a process of its own: the score on each test set, the worst output's signal to noise, bytes, seconds
+and peak memory (beyond what the process had with model and inputs loaded) of calibrating and quantising.  Speed is the
+float model's time in the same runtime, divided by the quantised model's; the two take turns.  At the end calibrating
+the recogniser alone is timed, on the tensors that ONNX Runtime's calibrators observe.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import onnx_shared
 from .onnx_data import TASKS, Task, magika
+from .onnx_peers import OPERATORS, Reader, nncf_for_onnx, nncf_for_openvino, quantize_static
+from .onnx_runtimes import Run, milliseconds, onnx_runtime, openvino
 
-METHODS = ("mse", "kl", "percentile", "min_max", "auto")
-OURS = {
-    **{f"qatcore, {method}": {"method": method} for method in METHODS},
-    "qatcore, mse, activations int8": {"activations": "int8"},
-    "qatcore, mse, per tensor": {"per_tensor": True},
-    "qatcore, max_drop 1": {"max_drop": 1.0},
-    "qatcore, int4 weights alone": {"weights": "int4", "activations": "none"},
-    "qatcore, fp8": {"weights": "fp8", "activations": "fp8"},
-}
-#: The operators that both quantise; of ONNX Runtime one row is of all that it can.
-OPERATORS = ["Conv", "Gemm", "MatMul"]
-THEIRS = {
-    "ONNX Runtime, min-max, per channel, all operators": ("MinMax", True, None),
+METHODS = ("kl", "percentile", "min_max", "auto")
+
+
+def quantize_ours(task: Task, output: Path, **options: Any) -> None:
+    import qatcore.onnx
+
+    if "max_drop" in options:
+        options["metric"] = task.score
+    qatcore.onnx.quantize_model(task.path, task.calibration, output=output, **options)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row: what makes the model of a task, and the runtime that runs it.
+
+    Only `--all` makes those that are `extra`.
+    """
+
+    make: Callable[[Task, Path], None] | None
+    run: Callable[[Path, int], Run] = onnx_runtime
+    extra: bool = False
+
+
+FLOAT, OURS, FASTEST, THEIRS = "float", "qatcore", "qatcore, fastest", "ONNX Runtime's tool, all operators"
+NNCF, FLOAT_THERE, OURS_THERE, NNCF_THERE = "NNCF", *(f"{name}, in OpenVINO" for name in ("float", OURS, "NNCF"))
+ours = functools.partial(functools.partial, quantize_ours)
+theirs = functools.partial(functools.partial, quantize_static)
+VARIANTS = {
+    FLOAT: Variant(None),
+    OURS: Variant(ours()),
+    FASTEST: Variant(ours(fastest=True)),
+    THEIRS: Variant(theirs()),
+    "ONNX Runtime's tool, Conv, Gemm, MatMul": Variant(theirs(operators=OPERATORS)),
+    NNCF: Variant(nncf_for_onnx),
+    FLOAT_THERE: Variant(None, openvino),
+    OURS_THERE: Variant(ours(target="openvino"), openvino),
+    NNCF_THERE: Variant(nncf_for_openvino, openvino),
     **{
-        f"ONNX Runtime, {name}, {'per channel' if per_channel else 'per tensor'}": (method, per_channel, OPERATORS)
-        for name, method in (("min-max", "MinMax"), ("entropy", "Entropy"), ("percentile", "Percentile"))
+        f"ONNX Runtime's tool, {name}, {'per channel' if per_channel else 'per tensor'}": Variant(
+            theirs(method=method, per_channel=per_channel, operators=OPERATORS), extra=True
+        )
+        for name, method in (("entropy", "Entropy"), ("percentile", "Percentile"))
         for per_channel in (False, True)
     },
+    **{f"qatcore, {method}": Variant(ours(method=method), extra=True) for method in METHODS},
+    "qatcore, activations int8": Variant(ours(activations="int8"), extra=True),
+    "qatcore, per tensor": Variant(ours(per_tensor=True), extra=True),
+    "qatcore, max_drop 1": Variant(ours(max_drop=1.0), extra=True),
+    "qatcore, int4 weights alone": Variant(ours(weights="int4", activations="none"), extra=True),
+    "qatcore, fp8": Variant(ours(weights="fp8", activations="fp8"), extra=True),
 }
-FLOAT = "float"
-#: Seconds for which each model is timed.
-TIMED_SECONDS = 0.5
-
-
-class Reader:
-    """Batches as ONNX Runtime's calibrators take them."""
-
-    def __init__(self, batches: list[dict[str, np.ndarray]]) -> None:
-        self._rest: Iterator[dict[str, np.ndarray]] = iter(batches)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """Return the next batch, None after the last."""
-        batch = next(self._rest, None)
-        return None if batch is None else {name: value for name, value in batch.items() if name != "label"}
 
 
 def peak() -> float:
@@ -67,121 +92,63 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def quantize_theirs(task: Task, variant: str, output: Path) -> None:
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantType, calibrate, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    method, per_channel, operators = THEIRS[variant]
-    if method == "Entropy":  # whose default, 128 bins, tries a single threshold; quantize_static has no option for it
-        make = calibrate.create_calibrator
-
-        def with_bins(*arguments: Any, **options: Any) -> Any:
-            extra = {**options.pop("extra_options", {}), "num_bins": 2048, "num_quantized_bins": 128}
-            return make(*arguments, extra_options=extra, **options)
-
-        # The module, whose name in its package is that of a function.
-        sys.modules["onnxruntime.quantization.quantize"].create_calibrator = with_bins  # type: ignore[attr-defined]
-    upgraded, prepared = output.with_suffix(".upgraded.onnx"), output.with_suffix(".prepared.onnx")
-    # Whoever leaves the opset at 11 or 12 gets invalid models per channel.
-    model = onnx.load(task.path)
-    if max(entry.version for entry in model.opset_import if entry.domain == "") < 13:
-        model = onnx.version_converter.convert_version(model, 17)
-        model.ir_version = max(model.ir_version, 8)
-    onnx.save(model, upgraded)
-    quant_pre_process(str(upgraded), str(prepared), skip_symbolic_shape=True)
-    quantize_static(
-        str(prepared),
-        str(output),
-        Reader(task.calibration),
-        per_channel=per_channel,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod[method],
-        op_types_to_quantize=operators,
-    )
+def task_of(name: str, kept: Path, loaders: Path | None) -> Task:
+    """Return a model with its data; a directory keeps what the rows share."""
+    if name == "magika":
+        return magika(kept=kept)
+    if name in TASKS:
+        return TASKS[name]()
+    assert loaders is not None
+    return onnx_shared.shared(name, loaders)
 
 
-def quantize_ours(task: Task, variant: str, output: Path) -> None:
-    import qatcore.onnx
-
-    options = dict(OURS[variant])
-    if "max_drop" in options:
-        options["metric"] = task.correct
-    qatcore.onnx.quantize_model(task.path, task.calibration, output=output, **options)
-
-
-def row(name: str, variant: str, kept: Path) -> dict[str, Any]:
+def row(name: str, chosen: str, kept: Path, loaders: Path | None) -> dict[str, Any]:
     """Return everything about one model by one variant; a directory keeps what the rows share."""
-    from qatcore._onnx.latency import latency_of
     from qatcore._onnx.metric import Noise
-    from qatcore._onnx.model import read_model
-    from qatcore._onnx.session import named_run, session_of
 
-    task = magika(kept=kept) if name == "magika" else TASKS[name]()
-    exact = read_model(task.path)
+    task, variant = task_of(name, kept, loaders), VARIANTS[chosen]
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "quantized.onnx")
+        output = Path(folder, "model.xml" if chosen == NNCF_THERE else "model.onnx")
         before, start = peak(), time.perf_counter()
-        if variant == FLOAT:
+        if variant.make is None:
             output = task.path
-        elif variant in OURS:
-            quantize_ours(task, variant, output)
         else:
-            quantize_theirs(task, variant, output)
+            variant.make(task, output)
         seconds, memory = time.perf_counter() - start, peak() - before
-        model = read_model(output)
-        size = output.stat().st_size
-    result: dict[str, Any] = {"seconds": seconds, "memory": memory, "bytes": size, "tests": {}}
-    names = [str(value.name) for value in exact.graph.outputs]
-    session = None if variant == FLOAT else session_of(model)
-    for number, (test, batches) in enumerate(task.tests.items()):
-        right, same, noises = [], [], [Noise() for _ in names]
-        expected = float_outputs(exact, names, batches, kept / f"{name}-{number}.npz")
-        for batch, exactly in zip(batches, expected, strict=True):
-            outputs = exactly if session is None else named_run(session, names, batch)
-            right.append(task.correct(outputs, batch))
-            same.append(task.answers(exactly) == task.answers(outputs))
-            for noise, output in zip(noises, names, strict=True):
-                noise.add(exactly[output], outputs[output])
-        result["tests"][test] = {
-            "accuracy": 100.0 * float(np.concatenate(right).mean()),
-            "agreement": 100.0 * float(np.concatenate(same).mean()),
-            "sqnr": min(noise.sqnr for noise in noises),
+        files = [output, output.with_suffix(".bin")]
+        result: dict[str, Any] = {
+            "seconds": seconds,
+            "memory": memory,
+            "bytes": sum(file.stat().st_size for file in files if file.exists()),
+            "tests": {},
         }
-        found = latency_of(exact, model, batches[0], names, TIMED_SECONDS)
-        result["latency"] = found.float_ms, found.quantized_ms
-    about = model.metadata_props.get("qatcore")
-    if "max_drop" in OURS.get(variant, {}) and about:
-        result["float_nodes"] = json.loads(about)["float"]
-        result["share"] = share_of(task, model)
+        run = variant.run(output, max(os.cpu_count() or 1, 1))
+        for number, (test, batches) in enumerate(task.tests.items()):
+            scores, noises = [], dict[str, Noise]()
+            for batch, exact in zip(batches, float_outputs(task, batches, kept / f"{name}-{number}.npz"), strict=True):
+                found = run(batch)
+                assert {each: value.shape for each, value in found.items()} == {
+                    each: value.shape for each, value in exact.items()
+                }, "outputs have other names or shapes than the float model's"
+                scores.append(task.score(found, batch))
+                for each, value in exact.items():
+                    noises.setdefault(each, Noise()).add(value, found[each])
+            sqnr = min(noise.sqnr for noise in noises.values())
+            result["tests"][test] = {"score": 100.0 * float(np.concatenate(scores).mean()), "sqnr": sqnr}
+        first = next(iter(task.tests.values()))[0]
+        result["milliseconds"] = milliseconds(variant.run, task.path, output, first)
     return result
 
 
-def float_outputs(
-    model: Any, names: list[str], batches: list[dict[str, np.ndarray]], file: Path
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield a model's outputs of each batch, from a file if there is one."""
-    from qatcore._onnx.session import named_run, session_of
-
+def float_outputs(task: Task, batches: list[dict[str, np.ndarray]], file: Path) -> Iterable[dict[str, np.ndarray]]:
+    """Yield the float model's outputs of each batch in ONNX Runtime, from a file if there is one."""
     if not file.exists():
-        session = session_of(model)
-        outputs = [named_run(session, names, batch) for batch in batches]
-        np.savez(file, **{f"{i} {name}": batch[name] for i, batch in enumerate(outputs) for name in names})
+        run = onnx_runtime(task.path, max(os.cpu_count() or 1, 1))
+        np.savez(file, **{f"{i} {name}": value for i, b in enumerate(batches) for name, value in run(b).items()})
     with np.load(file) as stored:
+        names = [name.split(" ", 1)[1] for name in stored.files if name.startswith("0 ")]
         for i in range(len(batches)):
             yield {name: stored[f"{i} {name}"] for name in names}
-
-
-def share_of(task: Task, model: Any) -> float:
-    """Return the part of all multiplications by weights that a quantised model does on codes."""
-    from qatcore._onnx.model import read_model
-    from qatcore._onnx.quantization import Options, ready
-    from qatcore._onnx.work import all_multiply_adds
-
-    work = all_multiply_adds(ready(read_model(task.path), Options()), task.calibration[0])
-    about = model.metadata_props["qatcore"]
-    return 100.0 * sum(work[name] for name in json.loads(about)["nodes"]) / sum(work.values())
 
 
 def calibrator(what: str, images: int) -> dict[str, Any]:
@@ -230,48 +197,98 @@ def in_process(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.onnx_models", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        # What ONNX Runtime's tool prints may come after the exception.
-        said = [line for line in done.stderr.splitlines() if "Error: " in line] or done.stderr.splitlines() or ["?"]
+        # What a tool prints may come after the exception.
+        said = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or ["?"]
         return {"failed": said[-1][:160]}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def print_models(names: list[str], keep: Callable[[str], bool], kept: str) -> dict[str, Any]:
-    """Print a table of each model, and return everything; a directory is for what its rows share."""
-    everything: dict[str, Any] = {}
-    for name in names:
-        print(f"\n### {name}\n", flush=True)
-        heading = None
-        for variant in filter(keep, [FLOAT, *THEIRS, *OURS]):
-            found = everything.setdefault(name, {})[variant] = in_process("--row", name, variant, kept)
-            if heading is None and "tests" in found:
-                tests = list(found["tests"])
-                heading = [c for t in tests for c in (f"{t}: accuracy", "agreement", "SQNR, dB")]
-                print("| | " + " | ".join([*heading, "seconds", "MB", "bytes", "latency"]) + " |")
-                print("|---|" + "---:|" * (len(heading) + 4))
-            print(f"| {variant} | {cells(found)} |", flush=True)
-    return everything
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def heading(found: dict[str, Any]) -> str:
+    """Return the first two lines of a model's table, for which one row is enough."""
+    tests = list(found["tests"])
+    columns = [column for test in tests for column in (test, "SQNR, dB")]
+    columns += ["bytes", "seconds", "MB", *(f"{size}, {n} thr." for size in ("batch", "sample") for n in (1, 2))]
+    return f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}"
 
 
 def cells(found: dict[str, Any]) -> str:
     """Return the cells of a row."""
     if "failed" in found:
         return f"fails: {found['failed']}"
-    tests = [
-        f"{test['accuracy']:.2f} % | {test['agreement']:.2f} % | {_decibels(test['sqnr'])}"
-        for test in found["tests"].values()
-    ]
-    before, after = found["latency"]
-    costs = f"{found['seconds']:.1f} | {found['memory']:.0f} | {found['bytes']:,} | {after / before:.2f}"
-    text = f"{' | '.join(tests)} | {costs}"
-    if "share" in found:
-        text += f" ({len(found['float_nodes'])} nodes in float, {found['share']:.1f} % in int8)"
-    return text
+    tests = [f"{test['score']:.2f} % | {_decibels(test['sqnr'])}" for test in found["tests"].values()]
+    costs = f"{found['bytes']:,} | {found['seconds']:.1f} | {found['memory']:.0f}"
+    return f"{' | '.join(tests)} | {costs} | {' | '.join(_times(found))}"
+
+
+def _times(found: dict[str, Any]) -> list[str]:
+    """Return milliseconds and how many times as fast as the float model they are."""
+    texts = []
+    for size in ("batch", "sample"):
+        for threads in (1, 2):
+            times = found["milliseconds"].get(f"{size}, {threads}")
+            texts.append("" if times is None else f"{times[1]:.2f} ms, {times[0] / times[1]:.2f} x")
+    return texts
 
 
 def _decibels(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.1f}"
+
+
+def print_summary(everything: dict[str, Any]) -> None:
+    """Print how fast models are on one thread, beside float in the same runtime, and their signal to noise."""
+
+    def of(model: dict[str, Any], variant: str, what: str) -> float:
+        found = model.get(variant, {"failed": ""})
+        if "failed" in found:
+            return math.nan
+        if what == "sqnr":
+            return min(test["sqnr"] for test in found["tests"].values())
+        before, after = found["milliseconds"].get(f"{what}, 1", (math.nan, math.nan))
+        return float(before / after)
+
+    columns = [
+        ("qatcore", OURS, "batch"), ("fastest", FASTEST, "batch"), ("tool", THEIRS, "batch"),
+        ("qatcore, sample", OURS, "sample"), ("fastest, sample", FASTEST, "sample"),
+        ("qatcore, dB", OURS, "sqnr"), ("fastest, dB", FASTEST, "sqnr"), ("tool, dB", THEIRS, "sqnr"),
+        ("OpenVINO", OURS_THERE, "batch"), ("NNCF", NNCF_THERE, "batch"),
+        ("OpenVINO, dB", OURS_THERE, "sqnr"), ("NNCF, dB", NNCF_THERE, "sqnr"),
+    ]  # fmt: skip
+    print("\n### Summary, one thread\n\n| | " + " | ".join(name for name, *_ in columns) + " |")
+    print("|---|" + "---:|" * len(columns))
+    for name, model in everything.items():
+        print(f"| {name} | " + " | ".join(f"{of(model, variant, what):.2f}" for _, variant, what in columns) + " |")
+    means = []
+    for _, variant, what in columns:
+        speeds = [of(model, variant, what) for model in everything.values()]
+        speeds = [speed for speed in speeds if not math.isnan(speed)]
+        means.append(f"{statistics.geometric_mean(speeds):.2f}" if what != "sqnr" and speeds else "")
+    print("| geometric mean | " + " | ".join(means) + " |")
+
+
+def print_models(names: list[str], variants: list[str], *others: str) -> dict[str, Any]:
+    """Measure, print a table of each model, and return everything; `others` are arguments of each row's process."""
+    everything: dict[str, Any] = {}
+    for name in names:
+        print(f"\n### {name}\n", flush=True)
+        for variant in variants:
+            found = everything.setdefault(name, {})[variant] = in_process("--row", name, variant, *others)
+            if len(everything[name]) == 1 and "tests" in found:
+                print(heading(found))
+            print(f"| {variant} | {cells(found)} |", flush=True)
+    return everything
+
+
+def print_again(everything: dict[str, Any]) -> None:
+    """Print the tables of what was measured before."""
+    for name, rows in everything.items():
+        print(f"\n### {name}\n")
+        print(heading(rows[FLOAT]))
+        for variant, found in rows.items():
+            print(f"| {variant} | {cells(found)} |")
 
 
 def print_calibrators(images: int) -> None:
@@ -287,32 +304,51 @@ def print_calibrators(images: int) -> None:
             print(f"| {what}, {n} images | {costs} |", flush=True)
 
 
+def printed(result: Callable[[], dict[str, Any]]) -> None:
+    """Print a result as JSON, and nothing that a tool prints."""
+    sys.stdout.flush()
+    report = os.dup(1)
+    os.dup2(2, 1)
+    os.write(report, (json.dumps(result()) + "\n").encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m bench.onnx_models", description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=list(TASKS), metavar="MODEL", help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--ours", action="store_true", help="without ONNX Runtime's tool, which takes minutes")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(TASKS)}, and those of --loaders")
+    parser.add_argument("--loaders", type=Path, metavar="DIRECTORY", help="a folder of loaders of more models")
+    parser.add_argument("--ours", action="store_true", help="only float and qatcore in ONNX Runtime")
+    parser.add_argument("--all", action="store_true", help="other methods and formats, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--images", type=int, default=40, help="to time calibrators on; 0 for not at all")
+    parser.add_argument("--from", type=Path, dest="stored", metavar="FILE", help="print what --json has written")
+    parser.add_argument("--images", type=int, default=0, help="to time the recogniser's calibrators on, such as 40")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--calibrator", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    loaders: Path | None = arguments.loaders
     if arguments.row:
-        sys.stdout.flush()
-        report = os.dup(1)
-        os.dup2(2, 1)  # ONNX Runtime's tool prints
         name, variant, kept = arguments.row
-        result = row(name, variant, Path(kept))
-        os.write(report, (json.dumps(result) + "\n").encode())
+        printed(lambda: row(name, variant, Path(kept), loaders))
         return
     if arguments.calibrator:
-        print(json.dumps(calibrator(arguments.calibrator[0], int(arguments.calibrator[1]))))
+        printed(lambda: calibrator(arguments.calibrator[0], int(arguments.calibrator[1])))
         return
-    with tempfile.TemporaryDirectory() as kept:
-        everything = print_models(arguments.models, lambda variant: not (arguments.ours and variant in THEIRS), kept)
-    if arguments.images and "recogniser" in arguments.models:
+    if arguments.stored:
+        everything = json.loads(arguments.stored.read_text())
+        print_again(everything)
+    else:
+        known = [*TASKS, *(onnx_shared.names(loaders) if loaders else ())]
+        if unknown := set(arguments.models) - set(known):
+            parser.error(f"there is no model {min(unknown)}; models are {', '.join(known)}")
+        variants = [FLOAT, OURS, FASTEST] if arguments.ours else list(VARIANTS)
+        variants = [name for name in variants if arguments.all or not VARIANTS[name].extra]
+        with tempfile.TemporaryDirectory() as kept:
+            others = [kept, *(["--loaders", str(loaders)] if loaders else [])]
+            everything = print_models(arguments.models or known, variants, *others)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(everything, indent=1))
+    print_summary(everything)
+    if arguments.images:
         print_calibrators(arguments.images)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(everything, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -86,7 +87,7 @@ def latencies_of(
 
     The sample is left out if the models take batches of another size only.
     """
-    samples, single = InputSpec(exact).samples_of(batch), _first_sample(exact, batch)
+    samples, single = InputSpec(exact).samples_of(batch), first_sample(exact, batch)
     whole, alone = list[Latency](), list[Latency]()
     for threads in (None, 1):
         sessions = _sessions([exact, quantized], threads)
@@ -119,26 +120,31 @@ def _times(
     sessions: Sequence[InferenceSession], batch: Batch, outputs: Sequence[str], seconds: float
 ) -> list[list[float]]:
     """Return the milliseconds of each run of each session, in turn, for about so many seconds a session."""
+    return in_turn([functools.partial(run, session, outputs, batch) for session in sessions], seconds)
+
+
+def in_turn(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """Return the milliseconds that each function takes each time, in turn, for about so many seconds a function."""
 
     def timed(which: int, repeats: int) -> float:
         start = time.perf_counter()
         for _ in range(repeats):
-            run(sessions[which], outputs, batch)
+            runs[which]()
         return (time.perf_counter() - start) / repeats
 
-    turns = range(len(sessions))
+    turns = range(len(runs))
     for which in turns:
         timed(which, 1)  # the first run prepares the session
     repeats = max(int(_LEAST_SECONDS / max(timed(0, 1), 1e-9)), 1)
     times: list[list[float]] = [[] for _ in turns]
-    stop = time.perf_counter() + seconds * len(sessions)
+    stop = time.perf_counter() + seconds * len(runs)
     while len(times[0]) < _FEWEST or (time.perf_counter() < stop and len(times[0]) < _MOST):
         for which in turns if len(times[0]) % 2 else reversed(turns):
             times[which].append(timed(which, repeats) * 1e3)
     return times
 
 
-def _first_sample(model: ir.Model, batch: Batch) -> Batch | None:
+def first_sample(model: ir.Model, batch: Batch) -> Batch | None:
     """Return the first sample of a batch of several; None if the inputs have no common axis of samples of any size."""
     spec = InputSpec(model)
     samples = spec.samples_of(batch)
