@@ -38,6 +38,9 @@ class Calibration:
         How many of these samples an interrupted run has observed; None if no run was interrupted.
     model : str
         A digest of the model's nodes and weights.  Empty before the first batch.
+    equalised : bool
+        Whether channels between convolutions were divided by powers of two, as `quantize_model` does; not if you named
+        the tensors to observe.
     """
 
     def __init__(self) -> None:
@@ -45,6 +48,7 @@ class Calibration:
         self.samples = 0
         self.unfinished: int | None = None
         self.model = ""
+        self.equalised = True
 
     @property
     def finished(self) -> bool:
@@ -67,7 +71,7 @@ class Calibration:
         """
         if not isinstance(other, Calibration):
             raise TypeError(f"other: expected a Calibration, got {type(other).__name__}")
-        if self.model != other.model:
+        if (self.model, self.equalised) != (other.model, other.equalised):
             raise InvalidArgumentError("other: expected a calibration of the same model, got one of another")
         if list(self.collectors) != list(other.collectors):
             different = sorted(set(self.collectors) ^ set(other.collectors)) or ["the order"]
@@ -100,6 +104,7 @@ class Calibration:
             If the file cannot be written.
         """
         about = {"model": self.model, "samples": self.samples, "unfinished": self.unfinished}
+        about["equalised"] = self.equalised
         states = {name: collector._to_state() for name, collector in named_collectors(self.collectors).items()}
         write_states(path, states, about)
 
@@ -119,14 +124,16 @@ class Calibration:
         if not about:
             raise InvalidArgumentError(f"{path}: expected a file of qatcore calibrate, got only collectors")
         model, samples, unfinished = (about.get(key) for key in ("model", "samples", "unfinished"))
+        equalised = about.get("equalised", False)
         if not (
             isinstance(model, str)
+            and type(equalised) is bool
             and type(samples) is int
             and samples >= 0
             and (unfinished is None or (type(unfinished) is int and 0 <= unfinished <= samples))
         ):
             raise InvalidArgumentError(f"{path}: its data on the model is damaged; calibrate again")
-        result.model, result.samples, result.unfinished = model, samples, unfinished
+        result.model, result.samples, result.unfinished, result.equalised = model, samples, unfinished, equalised
         result.collectors = {name: CalibrationCollector._of_state(state) for name, state in states.items()}
         return result
 

@@ -58,6 +58,7 @@ class Job:
     model: str | bytes
     digest: str
     keep_inputs: bool
+    equalised: bool
     tensors: tuple[str, ...]
     versions: tuple[str, str]
 
@@ -96,7 +97,7 @@ def _opened(job: Job) -> tuple[Tap, InputSpec]:
         exact = read_model(job.model)
         if digest_of(exact) != job.digest:
             raise InvalidArgumentError(f"{job.model} is another model there")
-        model = ready(exact, Options(keep_inputs=job.keep_inputs))
+        model = ready(exact, Options(keep_inputs=job.keep_inputs), equalised=job.equalised)
     return Tap(model, job.tensors), InputSpec(model)
 
 
@@ -229,7 +230,7 @@ class Cluster:
         sent: str | bytes | None = self.path
         if sent is None or weight_bytes(exact) <= _MOST_SENT:
             sent = proto_of(float_model).SerializeToString()
-        job = Job(sent, digest, options.keep_inputs, names, _versions())
+        job = Job(sent, digest, options.keep_inputs, calibration.equalised, names, _versions())
         collectors, samples = _observed_on(self.client, job, data, progress)
         if sampled:
             data.sample()

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from .._base.errors import InvalidArgumentError
 from .data import Batch, Data
 from .description import description
+from .equalising import restored
 from .graph import is_a, names_of, readers_of, tensors_of
 from .latency import Latency, latencies_of
 from .metric import IncomparableError, Metric, Noise, Outputs, are_alike
@@ -167,7 +168,8 @@ def _tensor_noise(exact: ir.Model, quantized: ir.Model, batches: list[Batch]) ->
     The models run once more for this: runtimes do not fuse the nodes around a tensor that they return, so the outputs
     may then differ.
     """
-    channels = description(quantized).get("channels", {})
+    about = description(quantized)
+    channels, equalised = about.get("channels", {}), about.get("equalised", {})
     pairs = _tensors_with_codes(exact, quantized, channels)
     noise = {name: Noise() for name in pairs}
     taps = Tap(exact, pairs), Tap(quantized, pairs.values())
@@ -177,6 +179,8 @@ def _tensor_noise(exact: ir.Model, quantized: ir.Model, batches: list[Batch]) ->
         for name, other in pairs.items():
             if other in channels:  # padded, for fast kernels
                 others[other] = others[other][:, : channels[other]]
+            if name in equalised:
+                others[other] = restored(others[other], equalised[name])
             if not are_alike(values[name], others[other]):
                 shapes = shapes or known_shapes(exact)
                 _check_size_depends_on_values(name, shapes.get(name), values[name], others[other])

@@ -261,10 +261,10 @@ def quantizer_of(
     cluster: Cluster | None = None,
 ) -> tuple[Quantizer, Calibration | None]:
     """Return a quantizer, and the calibration that it chose ranges from; calibrate the model if none is given."""
-    float_model = ready(exact, options)
     if not options.needs_data:
-        return Quantizer(float_model, options, {}, _sample(data, options, phases), phases.begin), None
+        return Quantizer(ready(exact, options), options, {}, _sample(data, options, phases), phases.begin), None
     if calibration is None:
+        float_model = ready(exact, options)
         if data is None:
             raise InvalidArgumentError(
                 "data: expected data to observe activations on, got none; give data, or activations='none' to quantise "
@@ -282,6 +282,7 @@ def quantizer_of(
         used.check_model(digest_of(exact))
         if not used.finished:
             raise InvalidArgumentError("calibration: expected a finished one, got one that was interrupted; resume it")
+        float_model = ready(exact, options, equalised=used.equalised)
     return Quantizer(float_model, options, used.collectors, _sample(data, options, phases), phases.begin), used
 
 
@@ -309,6 +310,11 @@ def run_calibration(
 
     `float_model` is the model as `ready` returns it, if that was done already.
     """
+    if calibration.samples and calibration.equalised is not (tensors is None):
+        raise InvalidArgumentError(
+            "calibration: expected one of the same kind, but only one of both runs names its tensors; name them in both"
+        )
+    calibration.equalised = tensors is None
     if tensors is None:
         # The lowest opset will do, whatever the options: the tensors do not depend on it.
         float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from .._base.errors import InvalidArgumentError
+from .equalising import equalise
 from .graph import (
     Array,
     add_initializer,
@@ -48,6 +49,7 @@ def prepared(
     keep_inputs: bool = False,
     in_float32: bool = False,
     whole_swish: bool = False,
+    equalised: bool = False,
 ) -> ir.Model:
     """Return a model that computes the same, in a form that is easy to quantise.
 
@@ -56,7 +58,8 @@ def prepared(
     convolution before them, or else into the one behind them.  The factors of a Gemm are folded into its weights and
     bias.  Hard sigmoid and hard swish get one spelling.  Operators are brought to `opset` if theirs is older.
 
-    If `whole_swish`, hard swish is one node.  If `in_float32`, and there are constants of float16 or bfloat16, the
+    If `whole_swish`, hard swish is one node.  If `equalised`, channels between convolutions are divided by powers of
+    two.  If `in_float32`, and there are constants of float16 or bfloat16, the
     model then computes in float32.
 
     Inputs, outputs and metadata stay as they are, and so do the names of all tensors that are left.  The exception is
@@ -89,6 +92,8 @@ def prepared(
         join_hard_swishes(result)
     _fold_from_ahead(result)
     _fold_factors_of_gemms(result)
+    if equalised:
+        equalise(result)
     drop_unread(result)
     _name_nodes(result.graph)
     return result

@@ -24,6 +24,7 @@ from .bias import corrected_biases, with_biases
 from .channels import pad_channels
 from .data import Batch, InputSpec
 from .description import describe, description
+from .equalising import EQUALISED
 from .graph import (
     array_of,
     input_of,
@@ -180,8 +181,8 @@ class Options:
         return 19 if "fp8" in {self.weights, self.activations} else self.target.opset
 
 
-def ready(model: ir.Model, options: Options) -> ir.Model:
-    """Return a model prepared for these options.
+def ready(model: ir.Model, options: Options, *, equalised: bool = True) -> ir.Model:
+    """Return a model prepared for these options; its channels are `equalised` if activations get codes.
 
     Raises
     ------
@@ -193,7 +194,7 @@ def ready(model: ir.Model, options: Options) -> ir.Model:
         nodes = f": {told(found.nodes)}" if found.nodes else ""
         raise InvalidArgumentError(f"model: it is quantised already{nodes}; give the float model that it was made from")
     how = {"keep_inputs": options.keep_inputs, "in_float32": options.needs_data}
-    how["whole_swish"] = not options.target.own_forms
+    how.update(whole_swish=not options.target.own_forms, equalised=equalised and options.needs_data)
     result = prepared(model, options.opset, **how)
     if computes_in_half(result) and opset_of(result) < 19:  # the first opset that quantises these
         return prepared(model, 19, **how)
@@ -568,7 +569,7 @@ class Quantizer:
         return plan.inputs.get(name) or plan.outputs.get(name) or plan.written[name]
 
     def _about(self, chosen: Plan, tensors: dict[str, str], kept: tuple[str, ...]) -> dict[str, Any]:
-        options = self.options
+        options, equalised = self.options, self.float_model.meta.get(EQUALISED, {})
         about: dict[str, Any] = {
             "version": __version__,
             "weights": options.weights,
@@ -583,6 +584,7 @@ class Quantizer:
             "unreached": list(self.unreached),
             "slow": list(self.slow),
             "fitted": [names_of(data_of(node))[0] for node in chosen.between if is_a(node, {"HardSigmoid"})],
+            "equalised": {name: powers for name, powers in equalised.items() if name in tensors},
             "tensors": {},
         }
         if options.no_saturation:
