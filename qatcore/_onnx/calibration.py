@@ -71,11 +71,15 @@ class Calibration:
         """
         if not isinstance(other, Calibration):
             raise TypeError(f"other: expected a Calibration, got {type(other).__name__}")
-        if (self.model, self.equalised) != (other.model, other.equalised):
+        if self.model != other.model:
             raise InvalidArgumentError("other: expected a calibration of the same model, got one of another")
         if list(self.collectors) != list(other.collectors):
             different = sorted(set(self.collectors) ^ set(other.collectors)) or ["the order"]
             raise InvalidArgumentError(f"other: expected the same tensors in both, but {different[0]} differs")
+        if self.equalised != other.equalised:
+            raise InvalidArgumentError(
+                "other: expected a calibration of the same kind, but only one of both was of tensors that you name"
+            )
         if not (self.finished and other.finished):
             raise InvalidArgumentError("other: expected finished calibrations, got one that was interrupted; resume it")
         for name, collector in self.collectors.items():

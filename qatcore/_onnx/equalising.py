@@ -28,8 +28,6 @@ from .regions import pads_with_zeros
 EQUALISED = "qatcore.equalised"
 #: Operators that do the same to a multiple of their input as to the input itself, in each channel.
 _PASSED = frozenset({"AveragePool", "GlobalAveragePool", "LeakyRelu", "MaxPool", "PRelu", "Pad", "Relu"})
-#: Channels that differ by no more than so many powers of two from what suits them stay as they are.
-_NEAR = 1
 #: The greatest power of two.
 _MOST = 13
 
@@ -52,7 +50,7 @@ def equalise(model: ir.Model) -> None:
             continue
         chain, readers = found
         powers = _powers(node, readers)
-        if powers is None or np.abs(powers).max() <= _NEAR or not _divide(node, readers, powers, taken):
+        if powers is None or not powers.any() or not _divide(node, readers, powers, taken):
             continue
         done.update((str(value.name), powers.tolist()) for value in chain)
     model.meta[EQUALISED] = done

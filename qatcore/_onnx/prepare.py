@@ -12,6 +12,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from .._base.errors import InvalidArgumentError
 from .equalising import equalise
+from .gelus import respell_gelus
 from .graph import (
     Array,
     add_initializer,
@@ -56,7 +57,7 @@ def prepared(
     Local functions are inlined.  Constants become initializers, and constants read through a change of form are
     computed.  Nodes that change nothing are dropped.  Batch norms, and constant factors and terms, are folded into the
     convolution before them, or else into the one behind them.  The factors of a Gemm are folded into its weights and
-    bias.  Hard sigmoid and hard swish get one spelling.  Operators are brought to `opset` if theirs is older.
+    bias.  Hard sigmoid, hard swish and GELU get one spelling.  Operators are brought to `opset` if theirs is older.
 
     If `whole_swish`, hard swish is one node.  If `equalised`, channels between convolutions are divided by powers of
     two.  If `in_float32`, and there are constants of float16 or bfloat16, the
@@ -87,6 +88,7 @@ def prepared(
     _compute_forms(result)
     _drop_identities(result)
     _fold_into_convolutions(result)
+    respell_gelus(result, all_names(result))
     name_hard_sigmoids(result, all_names(result))
     if whole_swish:
         join_hard_swishes(result)
