@@ -180,6 +180,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "fastest": _fastest(result, threads) if arguments.fastest else None,
         "kept_in_float": about["float"],
         "unreached": list(result.quantizer.unreached),
+        "ahead_of_logarithm": list(result.quantizer.relative),
         "slow_on_codes": list(result.quantizer.slow),
         "saturation": about.get("saturation"),
         "share_of_multiply_adds": result.share(work),
@@ -251,6 +252,9 @@ def _float_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("fastest", _fastest_line(report["fastest"])))
     if report["kept_in_float"]:
         lines.append(("in float", _shortened(report["kept_in_float"])))
+    if report["ahead_of_logarithm"]:
+        what = counted(len(report["ahead_of_logarithm"]), "node")
+        lines.append(("in float", f"{what} ahead of a logarithm, which needs relative accuracy"))
     if report["slow_on_codes"]:
         what = counted(len(report["slow_on_codes"]), "convolution")
         lines.append(("in float", f"{what} over one or two channels, faster so"))

@@ -172,6 +172,7 @@ def _why_float(operator: str, name: str, about: Mapping[str, Any], *, beside: bo
     """
     reasons = {
         "it has one or two channels, and is faster in float": name in about.get("slow", ()),
+        "a logarithm needs its relative accuracy": name in about.get("relative", ()),
         "it was chosen to stay in float": name in about.get("float", ()),
         "no sample reached it": name in about.get("unreached", ()),
         "it is not quantised": operator in OPERATORS and name not in about.get("nodes", ()),

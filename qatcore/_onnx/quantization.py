@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from .graph import (
     values_by_name,
 )
 from .judging import Judge, halves, helpful
+from .logarithms import ahead_of_logarithms
 from .plan import DEFAULT_OPERATORS, OPERATORS, Plan, WeightAxes, bias_of, is_slow_on_codes, plan, weight_axes
 from .precision import computes_in_half
 from .prepare import prepared
@@ -164,6 +165,11 @@ class Options:
         return self.target.between(self.activations, symmetric=self.symmetric)
 
     @property
+    def is_fine(self) -> bool:
+        """Whether activations have codes of 16 bits, which are fine enough for small values beside large ones."""
+        return self.activations in WIDE
+
+    @property
     def on_integers(self) -> bool:
         """Whether ONNX Runtime computes the quantised model on integers."""
         return self.target.own_forms and self.activations in {"int8", "uint8"}
@@ -220,8 +226,10 @@ class Quantizer:
     Attributes
     ----------
     plan : Plan
+    relative : tuple of str
+        Names of nodes that stay in float, and are not in the plan, because a logarithm needs their relative accuracy.
     slow : tuple of str
-        Names of nodes that stay in float, and are not in the plan, because runtimes compute them faster so.
+        The same for nodes that runtimes compute faster in float.
     unreached : tuple of str
         Names of nodes that stay in float, and are not in the plan, because no sample reached them.
     in_float : tuple of str
@@ -244,19 +252,19 @@ class Quantizer:
         self.float_model, self.options, self._sample = model, options, sample
         self._how: dict[str, Any] = {"target": options.target, "operators": options.between}
         self.plan: Plan = plan(model, options.ops, options.exclude, **self._how)
+        self.relative: tuple[str, ...] = ()
         self.slow: tuple[str, ...] = ()
+        if not options.is_fine:
+            self.relative = self._but_some(ahead_of_logarithms(model.graph))
         if options.on_integers:
-            slow = tuple(str(node.name) for node in self.plan.nodes if is_slow_on_codes(node))
-            if len(slow) < len(self.plan.nodes):
-                self.slow = slow
-                self.plan = self._planned(slow)
+            self.slow = self._but_some({str(node.name) for node in self.plan.nodes if is_slow_on_codes(node)})
         self._values = values_by_name(model.graph)
         self._is_faulty = fault_of(model) is not None
         self._shapes = known_shapes(model)
         self._activations: dict[str, Activation] = {}
         self.unreached: tuple[str, ...] = ()
         self.in_float: tuple[str, ...] = ()
-        self._left_out: tuple[str, ...] = self.slow
+        self._left_out: tuple[str, ...] = (*self.relative, *self.slow)
         self._shifts: set[str] = set()  # nodes that add a number, and only change a zero point
         if options.needs_data:
             missing = [name for name in self.plan.tensors if name not in collectors]
@@ -323,6 +331,14 @@ class Quantizer:
         result._left_out = (*self._left_out, *added)
         result.plan = result._planned(result._left_out)
         return result
+
+    def _but_some(self, names: Container[str]) -> tuple[str, ...]:
+        """Leave these nodes of the plan in float, unless none would be left, and return their names."""
+        found = tuple(str(node.name) for node in self.plan.nodes if node.name in names)
+        if len(found) == len(self.plan.nodes):
+            return ()
+        self.plan = self._planned((*self.relative, *found))
+        return found
 
     def _planned(self, float_nodes: Iterable[str]) -> Plan:
         """Return a plan with more nodes in float; without these, no other node enters a region."""
@@ -392,11 +408,12 @@ class Quantizer:
         fused = self.options.target.fused
         ends = {str(node.name): names_of((*data_of(node), *made_by(node, fused))) for node in self.plan.between}
         self._left_out = (
+            *self.relative,
             *self.slow,
             *self.unreached,
             *(name for name, around in ends.items() if not empty.isdisjoint(around)),
         )
-        if len(self._left_out) > len(self.slow):
+        if len(self._left_out) > len(self.relative) + len(self.slow):
             self.plan = self._planned(self._left_out)
 
     def _choose_weights(self, progress: Callable[..., None] | None) -> None:
@@ -582,6 +599,7 @@ class Quantizer:
             },
             "float": [*self.in_float, *kept],
             "unreached": list(self.unreached),
+            "relative": list(self.relative),
             "slow": list(self.slow),
             "fitted": [names_of(data_of(node))[0] for node in chosen.between if is_a(node, {"HardSigmoid"})],
             "equalised": {name: powers for name, powers in equalised.items() if name in tensors},
