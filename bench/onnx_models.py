@@ -260,7 +260,8 @@ def print_summary(everything: dict[str, Any]) -> None:
     print("\n### Summary, one thread\n\n| | " + " | ".join(name for name, *_ in columns) + " |")
     print("|---|" + "---:|" * len(columns))
     for name, model in everything.items():
-        print(f"| {name} | " + " | ".join(f"{of(model, variant, what):.2f}" for _, variant, what in columns) + " |")
+        figures = [of(model, variant, what) for _, variant, what in columns]
+        print(f"| {name} | " + " | ".join("" if math.isnan(each) else f"{each:.2f}" for each in figures) + " |")
     means = []
     for _, variant, what in columns:
         speeds = [of(model, variant, what) for model in everything.values()]
