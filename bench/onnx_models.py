@@ -4,19 +4,19 @@
 ``--loaders DIRECTORY`` adds the models of bench/onnx_shared.py.
 
 Each row is made in a process of its own: the score on each test set, the worst output's signal to noise, bytes, seconds
-and peak memory (beyond what the process had with model and inputs loaded) of calibrating and quantising.  Speed is the
-float model's time in the same runtime, divided by the quantised model's; the two take turns.  At the end calibrating
-the recogniser alone is timed, on the tensors that ONNX Runtime's calibrators observe.
+and peak memory (beyond what the process has with packages and inputs loaded) of calibrating and quantising.  Speed is
+the float model's time in the same runtime, divided by the quantised model's; the two take turns.  At the end
+calibrating the recogniser alone is timed, on the tensors that ONNX Runtime's calibrators observe.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,7 +31,15 @@ import numpy as np
 
 from . import onnx_shared
 from .onnx_data import TASKS, Task, magika
-from .onnx_peers import OPERATORS, Reader, nncf_for_onnx, nncf_for_openvino, quantize_static
+from .onnx_peers import (
+    OPERATORS,
+    PACKAGES_FOR_ONNX,
+    PACKAGES_FOR_OPENVINO,
+    Reader,
+    nncf_for_onnx,
+    nncf_for_openvino,
+    quantize_static,
+)
 from .onnx_runtimes import Run, milliseconds, onnx_runtime, openvino
 
 METHODS = ("kl", "percentile", "min_max", "auto")
@@ -47,49 +55,64 @@ def quantize_ours(task: Task, output: Path, **options: Any) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: what makes the model of a task, and the runtime that runs it.
+    """A row: what makes the model of a task, the packages it imports for this, and the runtime that runs the model.
 
     Only `--all` makes those that are `extra`.
     """
 
     make: Callable[[Task, Path], None] | None
+    packages: tuple[str, ...] = ()
     run: Callable[[Path, int], Run] = onnx_runtime
     extra: bool = False
 
 
 FLOAT, OURS, FASTEST, THEIRS = "float", "qatcore", "qatcore, fastest", "ONNX Runtime's tool, all operators"
 NNCF, FLOAT_THERE, OURS_THERE, NNCF_THERE = "NNCF", *(f"{name}, in OpenVINO" for name in ("float", OURS, "NNCF"))
-ours = functools.partial(functools.partial, quantize_ours)
-theirs = functools.partial(functools.partial, quantize_static)
+
+
+def ours(run: Callable[[Path, int], Run] = onnx_runtime, *, extra: bool = False, **options: Any) -> Variant:
+    return Variant(functools.partial(quantize_ours, **options), ("qatcore.onnx",), run, extra)
+
+
+def theirs(*, extra: bool = False, **options: Any) -> Variant:
+    return Variant(functools.partial(quantize_static, **options), ("onnxruntime.quantization",), extra=extra)
+
+
 VARIANTS = {
     FLOAT: Variant(None),
-    OURS: Variant(ours()),
-    FASTEST: Variant(ours(fastest=True)),
-    THEIRS: Variant(theirs()),
-    "ONNX Runtime's tool, Conv, Gemm, MatMul": Variant(theirs(operators=OPERATORS)),
-    NNCF: Variant(nncf_for_onnx),
-    FLOAT_THERE: Variant(None, openvino),
-    OURS_THERE: Variant(ours(target="openvino"), openvino),
-    NNCF_THERE: Variant(nncf_for_openvino, openvino),
+    OURS: ours(),
+    FASTEST: ours(fastest=True),
+    THEIRS: theirs(),
+    "ONNX Runtime's tool, Conv, Gemm, MatMul": theirs(operators=OPERATORS),
+    NNCF: Variant(nncf_for_onnx, PACKAGES_FOR_ONNX),
+    FLOAT_THERE: Variant(None, run=openvino),
+    OURS_THERE: ours(openvino, target="openvino"),
+    NNCF_THERE: Variant(nncf_for_openvino, PACKAGES_FOR_OPENVINO, openvino),
     **{
-        f"ONNX Runtime's tool, {name}, {'per channel' if per_channel else 'per tensor'}": Variant(
-            theirs(method=method, per_channel=per_channel, operators=OPERATORS), extra=True
+        f"ONNX Runtime's tool, {name}, {'per channel' if per_channel else 'per tensor'}": theirs(
+            method=method, per_channel=per_channel, operators=OPERATORS, extra=True
         )
         for name, method in (("entropy", "Entropy"), ("percentile", "Percentile"))
         for per_channel in (False, True)
     },
-    **{f"qatcore, {method}": Variant(ours(method=method), extra=True) for method in METHODS},
-    "qatcore, activations int8": Variant(ours(activations="int8"), extra=True),
-    "qatcore, per tensor": Variant(ours(per_tensor=True), extra=True),
-    "qatcore, max_drop 1": Variant(ours(max_drop=1.0), extra=True),
-    "qatcore, int4 weights alone": Variant(ours(weights="int4", activations="none"), extra=True),
-    "qatcore, fp8": Variant(ours(weights="fp8", activations="fp8"), extra=True),
+    **{f"qatcore, {method}": ours(method=method, extra=True) for method in METHODS},
+    "qatcore, activations int8": ours(activations="int8", extra=True),
+    "qatcore, per tensor": ours(per_tensor=True, extra=True),
+    "qatcore, max_drop 1": ours(max_drop=1.0, extra=True),
+    "qatcore, int4 weights alone": ours(weights="int4", activations="none", extra=True),
+    "qatcore, fp8": ours(weights="fp8", activations="fp8", extra=True),
 }
 
 
 def peak() -> float:
-    """Return the most memory this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory this process has had, in MB; `resource.getrusage` would count its parent's, too."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Let the peak be the memory that this process has now, not what it has freed, such as a model that was parsed."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def task_of(name: str, kept: Path, loaders: Path | None) -> Task:
@@ -109,6 +132,10 @@ def row(name: str, chosen: str, kept: Path, loaders: Path | None) -> dict[str, A
     task, variant = task_of(name, kept, loaders), VARIANTS[chosen]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "model.xml" if chosen == NNCF_THERE else "model.onnx")
+        # Imports would count for some packages alone: NNCF's own is 200 MB where PyTorch is installed.
+        for package in variant.packages:
+            importlib.import_module(package)
+        forget_peak()
         before, start = peak(), time.perf_counter()
         if variant.make is None:
             output = task.path

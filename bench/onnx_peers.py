@@ -15,6 +15,9 @@ from .onnx_shared import TRANSFORMERS
 
 #: The operators that all tools quantise.
 OPERATORS = ["Conv", "Gemm", "MatMul"]
+#: What NNCF imports only when it quantises.
+PACKAGES_FOR_ONNX = ("onnxruntime", "onnx.reference", "nncf.onnx.quantization.quantize_model")
+PACKAGES_FOR_OPENVINO = ("openvino", "nncf.openvino.quantization.quantize_model")
 
 
 def inputs_of(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
