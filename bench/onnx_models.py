@@ -160,8 +160,9 @@ def row(name: str, chosen: str, kept: Path, loaders: Path | None) -> dict[str, A
                 scores.append(task.score(found, batch))
                 for each, value in exact.items():
                     noises.setdefault(each, Noise()).add(value, found[each])
-            sqnr = min(noise.sqnr for noise in noises.values())
-            result["tests"][test] = {"score": 100.0 * float(np.concatenate(scores).mean()), "sqnr": sqnr}
+            sqnr = [noise.sqnr for noise in noises.values() if noise.signal != 0.0]  # integers have no powers
+            assert sqnr and all(each > -math.inf for each in sqnr), "outputs are not finite where the float model's are"
+            result["tests"][test] = {"score": 100.0 * float(np.concatenate(scores).mean()), "sqnr": min(sqnr)}
         first = next(iter(task.tests.values()))[0]
         result["milliseconds"] = milliseconds(variant.run, task.path, output, first)
     return result
@@ -297,16 +298,21 @@ def print_summary(everything: dict[str, Any]) -> None:
     print("| geometric mean | " + " | ".join(means) + " |")
 
 
+def print_row(number: int, variant: str, found: dict[str, Any]) -> None:
+    """Print a row of a model, the first one below the heading."""
+    if number == 0 and "tests" in found:
+        print(heading(found))
+    print(f"| {variant} | {cells(found)} |", flush=True)
+
+
 def print_models(names: list[str], variants: list[str], *others: str) -> dict[str, Any]:
     """Measure, print a table of each model, and return everything; `others` are arguments of each row's process."""
     everything: dict[str, Any] = {}
     for name in names:
         print(f"\n### {name}\n", flush=True)
-        for variant in variants:
+        for number, variant in enumerate(variants):
             found = everything.setdefault(name, {})[variant] = in_process("--row", name, variant, *others)
-            if len(everything[name]) == 1 and "tests" in found:
-                print(heading(found))
-            print(f"| {variant} | {cells(found)} |", flush=True)
+            print_row(number, variant, found)
     return everything
 
 
@@ -314,9 +320,8 @@ def print_again(everything: dict[str, Any]) -> None:
     """Print the tables of what was measured before."""
     for name, rows in everything.items():
         print(f"\n### {name}\n")
-        print(heading(rows[FLOAT]))
-        for variant, found in rows.items():
-            print(f"| {variant} | {cells(found)} |")
+        for number, (variant, found) in enumerate(rows.items()):
+            print_row(number, variant, found)
 
 
 def print_calibrators(images: int) -> None:
@@ -364,7 +369,10 @@ def main() -> None:
         everything = json.loads(arguments.stored.read_text())
         print_again(everything)
     else:
-        known = [*TASKS, *(onnx_shared.names(loaders) if loaders else ())]
+        more = onnx_shared.names(loaders) if loaders else []
+        if loaders and not more:
+            parser.error(f"--loaders: {loaders} holds no load_NAME.py whose model is there")
+        known = [*TASKS, *more]
         if unknown := set(arguments.models) - set(known):
             parser.error(f"there is no model {min(unknown)}; models are {', '.join(known)}")
         variants = [FLOAT, OURS, FASTEST] if arguments.ours else list(VARIANTS)

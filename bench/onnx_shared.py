@@ -22,7 +22,10 @@ def names(folder: Path) -> list[str]:
 
 def _is_fetched(path: Path) -> bool:
     """Return whether the model of a loader is there: some loaders only help others."""
-    return Path(_module(path).model_path()).exists()
+    try:
+        return Path(_module(path).model_path()).exists()
+    except ImportError:  # the rows of the model say which package it lacks
+        return True
 
 
 def _module(path: Path):
