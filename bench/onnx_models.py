@@ -149,7 +149,7 @@ def row(name: str, chosen: str, kept: Path, loaders: Path | None) -> dict[str, A
             "bytes": sum(file.stat().st_size for file in files if file.exists()),
             "tests": {},
         }
-        run = variant.run(output, max(os.cpu_count() or 1, 1))
+        run = variant.run(output, os.cpu_count() or 1)
         for number, (test, batches) in enumerate(task.tests.items()):
             scores, noises = [], dict[str, Noise]()
             for batch, exact in zip(batches, float_outputs(task, batches, kept / f"{name}-{number}.npz"), strict=True):
@@ -171,7 +171,7 @@ def row(name: str, chosen: str, kept: Path, loaders: Path | None) -> dict[str, A
 def float_outputs(task: Task, batches: list[dict[str, np.ndarray]], file: Path) -> Iterable[dict[str, np.ndarray]]:
     """Yield the float model's outputs of each batch in ONNX Runtime, from a file if there is one."""
     if not file.exists():
-        run = onnx_runtime(task.path, max(os.cpu_count() or 1, 1))
+        run = onnx_runtime(task.path, os.cpu_count() or 1)
         np.savez(file, **{f"{i} {name}": value for i, b in enumerate(batches) for name, value in run(b).items()})
     with np.load(file) as stored:
         names = [name.split(" ", 1)[1] for name in stored.files if name.startswith("0 ")]

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .graph import (
-    add_initializer,
     all_names,
     array_of,
     attribute,
@@ -20,7 +19,7 @@ from .graph import (
     is_seen,
     only_reader,
     readers_of,
-    unused_name,
+    set_constant,
 )
 from .regions import pads_with_zeros
 
@@ -64,7 +63,7 @@ def restored(values: npt.NDArray[Any], powers: Iterable[int]) -> npt.NDArray[Any
 
 def _chain(node: ir.Node) -> tuple[list[ir.Value], list[ir.Node]] | None:
     """Return the tensors from a convolution to the convolutions that read it, and these; None if others read it."""
-    if _own_weight(node) is None:
+    if not _has_own_constants(node):
         return None
     value = node.outputs[0]
     chain = [value]
@@ -74,25 +73,30 @@ def _chain(node: ir.Node) -> tuple[list[ir.Value], list[ir.Node]] | None:
     readers = readers_of(value)
     if is_seen(value) or not readers:
         return None
-    if any(reader.inputs[0] is not value or _own_weight(reader) is None for reader in readers):
+    if any(reader.inputs[0] is not value or not _has_own_constants(reader) for reader in readers):
         return None
     return chain, readers
 
 
-def _own_weight(node: ir.Node) -> npt.NDArray[np.float32] | None:
-    """Return the weight of a convolution; None if anything else reads it or the bias, or they are not constants."""
+def _has_own_constants(node: ir.Node) -> bool:
+    """Return whether a node is a convolution with finite constants, which nothing else reads."""
     if not is_a(node, {"Conv"}):
-        return None
+        return False
     for value in (node.inputs[1], input_of(node, 2)):
         if value is None:
             continue
         array = array_of(value)
         if not is_constant(value) or len(value.uses()) != 1 or array is None or array.dtype != np.float32:
-            return None
-        if not np.isfinite(array).all():
-            return None
+            return False
+        if not array.size or not np.isfinite(array).all():
+            return False
+    return True
+
+
+def _weight_of(node: ir.Node) -> npt.NDArray[np.float32]:
     weight = array_of(node.inputs[1])
-    return weight if weight is not None and weight.size else None
+    assert weight is not None
+    return weight
 
 
 def _passes(node: ir.Node, value: ir.Value) -> bool:
@@ -109,8 +113,7 @@ def _passes(node: ir.Node, value: ir.Value) -> bool:
 
 def _powers(node: ir.Node, readers: list[ir.Node]) -> npt.NDArray[np.int64] | None:
     """Return the powers of two to divide the channels by; None if all are zero."""
-    weight = _own_weight(node)
-    assert weight is not None
+    weight = _weight_of(node)
     rows = weight.astype(np.float64).reshape(len(weight), -1)
     made = np.sqrt(np.cumsum(rows**2, axis=1)[:, -1])  # added up one after the other, as on every machine
     if (bias := array_of(input_of(node, 2))) is not None:
@@ -133,9 +136,7 @@ def _log2(x: _Floats) -> _Floats:
 
 def _greatest_by_input(reader: ir.Node) -> _Floats:
     """Return the greatest weight by which a convolution multiplies each channel."""
-    weight = _own_weight(reader)
-    assert weight is not None
-    greatest = np.abs(_by_input(weight, attribute(reader, "group", 1))).max(axis=(1, 3))
+    greatest = np.abs(_by_input(_weight_of(reader), attribute(reader, "group", 1))).max(axis=(1, 3))
     return np.asarray(greatest.reshape(-1), np.float64)
 
 
@@ -151,8 +152,7 @@ def _divide(node: ir.Node, readers: list[ir.Node], powers: npt.NDArray[np.int64]
         if (array := array_of(input_of(node, position))) is not None:
             changed.append((node, position, np.ldexp(array, -powers.reshape(-1, *[1] * (array.ndim - 1)))))
     for reader in readers:
-        weight, groups = _own_weight(reader), attribute(reader, "group", 1)
-        assert weight is not None
+        weight, groups = _weight_of(reader), attribute(reader, "group", 1)
         scaled = np.ldexp(_by_input(weight, groups), powers.reshape(groups, 1, -1, 1))
         changed.append((reader, 1, scaled.reshape(weight.shape)))
     least = np.finfo(np.float32).smallest_normal
@@ -161,8 +161,5 @@ def _divide(node: ir.Node, readers: list[ir.Node], powers: npt.NDArray[np.int64]
         if not np.isfinite(array).all() or (np.abs(array[before != 0]) < least).any():
             return False
     for other, position, array in changed:
-        value, graph = other.inputs[position], other.graph
-        assert value is not None and graph is not None
-        name = unused_name(f"{value.name}_equalised", taken)
-        other.replace_input_with(position, add_initializer(graph, name, array))
+        set_constant(taken, other, position, array)
     return True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .graph import array_of, is_a, is_constant, only_reader, unused_name
+from .graph import is_a, is_constant, only_reader, unused_name
+from .regions import number_of
 
 
 def respell_gelus(model: ir.Model, taken: set[str]) -> None:
@@ -20,7 +21,7 @@ def respell_gelus(model: ir.Model, taken: set[str]) -> None:
         if scaled is None or not is_a(scaled, {"Div"}) or adder is None or not is_a(adder, {"Add"}):
             continue
         half = only_reader(adder.outputs[0])
-        product = None if half is None or not _halves(half) else only_reader(half.outputs[0])
+        product = only_reader(half.outputs[0]) if half is not None and _halves(half) else None
         if half is None or product is None or not is_a(product, {"Mul"}):
             continue
         [constant] = [place for place, value in enumerate(half.inputs) if is_constant(value)]
@@ -35,7 +36,4 @@ def respell_gelus(model: ir.Model, taken: set[str]) -> None:
 
 def _halves(node: ir.Node) -> bool:
     """Return whether a node multiplies by 0.5."""
-    constants = [array_of(value) for value in node.inputs if is_constant(value)]
-    if not is_a(node, {"Mul"}) or len(constants) != 1 or constants[0] is None:
-        return False
-    return bool(constants[0].size == 1 and constants[0].ndim < 2 and constants[0].reshape(-1)[0] == 0.5)
+    return is_a(node, {"Mul"}) and number_of(node) == 0.5

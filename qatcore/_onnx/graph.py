@@ -183,6 +183,19 @@ def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     return value
 
 
+def set_constant(taken: set[str], node: ir.Node, position: int, array: Array) -> None:
+    """Give a node another constant as an input, under the same name if no other node reads it."""
+    assert node.graph is not None
+    given, graph = input_of(node, position), node.graph
+    if given is None or len(readers_of(given)) > 1 or is_seen(given):
+        kind = "weight" if position == 1 else "bias"
+        name = unused_name(f"{node.outputs[0].name}_{kind}", taken)
+    else:
+        name = str(given.name)
+        del graph.initializers[name]
+    set_input(node, position, add_initializer(graph, name, array))
+
+
 def add_node(
     at: ir.Node,
     operator: str,

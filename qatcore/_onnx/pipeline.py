@@ -272,10 +272,16 @@ def quantizer_of(
             )
         used = Calibration() if observed is None else observed
         tick = phases.begin("calibrating", data.total)
-        # A runtime may compute other operators a little differently, so observe what `calibrate` observes.
-        same = float_model if options.opset == Options().opset else None
-        sampled = options.bias_correction
-        run_calibration(exact, data, options, used, float_model=same, sampled=sampled, cluster=cluster, progress=tick)
+        run_calibration(
+            exact,
+            data,
+            options,
+            used,
+            float_model=float_model,
+            sampled=options.bias_correction,
+            cluster=cluster,
+            progress=tick,
+        )
         phases.end()
     else:
         used = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
@@ -316,10 +322,12 @@ def run_calibration(
         )
     calibration.equalised = tensors is None
     if tensors is None:
-        # The lowest opset will do, whatever the options: the tensors do not depend on it.
-        float_model = float_model or ready(exact, Options(keep_inputs=options.keep_inputs))
-        target = options.target
-        planned = ready(exact, options) if target is not ONNXRUNTIME else float_model
+        # The lowest opset will do, whatever the options: the tensors do not depend on it.  A runtime may compute
+        # other operators a little differently, so all observe the same.
+        lowest, target = Options(keep_inputs=options.keep_inputs), options.target
+        planned = float_model or ready(exact, options)
+        float_model = planned if options.opset == lowest.opset else ready(exact, lowest)
+        planned = float_model if target is ONNXRUNTIME else planned
         # What is on codes between products depends on the format and the opset, and the calibration serves all.
         plans = (
             plan(planned, options.ops, options.exclude, target=target, operators=operators, any_pool=any_pool)

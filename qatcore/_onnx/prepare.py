@@ -29,7 +29,7 @@ from .graph import (
     only_reader,
     readers_of,
     replace_reads,
-    set_input,
+    set_constant,
     take_place,
     unused_name,
 )
@@ -88,8 +88,9 @@ def prepared(
     _compute_forms(result)
     _drop_identities(result)
     _fold_into_convolutions(result)
-    respell_gelus(result, all_names(result))
-    name_hard_sigmoids(result, all_names(result))
+    names = all_names(result)
+    respell_gelus(result, names)
+    name_hard_sigmoids(result, names)
     if whole_swish:
         join_hard_swishes(result)
     _fold_from_ahead(result)
@@ -270,9 +271,9 @@ def _fold_ahead(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -
         shifted = (more + (0.0 if bias is None else bias)).astype(weight.dtype)
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()) or _is_coarser(scaled, weight):
         return False
-    _set_constant(taken, convolution, 1, scaled)
+    set_constant(taken, convolution, 1, scaled)
     if term.any():
-        _set_constant(taken, convolution, 2, shifted)
+        set_constant(taken, convolution, 2, shifted)
     return True
 
 
@@ -336,7 +337,7 @@ def _fold(taken: set[str], convolution: ir.Node, factor: Any, term: Any) -> bool
     if not (np.isfinite(scaled).all() and np.isfinite(shifted).all()):
         return False
     for position, array in ((1, scaled), (2, shifted)):
-        _set_constant(taken, convolution, position, array)
+        set_constant(taken, convolution, position, array)
     return True
 
 
@@ -361,7 +362,7 @@ def _fold_factors_of_gemms(model: ir.Model) -> None:
                 is_no_bias = factor == "beta" and by == 0.0
                 if not np.isfinite(scaled).all() or (_is_coarser(scaled, value) and not is_no_bias):
                     continue
-                _set_constant(taken, node, position, scaled)
+                set_constant(taken, node, position, scaled)
             del node.attributes[factor]
 
 
@@ -369,16 +370,3 @@ def _is_coarser(array: Array, than: Array) -> bool:
     """Return whether elements have become subnormal numbers of their type, and so have lost bits."""
     least = np.finfo(array.dtype).smallest_normal
     return bool(((np.abs(array) < least) & (np.abs(than) >= least)).any())
-
-
-def _set_constant(taken: set[str], node: ir.Node, position: int, array: Array) -> None:
-    """Give a node another constant as an input, under the same name if no other node reads it."""
-    assert node.graph is not None
-    given, graph = input_of(node, position), node.graph
-    if given is None or len(readers_of(given)) > 1 or is_seen(given):
-        kind = "weight" if position == 1 else "bias"
-        name = unused_name(f"{node.outputs[0].name}_{kind}", taken)
-    else:
-        name = str(given.name)
-        del graph.initializers[name]
-    set_input(node, position, add_initializer(graph, name, array))

@@ -60,11 +60,10 @@ from .regions import (
     tail,
     unscaled,
 )
-from .rewriting import Rewriter, Scale, passes, with_room_for_bias
+from .rewriting import Rewriter, Scale, changes_no_code, with_room_for_bias
 from .saturation import GREATEST_CODE, LIMIT, adds_pairs, largest_pair, without_saturation
 from .session import session_of
 from .skeleton import fault_of, known_shapes
-from .targets import ACTIVATIONS as FUSED_ON_CODES
 from .targets import ONNXRUNTIME, TARGETS, Target
 from .weights import WEIGHTS, Weight, coded_weight, weight_scale
 
@@ -252,6 +251,7 @@ class Quantizer:
         self.float_model, self.options, self._sample = model, options, sample
         self._how: dict[str, Any] = {"target": options.target, "operators": options.between}
         self.plan: Plan = plan(model, options.ops, options.exclude, **self._how)
+        self._left_out: tuple[str, ...] = ()
         self.relative: tuple[str, ...] = ()
         self.slow: tuple[str, ...] = ()
         if not options.is_fine:
@@ -264,7 +264,6 @@ class Quantizer:
         self._activations: dict[str, Activation] = {}
         self.unreached: tuple[str, ...] = ()
         self.in_float: tuple[str, ...] = ()
-        self._left_out: tuple[str, ...] = (*self.relative, *self.slow)
         self._shifts: set[str] = set()  # nodes that add a number, and only change a zero point
         if options.needs_data:
             missing = [name for name in self.plan.tensors if name not in collectors]
@@ -337,7 +336,8 @@ class Quantizer:
         found = tuple(str(node.name) for node in self.plan.nodes if node.name in names)
         if len(found) == len(self.plan.nodes):
             return ()
-        self.plan = self._planned((*self.relative, *found))
+        self._left_out = (*self._left_out, *found)
+        self.plan = self._planned(self._left_out)
         return found
 
     def _planned(self, float_nodes: Iterable[str]) -> Plan:
@@ -407,13 +407,9 @@ class Quantizer:
             )
         fused = self.options.target.fused
         ends = {str(node.name): names_of((*data_of(node), *made_by(node, fused))) for node in self.plan.between}
-        self._left_out = (
-            *self.relative,
-            *self.slow,
-            *self.unreached,
-            *(name for name, around in ends.items() if not empty.isdisjoint(around)),
-        )
-        if len(self._left_out) > len(self.relative) + len(self.slow):
+        between = (name for name, around in ends.items() if not empty.isdisjoint(around))
+        if more := (*self.unreached, *between):
+            self._left_out = (*self._left_out, *more)
             self.plan = self._planned(self._left_out)
 
     def _choose_weights(self, progress: Callable[..., None] | None) -> None:
@@ -427,8 +423,8 @@ class Quantizer:
             key = (node.inputs[1], outputs)
             pairs = outputs if options.no_saturation and adds_pairs(node) else None
             if key not in chosen:
-                per_channel = not options.per_tensor and node.op_type in options.target.per_channel
-                scale = weight_scale(weight, outputs if per_channel else None, options.weights, options.group_size)
+                per_tensor = options.per_tensor or node.op_type in options.target.per_tensor
+                scale = weight_scale(weight, None if per_tensor else outputs, options.weights, options.group_size)
                 # The bias of one node must not widen the scale of a weight that another node shares.
                 alone = options.needs_data and readers[node.inputs[1]] == 1
                 if alone and (bias := bias_of(node)) is not None:
@@ -576,10 +572,7 @@ class Quantizer:
     def _is_dropped(self, name: str, scale: Scale) -> bool:
         """Return whether a tensor needs no codes, because the activation behind it changes none and is dropped."""
         activation = only_reader(self._values[name])
-        if activation is None or not is_a(activation, FUSED_ON_CODES) or is_seen(activation.outputs[0]):
-            return False
-        bounds = [array_of(input_of(activation, position)) for position in (1, 2)]
-        return passes(scale, np.zeros(()) if activation.op_type == "Relu" else bounds[0], bounds[1])
+        return activation is not None and not is_seen(activation.outputs[0]) and changes_no_code(activation, scale)
 
     def _range_of(self, name: str) -> str:
         plan = self.plan

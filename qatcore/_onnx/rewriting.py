@@ -458,13 +458,7 @@ class Rewriter:
     def _is_redundant(self, node: ir.Node) -> bool:
         """Return whether a node is a Relu or Clip that changes no code, and its output is read only as codes."""
         codes = self._codes.get(node.outputs[0]) if node.outputs else None
-        if codes is None or not is_a(node, ACTIVATIONS):
-            return False
-        if node.op_type == "Relu":
-            return passes(codes, np.zeros(()), None)
-        bounds = input_of(node, 1), input_of(node, 2)
-        known = all(bound is None or is_constant(bound) for bound in bounds)
-        return known and passes(codes, *map(array_of, bounds))
+        return codes is not None and changes_no_code(node, codes)
 
     def _adds_a_row(self, node: ir.Node) -> bool:
         """Return whether an Add adds a constant of one dimension, or one of unknown shape that runtimes compute."""
@@ -612,6 +606,17 @@ def with_room_for_bias(
     enough = np.maximum(scale.scale, least) if in_codes else scale.scale
     chosen = np.where(products < largest * _NEGLIGIBLE, least, enough)
     return dataclasses.replace(scale, scale=as_stored(chosen, weight.dtype))
+
+
+def changes_no_code(node: ir.Node, codes: Scale) -> bool:
+    """Return whether a node is a Relu or Clip that changes no code of what it makes."""
+    if not is_a(node, ACTIVATIONS):
+        return False
+    if node.op_type == "Relu":
+        return passes(codes, np.zeros(()), None)
+    bounds = input_of(node, 1), input_of(node, 2)
+    known = all(bound is None or is_constant(bound) for bound in bounds)
+    return known and passes(codes, *map(array_of, bounds))
 
 
 def passes(codes: Scale, low: npt.NDArray[Any] | None, high: npt.NDArray[Any] | None) -> bool:

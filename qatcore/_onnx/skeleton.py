@@ -133,20 +133,24 @@ def filled(skeleton: ModelProto, model: ir.Model) -> ir.Model:
 
 def known_shapes(model: ir.Model) -> Mapping[str, list[int]]:
     """Return the shapes of tensors as far as shape inference finds them, with 0 for an unknown size."""
-    graph = onnx.shape_inference.infer_shapes(skeleton_of(model)).graph
     return {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info, *graph.output)
+        for value in _inferred(model)
         if value.type.tensor_type.HasField("shape")
     }
+
+
+def _inferred(model: ir.Model) -> list[onnx.ValueInfoProto]:
+    """Return the tensors of a model with types and shapes as far as shape inference finds them."""
+    graph = onnx.shape_inference.infer_shapes(skeleton_of(model)).graph
+    return [*graph.input, *graph.value_info, *graph.output]
 
 
 def float_tensors(model: ir.Model) -> frozenset[str]:
     """Return the names of a model's float32 tensors, as far as shape inference finds their types."""
     if _FLOATS not in model.meta:  # found out once, also for copies of the model
-        graph = onnx.shape_inference.infer_shapes(skeleton_of(model)).graph
-        values = (*graph.input, *graph.value_info, *graph.output)
-        model.meta[_FLOATS] = frozenset(v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT)
+        kinds = ((value.name, value.type.tensor_type.elem_type) for value in _inferred(model))
+        model.meta[_FLOATS] = frozenset(name for name, kind in kinds if kind == TensorProto.FLOAT)
     found: frozenset[str] = model.meta[_FLOATS]
     return found
 

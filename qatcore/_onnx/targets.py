@@ -19,9 +19,6 @@ WRITTEN_ON_CODES = frozenset({"HardSigmoid", "Pad"})
 _NEED_ZERO_POINTS = frozenset({"HardSigmoid", "PRelu"})
 #: Activations that other runtimes compute in the kernel of the product ahead, on its sums, before these are rounded.
 _FUSED = ACTIVATIONS | {"Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Sigmoid", "Softplus", "Tanh"}
-#: The axes of weights along which QNN takes a scale for each channel.
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_ALL = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +48,8 @@ class Target:
         Whether a product and the sum behind it are one kernel, so that only the other term gets codes.
     everything : bool
         Whether all tensors get codes, also inputs, outputs and constants.
-    per_channel : frozenset of str
-        The operators whose weights may have a scale for each channel.
+    per_tensor : frozenset of str
+        The operators whose weights have a single scale.
     int32_biases : bool
         Whether biases get codes of 32 bits.
     group_sizes : tuple of int
@@ -75,7 +72,7 @@ class Target:
     shared: bool = True
     fused_sums: bool = True
     everything: bool = False
-    per_channel: frozenset[str] = _ALL
+    per_tensor: frozenset[str] = frozenset()
     int32_biases: bool = False
     group_sizes: tuple[int, ...] = ()
     scales: Mapping[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
@@ -91,9 +88,8 @@ class Target:
 
     def choices(self) -> list[frozenset[str]]:
         """Return the sets of operators on codes, beside those that move elements, that formats of activations have."""
-        without = (frozenset[str](), _NEED_ZERO_POINTS if self.zero_points else frozenset[str]())
-        sets = (chosen - each for chosen in self.operators.values() for each in without)
-        return list(dict.fromkeys((*sets, frozenset[str]())))
+        kinds = (*self.operators, "none")
+        return list(dict.fromkeys(self.between(kind, symmetric=each) for kind in kinds for each in (False, True)))
 
     def between(self, activations: str, *, symmetric: bool) -> frozenset[str]:
         """Return the operators on codes, beside those that move elements, for a format of activations."""
@@ -150,7 +146,7 @@ QNN = Target(
     shared=False,
     fused_sums=False,
     everything=True,
-    per_channel=_CONVOLUTIONS,
+    per_tensor=frozenset({"Gemm", "MatMul"}),
     int32_biases=True,
     scales={
         ("Sigmoid", "uint16"): (2.0**-16, 0),

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
-from insides import Graph, description
+from insides import Graph, description, scales_of
 from onnx import helper
 from onnx_models import normal, run, sqnr, tensor, value
 
@@ -43,16 +43,6 @@ def images(n=16):
     return onnx_models.rng().standard_normal((n, 8, 12, 12)).astype(np.float32) + 0.5
 
 
-def parameters(made):
-    """Return the scale and the zero point of each tensor that is quantised, by its name."""
-    index = Graph(made)
-    return {
-        node.input[0]: (float(index.value_of(node.input[1])), index.value_of(node.input[2]))
-        for node in made.graph.node
-        if node.op_type == "QuantizeLinear"
-    }
-
-
 @pytest.mark.parametrize(("activations", "zero"), [("int8", 0), ("uint8", 128), ("int16", 0), ("uint16", 2**15)])
 def test_symmetric_ranges_have_one_zero_point(activations, zero):
     made = qatcore.onnx.quantize_model(network(), images(), activations=activations, symmetric=True)
@@ -66,7 +56,7 @@ def test_symmetric_ranges_have_one_zero_point(activations, zero):
     assert sqnr(run(network(), {"x": images()})[0], run(made, {"x": images()})[0]) > 25
     # Without the option, ranges are not symmetric.
     other = qatcore.onnx.quantize_model(network(), images(), activations=activations)
-    assert {int(shift) for _, shift in parameters(other).values()} != {zero}
+    assert {int(shift) for _, shift in scales_of(other).values()} != {zero}
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -76,7 +66,7 @@ def test_codes_of_16_bits_cover_all_values(kind, symmetric):
     made = qatcore.onnx.quantize_model(
         network(), x, activations=kind, symmetric=symmetric, method="kl", bias_correction=False
     )
-    scale, zero = parameters(made)["x"]
+    scale, zero = scales_of(made)["x"]
     assert (zero.dtype, made.opset_import[0].version) == (np.dtype(kind), 21)
     low, high = (0.0, max(abs(x.min()), x.max())) if symmetric else (x.min(), x.max())
     steps = 2**15 - 1 if symmetric else 2**16 - 1

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_models
 import pytest
-from insides import Graph, description
+from insides import Graph, description, scales_of
 from onnx import TensorProto, helper
 from onnx_models import AS_WRITTEN, normal, run, sqnr, tensor, value
 
@@ -62,16 +62,6 @@ def values_of(model, names):
     del whole.graph.output[:]
     whole.graph.output.extend(value(name, [None] * 4) for name in names)
     return dict(zip(names, run(whole, {"x": X}), strict=True))
-
-
-def scales_of(made):
-    """Return the scale and the zero point of each tensor that is quantised, by its name."""
-    index = Graph(made)
-    return {
-        node.input[0]: (float(index.value_of(node.input[1])), index.value_of(node.input[2]))
-        for node in made.graph.node
-        if node.op_type == "QuantizeLinear"
-    }
 
 
 def weights_of(made):

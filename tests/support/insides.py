@@ -53,6 +53,16 @@ def description(model):
     return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == METADATA), {})
 
 
+def scales_of(model):
+    """Return the scale and the zero point of each tensor that is quantised, by its name."""
+    index = Graph(model)
+    return {
+        node.input[0]: (float(index.value_of(node.input[1])), index.value_of(node.input[2]))
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
 def opset_of(model):
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 1)
 
