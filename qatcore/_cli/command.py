@@ -211,7 +211,7 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument(
         "--no-bias-correction",
         action="store_true",
-        help="leave biases as they are; by default, --data corrects them so that each channel keeps its mean",
+        help="leave biases and scales as they are; by default, --data corrects them so that channels keep their means",
     )
     command.add_argument(
         "--keep-inputs",

@@ -158,7 +158,7 @@ def quantize_model(
         The float model.  It is not changed.
     data : optional
         As in `calibrate`.  Not needed if only weights are quantised, or if there is a `calibration`.  `max_drop` always
-        needs it.  Without data no bias is corrected.
+        needs it.  Without data nothing is corrected.
     output : str or PathLike, optional
         A file to write the model to as well.  If writing fails, the file stays as it was.
     external_data : bool
@@ -193,8 +193,9 @@ def quantize_model(
     exclude : iterable of str
         Names of nodes, or of their outputs, that stay in float.
     bias_correction : bool
-        If there is data, correct biases so that each channel has the mean of the float model (Nagel et al., 2019).  The
-        batches for this are spread over the data, up to 128 samples or 4 batches.
+        If there is data, correct biases so that each channel has the mean of the float model (Nagel et al., 2019), and
+        inside of the model the scales of weights so that its size is right, too (least squares).  The batches for this
+        are spread over the data, up to 128 samples or 4 batches.
     keep_inputs : bool
         Keep initializers that are inputs too, and leave nodes in float that use them as weights.  By default, if there
         are weights among them, they become constants and are no longer inputs, and a warning says so.  In models before
@@ -351,7 +352,7 @@ def sensitivity(
 ) -> list[Sensitivity]:
     """Measure how much quantising each node alone changes the outputs.
 
-    An output counts if it has floats, and the same shape whichever node is quantised.  No bias is corrected here.
+    An output counts if it has floats, and the same shape whichever node is quantised.  Nothing is corrected here.
 
     Parameters
     ----------
@@ -382,7 +383,7 @@ def sensitivity(
         If an argument is of another type, or there is a `bias_correction`.
     """
     if "bias_correction" in options:
-        raise TypeError("sensitivity() expected no bias_correction, got one: it corrects no biases; leave it out")
+        raise TypeError("sensitivity() expected no bias_correction, got one: it corrects nothing; leave it out")
     chosen, n = Options.checked(**options, bias_correction=False), as_count(batches, "batches")
     exact = read_model(model)
     given = Data(data, InputSpec(exact), batch_size)

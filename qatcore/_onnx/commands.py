@@ -175,7 +175,7 @@ def _quantize(arguments: argparse.Namespace) -> None:
         "activations": options.activations,
         "target": options.target.name,
         "method": options.method.value if options.needs_data else None,
-        **{name: about[name] for name in ("corrected_biases", "corrections_left_out")},
+        **{name: about[name] for name in ("corrected", "corrections_left_out")},
         "nodes": len(about["nodes"]),
         "fastest": _fastest(result, threads) if arguments.fastest else None,
         "kept_in_float": about["float"],
@@ -237,7 +237,7 @@ def _calibration_lines(report: dict[str, Any], result: Quantization) -> list[tup
     if result.quantizer.corrects:
         lines.append(("corrected", _corrected_line(report)))
     elif options.bias_correction and options.needs_data:
-        lines.append(("corrected", "no bias; give --data as well as --calibration to correct biases"))
+        lines.append(("corrected", "no node; give --data as well as --calibration to correct nodes"))
     if report["not_finite"]:
         (name, n), *others = report["not_finite"].items()
         more = f", and some of {counted(len(others), 'other tensor')}" if others else ""
@@ -399,14 +399,14 @@ def _shortened(names: list[str]) -> str:
 
 
 def _corrected_line(report: dict[str, Any]) -> str:
-    n, left_out = report["corrected_biases"], report["corrections_left_out"]
+    n, left_out = report["corrected"], report["corrections_left_out"]
     if not left_out:
-        return f"{counted(n, 'bias')}, on the data given"
+        return f"{counted(n, 'node')}, on the data given"
     if n:
-        return f"{n:,} of {n + left_out:,} biases, on the data given: correcting the others did not help"
+        return f"{n:,} of {n + left_out:,} nodes, on the data given: correcting the others did not help"
     if left_out == 1:
-        return "no bias: correcting the only one did not help"
-    return f"none of {left_out:,} biases: correcting them did not help"
+        return "no node: correcting the only one did not help"
+    return f"none of {left_out:,} nodes: correcting them did not help"
 
 
 def _nodes_line(report: dict[str, Any]) -> str:

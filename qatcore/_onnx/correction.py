@@ -1,8 +1,9 @@
-"""Correct biases for the error that quantisation adds to the mean of each channel."""
+"""Correct biases and the scales of weights for what quantisation does to the mean and the size of each channel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,12 @@ from .session import Tap, named_run, session_of
 #: The most bytes of tensors that go from one part of the model to the next.  If there would be more, batches are left
 #: out, as long as at least this many samples are left.
 MOST_BYTES, LEAST_SAMPLES = 2**29, 8
+#: Gains are computed from at most so many positions of a sample, spread evenly.
+POSITIONS = 128
+#: Limits of gains: greater changes mean that a channel is lost, and no gain brings it back.
+LEAST_GAIN, MOST_GAIN = 0.9, 1.15
+#: A channel whose variance is a smaller part of its power is constant, but for rounding.
+_CONSTANT = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,50 +56,86 @@ class _Place:
         return str(self.node.outputs[0].name)
 
 
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What changes at a node: its bias, and the gain of each channel, which multiplies the scale of its weights."""
+
+    bias: npt.NDArray[Any]
+    gain: npt.NDArray[np.float64]
+
+
+class _Channels:
+    """What a node makes from a batch: the means of channels, and values at some positions, one row for each sample.
+
+    There is a single row if samples cannot be told apart, and none if there are no values.
+    """
+
+    def __init__(self, values: npt.NDArray[Any], axis: int, samples: int) -> None:
+        last = np.moveaxis(values, axis, -1)
+        rows = (samples if last.ndim > 1 and len(last) % samples == 0 else 1) if last.size else 0
+        size = math.prod(last.shape[:-1]) // rows if rows else 0
+        last = last.reshape(rows, size, last.shape[-1])
+        self.means: npt.NDArray[np.float64] = (
+            last.mean(axis=1, dtype=np.float64) if rows else np.empty((0, last.shape[-1]))
+        )
+        n = min(size, POSITIONS)
+        self.values: npt.NDArray[Any] = last[:, np.arange(n) * size // max(n, 1)]
+
+
+#: What a node makes from a batch in the quantised model, and in the float model.
+_Pair = tuple[_Channels, _Channels]
+
+
 @dataclass
 class _Run:
-    """A batch on its way through the quantised model: the tensors still needed, and the float model's means."""
+    """A batch on its way through the quantised model: the tensors still needed, and what the float model made."""
 
     samples: int
     tensors: dict[str, Any]
-    expected: dict[str, npt.NDArray[np.float64]]
+    expected: dict[str, _Channels]
 
-    def error(self, place: _Place) -> npt.NDArray[np.float64]:
-        """Return the errors of the means: a row for each sample, or a single row if samples cannot be told apart."""
-        made, expected = _means(self.tensors[place.output], place.axis, self.samples), self.expected[place.output]
-        if len(made) != len(expected) or not len(made):
-            # The number of rows may depend on values, and so differ between the models.
-            if not (len(made) and len(expected)):
-                return np.empty((0, made.shape[1]))
-            made, expected = made.mean(axis=0, keepdims=True), expected.mean(axis=0, keepdims=True)
-        with np.errstate(invalid="ignore"):
-            return made - expected
+    def pair(self, place: _Place) -> _Pair:
+        """Return what a node makes in the quantised model, and in the float model."""
+        return _Channels(self.tensors[place.output], place.axis, self.samples), self.expected[place.output]
+
+    def change(self, place: _Place, gain: npt.NDArray[np.float64], more: npt.NDArray[Any]) -> None:
+        """Do to what a node has made what a correction does to each channel: multiply, and add."""
+        value = self.tensors[place.output]
+        shape = [-1 if axis == place.axis % value.ndim else 1 for axis in range(value.ndim)]
+        if (gain != 1.0).any():
+            value *= gain.astype(value.dtype).reshape(shape)
+        value += more.reshape(shape)
 
     @property
     def nbytes(self) -> int:
         return sum(getattr(value, "nbytes", 0) for value in self.tensors.values())
 
 
-def corrected_biases(
+def corrections(
     exact: ir.Model,
     quantize: Callable[[ir.Model], ir.Model],
     nodes: Sequence[ir.Node],
     batches: Sequence[Batch],
     *,
+    with_gains: Container[str] = (),
     progress: Callable[[int], None] | None = None,
-) -> dict[str, npt.NDArray[Any]]:
-    """Return biases that undo the error that quantisation adds to the mean of each channel.
+) -> dict[str, Correction]:
+    """Return what undoes the error that quantisation adds to the mean and the size of each channel, by nodes' names.
 
-    The keys are the names of the nodes whose bias changes.
+    Nodes are corrected one after the other.  What a node makes is measured before it gets codes, with all earlier nodes
+    corrected.
 
-    Nodes are corrected one after the other.  The error of a channel is the mean of the node's output over samples and
-    positions in the quantised model, less the same mean in the float model.  It is measured before the output gets
-    codes, with all earlier biases corrected, and is subtracted from the bias.  This is the empirical bias correction of
-    Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.  It also corrects an
-    even background, where all positions have the same error.
+    The error of a channel is its mean over samples and positions in the quantised model, less the same mean in the
+    float model.  It is subtracted from the bias.  This is the empirical bias correction of Nagel et al., "Data-Free
+    Quantization Through Weight Equalization and Bias Correction", 2019.  It also corrects an even background, where all
+    positions have the same error.
 
-    If the error varies between samples, only the part that is not chance is subtracted.  With the mean m of the error
-    and the variance v of that mean, this part is max(0, 1 - v / m**2) * m.
+    Before that, the channel gets the gain that brings it nearest to the float model's by least squares: the covariance
+    of both, divided by the variance in the quantised model.  Noise that comes with larger values makes them too large
+    on average, and the gain takes that back.
+
+    If an error or a gain varies between samples, only the part that is not chance is corrected.  With the mean m and
+    the variance v of that mean, this part is max(0, 1 - v / m**2) * m.
 
     Parameters
     ----------
@@ -104,43 +147,51 @@ def corrected_biases(
         The nodes of `exact` that are quantised, in the order of the graph.
     batches : sequence of dict
         The batches to run both models on.  If they take too much memory, only some are used, spread evenly.
+    with_gains : container of str
+        The names of nodes whose channels may get gains.
     progress : callable, optional
         Called with the number of nodes that are done.
     """
     spec, places = InputSpec(exact), _places(nodes)
-    biases: dict[_Place, npt.NDArray[Any]] = {}
+    result: dict[str, Correction] = {}
     if places:
         quantized = quantize(with_biases(exact, {str(place.node.name): place.bias.values for place in places}))
         stored = _StoredBiases(quantized)
         runs = _float_runs(exact, places, batches, spec)
-        for place, part in zip(places, _parts(quantized, places), strict=True):
+        for done, (place, part) in enumerate(zip(places, _parts(quantized, places), strict=True), start=1):
             try:
                 runs = _advanced(runs, part)
             except _CannotGoOnError:
                 break
-            error = _certain_part(np.concatenate([each.error(place) for each in runs]))
+            pairs, old = [each.pair(place) for each in runs], place.bias.values
+            gain = _certain_gain(pairs) if place.node.name in with_gains else np.ones(old.size)
             # The error was measured with the stored bias, so it includes the rounding of that bias.
-            before = stored.rounded(place, place.bias.values)
-            biases[place] = np.where(error.reshape(before.shape) == 0.0, place.bias.values, _less(before, error))
-            # The node's output need not be computed again: the new bias adds the same to all of a channel.
-            more = _difference(stored.rounded(place, biases[place]), before)
+            before = stored.rounded(place, old)
+            if place.bias.adder is place.node:  # the gain has multiplied the bias
+                before = (gain.reshape(before.shape) * before).astype(before.dtype)
+            error = _certain_part(_errors(pairs, gain))
+            stays = ((error == 0.0) & (gain == 1.0)).reshape(before.shape)
+            new = np.where(stays, old, _less(before, error))
+            # The node's output need not be computed again: all of a channel changes alike.
+            more = _difference(stored.rounded(place, new, gain), before)
             for each in runs:
-                value = each.tensors[place.output]
-                value += more.reshape([-1 if axis == place.axis % value.ndim else 1 for axis in range(value.ndim)])
+                each.change(place, gain, more)
+            if not np.array_equal(new, old) or (gain != 1.0).any():
+                result[str(place.node.name)] = Correction(new, gain)
             if progress is not None:
-                progress(len(biases))
+                progress(done)
     if progress is not None:
         progress(len(nodes))
-    return {str(place.node.name): bias for place, bias in biases.items() if not np.array_equal(bias, place.bias.values)}
+    return result
 
 
 def _float_runs(exact: ir.Model, places: list[_Place], batches: Sequence[Batch], spec: InputSpec) -> list[_Run]:
-    """Return a run for each batch, with the float model's means."""
+    """Return a run for each batch, with what the float model makes."""
     tap = Tap(exact, [place.output for place in places])
     runs = []
     for batch in batches:
         samples, values = spec.samples_of(batch), tap.values(batch)
-        expected = {place.output: _means(values[place.output], place.axis, samples) for place in places}
+        expected = {place.output: _Channels(values[place.output], place.axis, samples) for place in places}
         runs.append(_Run(samples, dict(batch), expected))
         del values
     return runs
@@ -248,14 +299,17 @@ class _StoredBiases:
     def __init__(self, model: ir.Model) -> None:
         self._nodes = {node.name: node for node in model.graph}
 
-    def rounded(self, place: _Place, bias: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the bias as the model stores it: rounded, if it has codes."""
+    def rounded(
+        self, place: _Place, bias: npt.NDArray[Any], gain: npt.NDArray[np.float64] | None = None
+    ) -> npt.NDArray[Any]:
+        """Return the bias as the model stores it: rounded, if it has codes, whose scale a gain multiplies."""
         given = input_of(self._nodes[place.bias.adder.name], place.bias.position)
         maker = None if given is None else given.producer()  # no input: a node behind this one adds it in float
         if maker is None:
             return bias
         scale = array_of(maker.inputs[1])
         assert scale is not None
+        scale = scale if gain is None else scale * gain.reshape(bias.shape)
         values: npt.NDArray[Any] = (np.rint(bias.astype(np.float64) / scale) * scale).astype(bias.dtype)
         return values
 
@@ -277,14 +331,45 @@ def _places(nodes: Iterable[ir.Node]) -> list[_Place]:
     return [_Place(node, bias) for node in nodes if (bias := bias_of(node)) is not None]
 
 
-def _means(values: npt.NDArray[Any], axis: int, samples: int) -> npt.NDArray[np.float64]:
-    """Return the means of each channel: a row for each sample if they divide the first axis, else one row."""
-    last = np.moveaxis(values, axis, -1)
-    rows = samples if last.ndim > 1 and len(last) % samples == 0 else 1
-    if not last.size:
-        return np.empty((0, last.shape[-1]))
-    means: npt.NDArray[np.float64] = last.reshape(rows, -1, last.shape[-1]).mean(axis=1, dtype=np.float64)
-    return means
+def _errors(pairs: Sequence[_Pair], gain: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the errors of the means after a gain: a row for each sample, or for samples that cannot be told apart."""
+    result = [np.empty((0, gain.size))]
+    for each in pairs:
+        made, exact = (channels.means for channels in each)
+        if not (len(made) and len(exact)):
+            continue
+        if len(made) != len(exact):  # the number of rows may depend on values, and so differ between the models
+            made, exact = (means.mean(axis=0, keepdims=True) for means in (made, exact))
+        with np.errstate(invalid="ignore"):
+            result.append(gain * made - exact)
+    return np.concatenate(result)
+
+
+def _certain_gain(pairs: Sequence[_Pair]) -> npt.NDArray[np.float64]:
+    """Return the gain of each channel by least squares, without the part that may be chance.
+
+    The variance of a gain is that of a slope whose errors differ between samples, and are alike within one
+    (Liang and Zeger, "Longitudinal Data Analysis Using Generalized Linear Models", 1986).
+    """
+    ones = np.ones(pairs[0][0].values.shape[-1])
+    if any(made.values.shape != exact.values.shape or not made.values.size for made, exact in pairs):
+        return ones
+    moments = []
+    for made, exact in pairs:
+        x, y = made.values.astype(np.float64), exact.values.astype(np.float64)
+        moments.append([each.mean(axis=1) for each in (x, y, x * x, x * y)])
+    x, y, xx, xy = (np.concatenate(each) for each in zip(*moments, strict=True))
+    if (n := len(x)) < 2:
+        return ones
+    with np.errstate(all="ignore"):
+        mean, other, power = x.mean(axis=0), y.mean(axis=0), xx.mean(axis=0)
+        variance = power - mean**2
+        change = (xy.mean(axis=0) - mean * other) / variance - 1.0
+        covariances = xy - mean * y - other * x + mean * other
+        rest = covariances - (1.0 + change) * (xx - 2.0 * mean * x + mean**2)
+        chance = (rest**2).sum(axis=0) / (n * (n - 1)) / variance**2
+        gain = 1.0 + np.maximum(1.0 - chance / change**2, 0.0) * change
+    return np.clip(np.where(np.isfinite(gain) & (variance > _CONSTANT * power), gain, 1.0), LEAST_GAIN, MOST_GAIN)
 
 
 def _certain_part(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -173,6 +173,19 @@ def tensor_of(array: Array, name: str) -> ir.TensorProtocol:
     return ir.Tensor(array, dtype=ir.DataType.from_numpy(array.dtype), name=name)
 
 
+def leads_to(node: ir.Node, operators: Container[str]) -> bool:
+    """Return whether nodes of some operators come behind a node, in its own graph."""
+    behind, to_do = {node}, [node]
+    while to_do:
+        for reader in (reader for value in to_do.pop().outputs for reader in readers_of(value)):
+            if is_a(reader, operators):
+                return True
+            if reader not in behind:
+                behind.add(reader)
+                to_do.append(reader)
+    return False
+
+
 def add_initializer(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     """Give a graph an initializer, and return it."""
     tensor = tensor_of(np.asarray(array), name)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,8 @@ from .._base.errors import InvalidArgumentError
 from .._base.validation import as_flag, as_member, as_percentile
 from .._calibration.collector import CalibrationCollector
 from .already_quantised import Quantised, scale_given, told
-from .bias import corrected_biases, with_biases
 from .channels import pad_channels
+from .correction import Correction, corrections, with_biases
 from .data import Batch, InputSpec
 from .description import describe, description
 from .equalising import EQUALISED
@@ -30,6 +30,7 @@ from .graph import (
     input_of,
     is_a,
     is_seen,
+    leads_to,
     names_of,
     only_reader,
     opset_of,
@@ -65,7 +66,7 @@ from .saturation import GREATEST_CODE, LIMIT, adds_pairs, largest_pair, without_
 from .session import session_of
 from .skeleton import fault_of, known_shapes
 from .targets import ONNXRUNTIME, TARGETS, Target
-from .weights import WEIGHTS, Weight, coded_weight, weight_scale
+from .weights import WEIGHTS, Weight, coded_weight, scaled, weight_scale
 
 #: From so many bytes of weights on, progress says how many are done.
 _MUCH = 1e8
@@ -469,15 +470,14 @@ class Quantizer:
         corrected: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> ir.Model:
-        """Return the quantised model, with some nodes in float, and with biases corrected if there is data."""
+        """Return the quantised model, with some nodes in float, and corrected if there is data."""
         kept = tuple(float_nodes)
         chosen = self._planned((*kept, *self._left_out))
 
-        exact, n = self.float_model, (0, 0)
+        found, left_out = dict[str, Correction](), 0
         if corrected and self.corrects and chosen.nodes:
-            biases, left_out = self._helpful_biases(chosen, kept, progress)
-            exact, n = with_biases(exact, biases), (len(biases), left_out)
-        result = self._written(exact, chosen, kept, n)
+            found, left_out = self._helpful_corrections(chosen, kept, progress)
+        result = self._written(chosen, kept, found, left_out)
         if self.options.weights == "int8" and self.options.on_integers:
             # A Pad on int8 codes would keep ONNX Runtime from turning them into uint8, as its convolutions need.
             padded = pad_channels(result, images=self.options.activations == "uint8")
@@ -489,51 +489,60 @@ class Quantizer:
             raise InvalidArgumentError(f"model: the quantised model would not be valid: {fault}; please report this")
         return result
 
-    def _helpful_biases(
+    def _helpful_corrections(
         self, chosen: Plan, kept: tuple[str, ...], progress: Callable[[int], None] | None
-    ) -> tuple[dict[str, npt.NDArray[Any]], int]:
-        """Return the corrected biases that help, by the names of their nodes, and how many do not help.
+    ) -> tuple[dict[str, Correction], int]:
+        """Return the corrections that help, by the names of their nodes, and how many do not help.
 
-        A correction helps if it brings the outputs nearer to the float model's.  That is judged on samples from which
-        the correction was not computed.
+        Corrections help if they bring the outputs nearer to the float model's.  That is judged on samples from which
+        they were not computed.
         """
-
-        def written(exact: ir.Model, *, all_activations: bool = False) -> ir.Model:
-            return self._written(exact, chosen, kept, (0, 0), all_activations=all_activations)
-
-        def corrected(nodes: Sequence[ir.Node], batches: Sequence[Batch], before: int) -> dict[str, npt.NDArray[Any]]:
-            to_be_measured = functools.partial(written, all_activations=True)
-            tick = None if progress is None else lambda n: progress(before + n)
-            return corrected_biases(self.float_model, to_be_measured, nodes, batches, progress=tick)
-
-        n, last = len(chosen.nodes), chosen.nodes[-1]
-        bias = bias_of(last)
+        bias = bias_of(last := chosen.nodes[-1])
         end = str(self._tail(last if bias is None else bias.adder).name)
         learned, judged = halves(self._sample, InputSpec(self.float_model).samples_of)
-        biases, judge = corrected(chosen.nodes, learned, 0), Judge(self.float_model, [end], judged)
+        gains = frozenset(str(node.name) for node in chosen.nodes if self._may_have_gains(node))
+
+        def measured(exact: ir.Model) -> ir.Model:
+            return self._written(chosen, kept, exact=exact, all_activations=True)
+
+        found = corrections(self.float_model, measured, chosen.nodes, learned, with_gains=gains, progress=progress)
+        judge = Judge(self.float_model, [end], judged)
 
         def errors(names: Sequence[str]) -> list[float]:
-            return judge.errors(written(with_biases(self.float_model, {name: biases[name] for name in names})))
+            return judge.errors(self._written(chosen, kept, {name: found[name] for name in names}))
 
-        tried = [str(node.name) for node in chosen.nodes if node.name in biases]
-        names = set(helpful(tried, errors)) if tried else set()
-        helped = [node for node in chosen.nodes if node.name in names]
-        # Compute those that help again, from all samples.
-        result = corrected(helped, self._sample, n) if helped else {}
-        if progress is not None:
-            progress(2 * n)
-        return result, len(tried) - len(helped)
+        names = helpful(list(found), errors) if found else []
+        return {name: found[name] for name in names}, len(found) - len(names)
+
+    def _may_have_gains(self, node: ir.Node) -> bool:
+        """Return whether no other node reads a weight, it has a scale for each channel, and other products follow.
+
+        Least squares draw values towards their mean.  Products make up for that behind a node, but decisions do not:
+        they compare outputs with each other and with thresholds.
+        """
+        weight, bias, given = self._weights[str(node.name)], bias_of(node), node.inputs[1]
+        if bias is None or weight.channels is None or weight.scale.axis is None:
+            return False
+        if given is None or len(readers_of(given)) > 1:
+            return False
+        return bias.values.size == weight.codes.shape[weight.channels] and leads_to(node, OPERATORS)
 
     def _written(
         self,
-        exact: ir.Model,
         chosen: Plan,
         kept: tuple[str, ...],
-        corrected: tuple[int, int],
+        found: Mapping[str, Correction] = MappingProxyType({}),
+        left_out: int = 0,
         *,
+        exact: ir.Model | None = None,
         all_activations: bool = False,
     ) -> ir.Model:
-        """Return a model with codes for the plan; its metadata hold how many biases were `corrected` and left out."""
+        """Return a model with codes for the plan and with corrections, of which others are left out.
+
+        `exact` is the float model, or a copy with other biases.
+        """
+        if exact is None:
+            exact = with_biases(self.float_model, {name: each.bias for name, each in found.items()})
         options = self.options
         rewriter = Rewriter(exact, self._shapes, options.target)
         in_codes = {**chosen.outputs, **chosen.inputs}
@@ -543,9 +552,10 @@ class Quantizer:
         for node in chosen.nodes:
             name = str(node.name)
             weight = self._weights[name]
-            rewriter.weight(name, weight.scale, weight.codes, weight.channels, alone=not options.needs_data)
+            scale = scaled(weight, found[name].gain) if name in found else weight.scale
+            rewriter.weight(name, scale, weight.codes, weight.channels, alone=not options.needs_data)
             if options.needs_data:
-                rewriter.bias(name, self._activations[ranges[_source(node)]].scale, weight.scale)
+                rewriter.bias(name, self._activations[ranges[_source(node)]].scale, scale)
         if options.needs_data:
             for name, source in tensors.items():
                 scale = self._activations[source].scale
@@ -566,7 +576,7 @@ class Quantizer:
                 rewriter.constants(ACTIVATIONS[options.activations], {*kept, *self._left_out, *options.exclude})
         result = rewriter.finished(all_activations=all_activations)
         about = self._about(chosen, tensors, kept)
-        describe(result, {**about, **dict(zip(("corrected_biases", "corrections_left_out"), corrected, strict=True))})
+        describe(result, {**about, "corrected": len(found), "corrections_left_out": left_out})
         return result
 
     def _is_dropped(self, name: str, scale: Scale) -> bool:

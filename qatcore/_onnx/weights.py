@@ -7,7 +7,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -55,6 +55,16 @@ class Weight:
     codes: npt.NDArray[Any]
     channels: int | None
     sqnr: float
+
+
+def scaled(weight: Weight, gain: npt.NDArray[np.float64]) -> Scale:
+    """Return the scales of a weight whose output channels are multiplied by gains; its codes stay as they are."""
+    scale = weight.scale.scale
+    if weight.channels is None or (gain == 1.0).all():
+        return weight.scale
+    shape = [1] * scale.ndim
+    shape[weight.channels if scale.ndim > 1 else 0] = gain.size
+    return replace(weight.scale, scale=as_stored(scale.astype(np.float64) * gain.reshape(shape), scale.dtype))
 
 
 class _Rows:

@@ -227,11 +227,11 @@ def test_shards_merge_to_what_one_machine_sees(folder, capsys):
     assert Path("all.npz").read_bytes() == Path("whole.npz").read_bytes()
     data = ["--data", "x.npz", "--no-check"]
     out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", *data, "-o", "q.onnx")
-    assert lines(out)["corrected"] == "3 biases, on the data given"
+    assert lines(out)["corrected"] == "3 nodes, on the data given"
     run(capsys, "quantize", "model.onnx", *data, "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
     out = run(capsys, "quantize", "model.onnx", "--calibration", "all.npz", "-o", "q.onnx")
-    assert lines(out)["corrected"] == "no bias; give --data as well as --calibration to correct biases"
+    assert lines(out)["corrected"] == "no node; give --data as well as --calibration to correct nodes"
     run(capsys, "quantize", "model.onnx", *data, "--no-bias-correction", "-o", "r.onnx")
     assert Path("q.onnx").read_bytes() == Path("r.onnx").read_bytes()
 

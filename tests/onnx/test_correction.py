@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import AS_WRITTEN, node_of
 
 import qatcore.onnx
-from qatcore._onnx import bias, data, quantization
+from qatcore._onnx import correction, data, quantization
 from qatcore._onnx.data import LEAST_BATCHES, SAMPLES, Data, Sample
 
 pytestmark = pytest.mark.any_build
@@ -43,6 +43,11 @@ def stored(model, name, position=2):
     return tuple(index.value_of(given) for given in maker.input[:2])
 
 
+def learned(batches):
+    """Return the batches that corrections are computed from; the others judge them."""
+    return batches[::2]
+
+
 def two_layers():
     """Gemm, Relu, Gemm without a bias."""
     generator = np.random.default_rng(8)
@@ -67,43 +72,65 @@ def positive_rows(n=8, batches=8):
     return [{"x": generator.gamma(0.5, 1.0, (n, 16)).astype(np.float32)} for _ in range(batches)]
 
 
-def certain(errors):
+def certain(mean, variance):
+    """Return the part of a mean that is not by chance; the variance is that of the mean."""
+    return mean * max(0.0, 1.0 - variance / mean**2) if mean else 0.0
+
+
+def certain_means(errors):
     """Return the part of the means that is not by chance, in float64 and value by value."""
     result = []
     for column in errors.T:
         mean = math.fsum(column) / len(column)
-        variance = math.fsum((c - mean) ** 2 for c in column) / (len(column) - 1) / len(column)
-        result.append(mean * max(0.0, 1.0 - variance / mean**2) if mean else 0.0)
+        result.append(certain(mean, math.fsum((c - mean) ** 2 for c in column) / (len(column) - 1) / len(column)))
     return np.array(result)
 
 
-def test_biases_are_those_of_the_definition():
+def certain_gains(made, exact):
+    """Return the slopes of regressions of exact values on quantised ones, as certain as their errors say."""
+    result = []
+    n = len(made)
+    for a, b in zip(made.T, exact.T, strict=True):
+        x, y = a - math.fsum(a) / n, b - math.fsum(b) / n
+        slope = math.fsum(x * y) / math.fsum(x * x)
+        variance = math.fsum((x * (y - slope * x)) ** 2) / math.fsum(x * x) ** 2 * n / (n - 1)
+        result.append(min(max(1.0 + certain(slope - 1.0, variance), 0.9), 1.15))
+    return np.array(result)
+
+
+def test_corrections_are_those_of_the_definition():
     model, batches = two_layers(), positive_rows()
-    made = qatcore.onnx.quantize_model(model, batches)
+    made = qatcore.onnx.quantize_model(model, batches, weights="int4", group_size=0)
     index, exact = Graph(made), Graph(model)
+    plain = qatcore.onnx.quantize_model(model, batches, weights="int4", group_size=0, bias_correction=False)
 
     def through_codes(values, name):
         [quantizer] = [n for n in made.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name]
         scale, zero_point = (index.value_of(given).astype(np.float64) for given in quantizer.input[1:])
         return (np.clip(np.rint(values / scale) + zero_point, 0, 255) - zero_point) * scale
 
-    x = np.concatenate([batch["x"] for batch in batches])
+    x = np.concatenate([batch["x"] for batch in learned(batches)])
     exact_values, values = x.astype(np.float64), x.astype(np.float64)
-    for name, read, rectified in (("one", "x", True), ("two", "r", False)):
+    for name, read, first in (("one", "x", True), ("two", "r", False)):
         given = node_of(model, name).input
         weight = exact.value_of(given[1]).astype(np.float64)
         before = exact.value_of(given[2]).astype(np.float64) if len(given) > 2 else np.zeros(6)
         codes, scale = stored(made, name, 1)
+        _, step = stored(plain, name, 1)
         exact_values = exact_values @ weight + before
-        product = through_codes(values, read) @ (codes * scale.astype(np.float64))
-        bias_codes, bias_scale = stored(made, name)
-        bias_scale = bias_scale.astype(np.float64)
-        error = product + np.rint(before / bias_scale) * bias_scale - exact_values
-        expected = np.rint(np.rint(before / bias_scale) - certain(error) / bias_scale)
+        bias_codes, bias_scale = (each.astype(np.float64) for each in stored(made, name))
+        bias_step = bias_scale / scale * step  # before any gain
+        rounded = np.rint(before / bias_step) * bias_step
+        product = through_codes(values, read) @ (codes * step.astype(np.float64)) + rounded
+        gain = certain_gains(product, exact_values) if first else np.ones(6)
+        np.testing.assert_allclose(scale, step * gain, rtol=1e-5)  # ONNX Runtime adds up in float32
+        error = gain * product - exact_values
+        expected = np.rint((gain * rounded - certain_means(error)) / bias_scale)
         assert np.abs(expected - np.rint(before / bias_scale)).max() > 10  # there is something to correct
-        np.testing.assert_allclose(bias_codes, expected, rtol=0, atol=1)  # ONNX Runtime adds up in float32
-        values = product + bias_codes * bias_scale
-        if rectified:
+        assert first == (np.abs(gain - 1.0).max() > 0.01)
+        np.testing.assert_allclose(bias_codes, expected, rtol=0, atol=1)
+        values = gain * (product - rounded) + bias_codes * bias_scale
+        if first:
             exact_values, values = np.maximum(exact_values, 0), np.maximum(values, 0)
 
 
@@ -129,8 +156,8 @@ def test_means_are_off_by_no_more_than_chance(weights, activations):
     options = {"weights": weights, "activations": activations}
     made, without = (qatcore.onnx.quantize_model(model, batches, bias_correction=c, **options) for c in (True, False))
     onnx.checker.check_model(made, full_check=True)
-    assert [description(m)["corrected_biases"] for m in (made, without)] == [3, 0]
-    errors = off(model, made, batches)
+    assert [description(m)["corrected"] for m in (made, without)] == [3, 0]
+    errors = off(model, made, learned(batches))
     chance = np.sqrt(errors.var(axis=0, ddof=1) / len(errors))
     # With weights alone it is a float that a Sum adds.
     index, [name] = Graph(made), node_of(made, "last").input[2:] or [""]
@@ -199,7 +226,7 @@ def test_the_bias_of_a_product_is_what_is_added_to_it():
     )
     made = qatcore.onnx.quantize_model(model, positive_rows())
     without = qatcore.onnx.quantize_model(model, positive_rows(), bias_correction=False)
-    assert description(made)["corrected_biases"] == 2
+    assert description(made)["corrected"] == 2
     changed = [(stored(m, "sum", 0)[0], stored(m, "shifted", 1)[0], stored(m, "halved")[0]) for m in (made, without)]
     assert [codes.shape for codes in changed[0]] == [(16,), (1, 16), (16,)]
     assert [bool((a != b).any()) for a, b in zip(*changed, strict=True)] == [True, False, True]
@@ -310,7 +337,7 @@ def test_a_factor_of_no_bias_is_none_of_the_one_that_comes():
     tensors, batches = square(), positive_rows()
     model = chain([helper.make_node("Gemm", ["x", "w"], ["y"], "factor", beta=-1.0)], {"w": tensors["w"]})
     made = qatcore.onnx.quantize_model(model, batches)
-    assert description(made)["corrected_biases"] == 1
+    assert description(made)["corrected"] == 1
     assert np.abs(off(model, made, batches).mean(axis=0)).max() < 0.01
 
 
@@ -324,9 +351,9 @@ def test_positions_are_no_samples():
     model = chain(nodes, square(), shape=("N", 100, 16), integers=[rows])
     [batch] = positive_rows(100, batches=1)
     alone = [{"x": batch["x"][np.newaxis]}]
-    assert description(qatcore.onnx.quantize_model(model, alone))["corrected_biases"] == 0
+    assert description(qatcore.onnx.quantize_model(model, alone))["corrected"] == 0
     two = [{"x": np.stack([batch["x"], batch["x"]])}]
-    assert description(qatcore.onnx.quantize_model(model, two))["corrected_biases"] == 1
+    assert description(qatcore.onnx.quantize_model(model, two))["corrected"] == 1
 
 
 def test_how_many_rows_there_are_may_depend_on_values():
@@ -344,7 +371,7 @@ def test_how_many_rows_there_are_may_depend_on_values():
             with pytest.warns(qatcore.onnx.ModelWarning, match="no sample reached these nodes, .*: two$"):
                 qatcore.onnx.quantize_model(model, batches)
         else:
-            assert description(qatcore.onnx.quantize_model(model, batches))["corrected_biases"] >= 1
+            assert description(qatcore.onnx.quantize_model(model, batches))["corrected"] >= 1
 
 
 def test_outputs_and_inputs_that_are_left_out():
@@ -368,7 +395,7 @@ def test_outputs_and_inputs_that_are_left_out():
         ],
     )
     batches = [{"x": generator.standard_normal((6, 12, 7)).astype(np.float32)} for _ in range(4)]
-    assert description(qatcore.onnx.quantize_model(model, batches))["corrected_biases"] == 2
+    assert description(qatcore.onnx.quantize_model(model, batches))["corrected"] == 2
 
 
 @pytest.mark.parametrize("used", [True, False])
@@ -382,7 +409,7 @@ def test_types_that_numpy_does_not_have_end_the_correction(used):
         helper.make_node("Add", ["g", "back"], ["y"]),
     ]
     made = qatcore.onnx.quantize_model(chain(nodes, square()), positive_rows())
-    assert description(made)["corrected_biases"] == (0 if used else 2)
+    assert description(made)["corrected"] == (0 if used else 2)
 
 
 def test_graphs_inside_of_nodes_read_what_other_parts_make():
@@ -400,7 +427,7 @@ def test_graphs_inside_of_nodes_read_what_other_parts_make():
     model = chain(nodes, square(), [onnx_models.value("yes", [], TensorProto.BOOL)])
     batches = [{**batch, "yes": np.array(n % 4 < 2)} for n, batch in enumerate(positive_rows())]
     made = qatcore.onnx.quantize_model(model, batches)
-    assert description(made)["corrected_biases"] == 3
+    assert description(made)["corrected"] == 3
 
 
 def test_biases_that_are_not_finite_stay(recwarn):
@@ -450,11 +477,11 @@ def test_sensitivities_have_none():
 def test_fewer_batches_where_all_would_not_fit(monkeypatch):
     model = onnx_models.convolutions()
     batches = onnx_models.images(4, batches=8)
-    monkeypatch.setattr(bias, "MOST_BYTES", 1)
+    monkeypatch.setattr(correction, "MOST_BYTES", 1)
     few = qatcore.onnx.quantize_model(model, batches)
     monkeypatch.undo()
     calibration = qatcore.onnx.calibrate(model, batches)
-    assert few == qatcore.onnx.quantize_model(model, batches[::4], calibration=calibration)
+    assert few == qatcore.onnx.quantize_model(model, [batches[i] for i in (0, 1, 4, 3)], calibration=calibration)
     assert few != qatcore.onnx.quantize_model(model, batches)
 
 

@@ -114,7 +114,7 @@ def test_corrections_do_not_make_models_worse(options):
         without = qatcore.onnx.quantize_model(model, batches, bias_correction=False, **options)
         made = qatcore.onnx.quantize_model(model, batches, **options)
         about = description(made)
-        assert about["corrected_biases"] + about["corrections_left_out"] <= 4
+        assert about["corrected"] + about["corrections_left_out"] <= 4
         assert error(model, made, batches) < 1.06 * error(model, without, batches)
 
 
@@ -186,7 +186,7 @@ def test_the_last_bias_is_judged_where_no_output_is_of_floats():
     )
     batches = [{"x": np.abs(batch["x"])} for batch in onnx_models.rows(batches=8)]
     made = qatcore.onnx.quantize_model(model, batches, weights="int4")
-    assert (description(made)["corrected_biases"], description(made)["corrections_left_out"]) == (1, 0)
+    assert (description(made)["corrected"], description(made)["corrections_left_out"]) == (1, 0)
 
 
 @pytest.mark.parametrize("last", ["Softmax", "Sigmoid", "HardSigmoid", "Tanh"])

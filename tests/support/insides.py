@@ -4,7 +4,7 @@ import json
 
 from onnx import AttributeProto, ModelProto, numpy_helper
 
-from qatcore._onnx import bias, data, inspection, judging, kernels, plan, prepare, session, skeleton, speed
+from qatcore._onnx import correction, data, inspection, judging, kernels, plan, prepare, session, skeleton, speed
 from qatcore._onnx import model as files
 from qatcore._onnx.description import METADATA
 from qatcore._onnx.model import read_model
@@ -91,7 +91,7 @@ def spec_of(model):
 
 
 def with_biases(model, biases):
-    return as_proto(bias.with_biases(read_model(model), biases))
+    return as_proto(correction.with_biases(read_model(model), biases))
 
 
 def model_rows(model):
